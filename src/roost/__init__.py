@@ -1,0 +1,1 @@
+"""Roost: a machine for every agent to come home to."""
