@@ -1,0 +1,240 @@
+"""What a driver is: how machines of one rung are made, kept and ended.
+
+A driver knows machines by id, their root, their size and their network slot; never a tenant, a key or
+the database. The engine calls it from journaled steps, so every method that makes something has an
+idempotent opposite: ``remove(machine_id)`` undoes whatever ``start`` or ``restore`` got done, half-done
+work of a crashed daemon included, and is safe to call when there is nothing.
+
+Drivers of rungs 2-3 get a disk image (``Root.image``) and a network slot; those of rungs 0-1 get a
+directory and none. The driver mounts the image where its rung needs a directory; the engine never does.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from roost.errors import UnsupportedError
+
+
+class Isolation(StrEnum):
+    WORKSPACE = "workspace"
+    USER = "user"
+    CONTAINER = "container"
+    MICROVM = "microvm"
+
+
+LEVELS = {
+    Isolation.WORKSPACE: 0,
+    Isolation.USER: 1,
+    Isolation.CONTAINER: 2,
+    Isolation.MICROVM: 3,
+}
+
+
+class ForkKind(StrEnum):
+    NONE = "none"
+    DISK = "disk"
+    MEMORY = "memory"  # memory and disk of one instant
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a rung is and can, as told to the user; never more than is true on this host."""
+
+    isolation: Isolation
+    boundary: str  # what stands between machine and host, in words
+    claim: str  # "isolated workspace" at levels 0-1, "sandboxed by ..." at 2-3
+    own_kernel: bool
+    own_network: bool  # needs a network slot
+    disk_image: bool  # root is an image; otherwise a directory
+    raw_disk: bool  # the guest writes the image's blocks itself: the host never mounts it afterwards
+    memory_snapshot: bool
+    fork: ForkKind
+    egress_enforced: bool
+    needs_root: bool
+    accelerated: bool | None  # None where acceleration means nothing
+
+    @property
+    def level(self) -> int:
+        return LEVELS[self.isolation]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Whether this host can run the driver now, and if not why and what mends it."""
+
+    available: bool
+    version: str | None = None
+    reason: str | None = None
+    remedy: str | None = None  # a command, where one exists
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    vcpu: float
+    memory_mib: int
+    storage_gib: int
+    pids: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """Exactly one of the two: a raw ext4 image in the pool, or a directory."""
+
+    image: Path | None = None
+    directory: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSlot:
+    """A machine's place on the network: its rules stand before it is handed out."""
+
+    index: int
+    netns: Path  # the machine's own namespace, e.g. /run/netns/rst-m0007
+    interface: str  # inside it
+    mac: str
+    address: str  # inside, the same in every machine, "10.0.0.2/30"
+    gateway: str  # inside, "10.0.0.1"
+    host_address: str  # where the daemon, and only it, reaches the agent's port
+
+
+@dataclass(frozen=True, slots=True)
+class StartSpec:
+    machine_id: str
+    hostname: str
+    size: Size
+    root: Root
+    slot: NetworkSlot | None
+    agent_token: str
+    env: Mapping[str, str] = field(default_factory=dict)  # of PID 1; no secrets
+    no_new_privs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """A started machine, as kept in the database so that a later daemon can adopt it.
+
+    A pid alone is never trusted: it counts only with its start time (field 22 of /proc/PID/stat) and the
+    host's boot id.
+    """
+
+    driver: str
+    machine_id: str
+    pid: int
+    pid_start_ticks: int
+    boot_id: str
+    agent_target: str  # what gRPC dials: "unix:/path" or "10.x.y.z:port"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {f: getattr(self, f) for f in self.__slots__} | {"extra": dict(self.extra)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Handle:
+        return Handle(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a machine's main process ended."""
+
+    reason: str  # "exited", "killed", "oom", "unknown"
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """As the host sees it."""
+
+    cpu_usage_us: int
+    memory_bytes: int
+    memory_limit_bytes: int | None
+    pids: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A memory image in a directory of its own, with what restore needs to judge it."""
+
+    directory: Path
+    manifest: Mapping[str, Any]
+    paused_ms: float
+
+
+class Driver(ABC):
+    """One per kind of machine; stateless but for what it can rebuild from the host."""
+
+    name: str
+
+    # --- what it is ---------------------------------------------------------------------------
+
+    @abstractmethod
+    async def probe(self) -> Probe:
+        """Looks at the host; never raises for a host that cannot. Cheap when asked again."""
+
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """Valid after ``probe`` said available."""
+
+    # --- life -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def start(self, spec: StartSpec) -> Handle:
+        """Boots the machine from its root. After it returns the agent is coming up or up (it may need
+        tens of ms more). On failure everything made here is undone. Raises MachineError, CapacityError."""
+
+    @abstractmethod
+    async def remove(self, machine_id: str) -> None:
+        """Ends the machine at once if it runs and takes away all this driver made for it (processes,
+        mounts, loop devices, cgroups, bundles), but not its root or slot. Idempotent."""
+
+    @abstractmethod
+    async def adopt(self, handle: Handle) -> bool:
+        """True if exactly that machine still runs (pid + start time + boot id); starts watching it."""
+
+    @abstractmethod
+    async def wait(self, handle: Handle) -> Exit:
+        """Returns when the machine's main process has ended, however it ended."""
+
+    @abstractmethod
+    async def list_ids(self) -> set[str]:
+        """Machines this driver has anything of on this host, running or debris."""
+
+    # --- while it runs --------------------------------------------------------------------------
+
+    @abstractmethod
+    async def usage(self, handle: Handle) -> Usage: ...
+
+    async def resize(self, handle: Handle, size: Size) -> None:
+        """New CPU, memory and pids limits on a running machine."""
+        raise UnsupportedError(f"The {self.name} driver cannot resize a running machine; sleep it first.")
+
+    async def freeze(self, handle: Handle) -> None:
+        """Stops it being scheduled; memory stays."""
+        raise UnsupportedError(f"The {self.name} driver cannot freeze a machine.")
+
+    async def thaw(self, handle: Handle) -> None:
+        raise UnsupportedError(f"The {self.name} driver cannot freeze a machine.")
+
+    async def freeze_disk(self, handle: Handle) -> None:
+        """Makes the image whole on the host (fsfreeze or flush) until ``thaw_disk``."""
+        raise UnsupportedError(f"The {self.name} driver cannot freeze a disk.")
+
+    async def thaw_disk(self, handle: Handle) -> None:
+        raise UnsupportedError(f"The {self.name} driver cannot freeze a disk.")
+
+    # --- memory (rungs whose capabilities say memory_snapshot) ----------------------------------
+
+    async def capture(self, handle: Handle, into: Path, disk_to: Path) -> Capture:
+        """Memory into ``into`` and the disk, of the same instant, reflinked to ``disk_to``; the machine
+        runs on afterwards, whatever happens."""
+        raise UnsupportedError(f"The {self.name} driver has no memory snapshots.")
+
+    async def restore(self, spec: StartSpec, capture: Capture) -> Handle:
+        raise UnsupportedError(f"The {self.name} driver has no memory snapshots.")

@@ -1,0 +1,209 @@
+"""Every error Roost raises, one tree, shared by the daemon and the SDK.
+
+RoostError
+├── AuthError            401  who are you
+├── ForbiddenError       403
+├── NotFoundError        404  (also what belongs to another tenant)
+├── InvalidRequestError  400/422/413/416  the caller can mend it
+├── ConflictError        409/412  the state does not allow it
+├── LimitError           429  quota or rate
+├── CapacityError        503/507  this host is full; retryable
+├── UnsupportedError     501  this rung or build cannot; says which can
+├── MachineError         502  the machine or its agent failed
+├── TimeoutExpired       504
+├── UnavailableError     503  a dependency; retryable
+└── InternalError        500  ours; logged with an id
+
+On the wire: ``{error_code, message, retryable, details}``. A code is stable for ever; its class and
+status are its row in ``CODES``. ``message`` says what happened and what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class RoostError(Exception):
+    """Base of all. ``code`` is stable; ``details`` is JSON-able and holds no secret."""
+
+    default_code = "INTERNAL"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.details: dict[str, Any] = dict(details or {})
+        self.status, default_retryable, _ = CODES[self.code]
+        self.retryable = default_retryable if retryable is None else retryable
+
+    def to_wire(self) -> dict[str, Any]:
+        """The JSON body of this error."""
+        return {
+            "error_code": self.code,
+            "message": self.message,
+            "retryable": self.retryable,
+            "details": self.details,
+        }
+
+
+class AuthError(RoostError):
+    default_code = "AUTH_INVALID"
+
+
+class ForbiddenError(RoostError):
+    default_code = "FORBIDDEN"
+
+
+class NotFoundError(RoostError):
+    default_code = "NOT_FOUND"
+
+
+class InvalidRequestError(RoostError):
+    default_code = "VALIDATION_FAILED"
+
+
+class ConflictError(RoostError):
+    default_code = "INVALID_STATE"
+
+
+class LimitError(RoostError):
+    default_code = "RATE_LIMITED"
+
+
+class CapacityError(RoostError):
+    default_code = "CAPACITY_EXCEEDED"
+
+
+class UnsupportedError(RoostError):
+    default_code = "UNSUPPORTED"
+
+
+class MachineError(RoostError):
+    default_code = "AGENT_LOST"
+
+
+class TimeoutExpired(RoostError):
+    default_code = "TIMEOUT"
+
+
+class UnavailableError(RoostError):
+    default_code = "DEPENDENCY_UNAVAILABLE"
+
+
+class InternalError(RoostError):
+    default_code = "INTERNAL"
+
+
+# code -> (HTTP status, retryable, class)
+CODES: dict[str, tuple[int, bool, type[RoostError]]] = {
+    "AUTH_REQUIRED": (401, False, AuthError),
+    "AUTH_INVALID": (401, False, AuthError),
+    "FORBIDDEN": (403, False, ForbiddenError),
+    "PERMISSION_DENIED": (403, False, ForbiddenError),  # the machine's own file permissions
+    "NOT_FOUND": (404, False, NotFoundError),
+    "MACHINE_NOT_FOUND": (404, False, NotFoundError),
+    "EXECUTION_NOT_FOUND": (404, False, NotFoundError),
+    "TERMINAL_NOT_FOUND": (404, False, NotFoundError),
+    "TEMPLATE_NOT_FOUND": (404, False, NotFoundError),
+    "KEY_NOT_FOUND": (404, False, NotFoundError),
+    "FILE_NOT_FOUND": (404, False, NotFoundError),
+    "METHOD_NOT_ALLOWED": (405, False, InvalidRequestError),
+    "INVALID_BODY": (400, False, InvalidRequestError),
+    "VALIDATION_FAILED": (422, False, InvalidRequestError),
+    "INVALID_PATH": (422, False, InvalidRequestError),
+    "INVALID_CURSOR": (422, False, InvalidRequestError),
+    "USER_NOT_FOUND": (422, False, InvalidRequestError),
+    "COMMAND_NOT_FOUND": (422, False, InvalidRequestError),
+    "FILE_KIND_REFUSED": (422, False, InvalidRequestError),
+    "IS_A_DIRECTORY": (422, False, InvalidRequestError),
+    "NOT_A_DIRECTORY": (422, False, InvalidRequestError),
+    "RUNG_UNAVAILABLE": (422, False, InvalidRequestError),
+    "PAYLOAD_TOO_LARGE": (413, False, InvalidRequestError),
+    "FILE_TOO_LARGE": (413, False, InvalidRequestError),
+    "RANGE_NOT_SATISFIABLE": (416, False, InvalidRequestError),
+    "INVALID_STATE": (409, False, ConflictError),
+    "ALREADY_EXISTS": (409, False, ConflictError),
+    "FILE_EXISTS": (409, False, ConflictError),
+    "DIRECTORY_NOT_EMPTY": (409, False, ConflictError),
+    "IN_USE": (409, False, ConflictError),
+    "IDEMPOTENCY_KEY_REUSED": (409, False, ConflictError),
+    "IDEMPOTENCY_IN_PROGRESS": (409, True, ConflictError),
+    "REVISION_MISMATCH": (412, False, ConflictError),
+    "RATE_LIMITED": (429, True, LimitError),
+    "QUOTA_EXCEEDED": (429, False, LimitError),
+    "LIMIT_EXCEEDED": (429, True, LimitError),
+    "CAPACITY_EXCEEDED": (503, True, CapacityError),
+    "STORAGE_FULL": (507, True, CapacityError),
+    "MACHINE_DISK_FULL": (507, False, CapacityError),
+    "UNSUPPORTED": (501, False, UnsupportedError),
+    "AGENT_LOST": (502, True, MachineError),
+    "MACHINE_FAILED": (502, True, MachineError),
+    "PORT_CLOSED": (502, True, MachineError),
+    "TEMPLATE_BUILD_FAILED": (502, True, MachineError),
+    "TIMEOUT": (504, True, TimeoutExpired),
+    "DEPENDENCY_UNAVAILABLE": (503, True, UnavailableError),
+    "DATABASE_UNAVAILABLE": (503, True, UnavailableError),
+    "DATABASE_CORRUPT": (503, False, UnavailableError),
+    "DAEMON_UNREACHABLE": (503, True, UnavailableError),
+    "SHUTTING_DOWN": (503, True, UnavailableError),
+    "PORT_IN_USE": (409, False, ConflictError),
+    "DATA_DIR_IN_USE": (409, False, ConflictError),
+    "CONFIG_INVALID": (422, False, InvalidRequestError),
+    "HOST_UNSUPPORTED": (501, False, UnsupportedError),
+    "INTERNAL": (500, False, InternalError),
+}
+
+
+def from_wire(status: int, body: Mapping[str, Any]) -> RoostError:
+    """The typed error of a wire body; an unknown code keeps its text under the class of its status."""
+    code = str(body.get("error_code", ""))
+    message = str(body.get("message", "")) or f"The server answered {status}."
+    details = body.get("details")
+    retryable = body.get("retryable")
+    if code not in CODES:
+        details = {**(details if isinstance(details, Mapping) else {}), "unknown_code": code}
+        code = _FALLBACK.get(status, "INTERNAL")
+    return error(
+        code,
+        message,
+        details=details if isinstance(details, Mapping) else None,
+        retryable=retryable if isinstance(retryable, bool) else None,
+    )
+
+
+def error(
+    code: str,
+    message: str,
+    *,
+    details: Mapping[str, Any] | None = None,
+    retryable: bool | None = None,
+) -> RoostError:
+    """The error of ``code``, in its class."""
+    return CODES[code][2](message, code=code, details=details, retryable=retryable)
+
+
+_FALLBACK = {
+    400: "INVALID_BODY",
+    401: "AUTH_INVALID",
+    403: "FORBIDDEN",
+    404: "NOT_FOUND",
+    405: "METHOD_NOT_ALLOWED",
+    409: "INVALID_STATE",
+    412: "REVISION_MISMATCH",
+    413: "PAYLOAD_TOO_LARGE",
+    422: "VALIDATION_FAILED",
+    429: "RATE_LIMITED",
+    501: "UNSUPPORTED",
+    502: "AGENT_LOST",
+    503: "DEPENDENCY_UNAVAILABLE",
+    504: "TIMEOUT",
+    507: "STORAGE_FULL",
+}
