@@ -14,21 +14,37 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ROOST_", extra="ignore")
 
     data_dir: Path = Field(Path("/var/lib/roost"), description="Database, pool, keys, logs.")
-    run_dir: Path = Field(Path("/run/roost"), description="Sockets, pid file, bundles; gone after a reboot.")
+    run_dir: Path = Field(
+        Path("/run/roost"), description="Sockets, pid file, bundles; gone after a reboot."
+    )
     host: str = Field("127.0.0.1", description="Address the one port listens on.")
     port: int = Field(7676, ge=1, le=65535, description="The one port: HTTP and gRPC.")
-    drivers: str = Field("gvisor,runc", description="Drivers offered, best first; `auto` takes the first available.")
+    drivers: str = Field(
+        "gvisor,runc", description="Drivers offered, best first; `auto` takes the first available."
+    )
     pool_gib: int = Field(200, ge=2, description="Apparent size of a loop-backed pool (sparse).")
-    pool_reserve_percent: float = Field(5.0, ge=0, le=50, description="Free share below which new disks are refused.")
-    network_cidr: str = Field("10.201.0.0/16", description="Host-side range of network slots, a /30 each.")
+    pool_reserve_percent: float = Field(
+        5.0, ge=0, le=50, description="Free share below which new disks are refused."
+    )
+    network_cidr: str = Field(
+        "10.201.0.0/16", description="Host-side range of network slots, a /30 each."
+    )
     network_pool: int = Field(4, ge=0, description="Network slots made ahead.")
     dns: str = Field("", description="Resolver machines are led to; empty: the host's own.")
-    memory_overcommit: float = Field(1.5, gt=0, description="Sum of memory_mib of running machines over the host's.")
-    cpu_overcommit: float = Field(8.0, gt=0, description="Sum of vcpu of running machines over the host's cores.")
-    memory_reserve_mib: int = Field(512, ge=0, description="Kept for the host: create refuses below this.")
+    memory_overcommit: float = Field(
+        1.5, gt=0, description="Sum of memory_mib of running machines over the host's."
+    )
+    cpu_overcommit: float = Field(
+        8.0, gt=0, description="Sum of vcpu of running machines over the host's cores."
+    )
+    memory_reserve_mib: int = Field(
+        512, ge=0, description="Kept for the host: create refuses below this."
+    )
     max_machines: int = Field(1000, ge=1, description="Machines per tenant, asleep or not.")
     host_ca: bool = Field(False, description="Give machines the host's CA bundle.")
-    operation_timeout_s: float = Field(60.0, gt=0, description="Longest a create, wake or stop step may take.")
+    operation_timeout_s: float = Field(
+        60.0, gt=0, description="Longest a create, wake or stop step may take."
+    )
     log_level: str = Field("info", description="debug, info, warning, error.")
 
     @property

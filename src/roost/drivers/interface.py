@@ -52,7 +52,9 @@ class Capabilities:
     own_kernel: bool
     own_network: bool  # needs a network slot
     disk_image: bool  # root is an image; otherwise a directory
-    raw_disk: bool  # the guest writes the image's blocks itself: the host never mounts it afterwards
+    raw_disk: (
+        bool  # the guest writes the image's blocks itself: the host never mounts it afterwards
+    )
     memory_snapshot: bool
     fork: ForkKind
     egress_enforced: bool
@@ -213,7 +215,9 @@ class Driver(ABC):
 
     async def resize(self, handle: Handle, size: Size) -> None:
         """New CPU, memory and pids limits on a running machine."""
-        raise UnsupportedError(f"The {self.name} driver cannot resize a running machine; sleep it first.")
+        raise UnsupportedError(
+            f"The {self.name} driver cannot resize a running machine; sleep it first."
+        )
 
     async def freeze(self, handle: Handle) -> None:
         """Stops it being scheduled; memory stays."""

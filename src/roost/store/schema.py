@@ -29,7 +29,9 @@ keys = sa.Table(
     sa.Column("id", sa.String(40), primary_key=True),
     sa.Column("tenant_id", sa.ForeignKey("tenants.id"), nullable=False),
     sa.Column("name", sa.String(63), nullable=False),
-    sa.Column("secret_sha256", sa.String(64), nullable=False, unique=True),  # of the hex secret, 256 bits: no salt needed
+    sa.Column(
+        "secret_sha256", sa.String(64), nullable=False, unique=True
+    ),  # of the hex secret, 256 bits: no salt needed
     sa.Column("created_at", Time, nullable=False),
     sa.Column("last_used_at", Time),
     sa.Column("revoked_at", Time),
@@ -101,7 +103,9 @@ executions = sa.Table(
     sa.Column("command", sa.JSON, nullable=False),  # argv as run
     sa.Column("cwd", sa.String(4096)),
     sa.Column("user", sa.String(64)),
-    sa.Column("status", sa.String(16), nullable=False),  # queued running succeeded failed cancelled expired
+    sa.Column(
+        "status", sa.String(16), nullable=False
+    ),  # queued running succeeded failed cancelled expired
     sa.Column("exit_code", sa.Integer),
     sa.Column("signal", sa.Integer),
     sa.Column("reason", sa.String(200)),
