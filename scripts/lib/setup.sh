@@ -1,0 +1,99 @@
+# Sourced by the scripts: installs what is missing, quickly when nothing is. Debian 12, root, package registries only.
+# shellcheck shell=bash
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+cd "$root" || exit 1
+export DEBIAN_FRONTEND=noninteractive
+log=${ROOST_SETUP_LOG:-/tmp/roost-setup.$(id -u).log}
+
+say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
+die() { printf 'error: %s\n' "$1" >&2; [ -n "${2:-}" ] && printf 'hint: %s\n' "$2" >&2; exit 1; }
+
+# Runs a command with its output in the log; shows the log's end only if it fails.
+quiet() {
+  if ! "$@" >>"$log" 2>&1; then
+    tail -n 30 "$log" >&2
+    die "this failed: $*" "the whole output is in $log"
+  fi
+}
+
+need_root() { [ "$(id -u)" = 0 ] || die "this needs root (it makes namespaces, mounts and cgroups)" "sudo $0 $*"; }
+
+have_packages() { dpkg-query -W -f='${db:Status-Status}\n' "$@" 2>/dev/null | grep -cx installed | grep -qx "$#"; }
+
+apt_updated=
+apt_install() { # [-t suite] packages...
+  if [ -z "$apt_updated" ]; then quiet apt-get update -q; apt_updated=1; fi
+  quiet apt-get install -q -y --no-install-recommends "$@"
+}
+
+# The suite with a recent runsc, from the mirror this machine already uses.
+add_backports() {
+  apt-get indextargets --format '$(RELEASE)' 'Created-By: Packages' | grep -qx 'bookworm-backports' && return
+  local uri
+  uri=$(apt-get indextargets --format '$(CODENAME) $(REPO_URI)' 'Created-By: Packages' | awk '$1 == "bookworm" { print $2; exit }')
+  [ -n "$uri" ] || die "no Debian 12 (bookworm) package source is configured here" "Roost's set-up is for Debian 12"
+  printf 'Types: deb\nURIs: %s\nSuites: bookworm-backports\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n' \
+    "$uri" > /etc/apt/sources.list.d/roost-backports.sources
+  apt_updated=
+}
+
+runsc_is_recent() { # systrap, pause and checkpoint as we use them: 2023 or later
+  local v
+  v=$(runsc --version 2>/dev/null | grep -oE '[0-9]{8}' | head -1)
+  [ -n "$v" ] && [ "$v" -ge 20231001 ]
+}
+
+system_packages=(python3 python3-venv ca-certificates runc nftables iproute2 xfsprogs e2fsprogs mmdebstrap util-linux gcc libc6-dev procps)
+
+install_system() {
+  local missing=()
+  for p in "${system_packages[@]}"; do have_packages "$p" || missing+=("$p"); done
+  if [ ${#missing[@]} -gt 0 ]; then
+    say "Installing ${missing[*]}"
+    apt_install "${missing[@]}"
+  fi
+  if ! runsc_is_recent; then
+    say "Installing gVisor (runsc)"
+    add_backports
+    apt_install -t bookworm-backports runsc
+  fi
+}
+
+rust_is_recent() {
+  local v
+  v=$(cargo --version 2>/dev/null | grep -oE '1\.[0-9]+' | head -1)
+  [ -n "$v" ] && [ "${v#1.}" -ge 88 ]
+}
+
+install_rust() {
+  rust_is_recent && return
+  say "Installing Rust"
+  apt_install rustc-web cargo-web
+  rust_is_recent || die "cargo 1.88 or later is needed and $(cargo --version 2>&1 | head -1) was found first in PATH"
+}
+
+# requirement files -> .venv; a stamp holds what was installed last
+install_python() {
+  local stamp=.venv/.roost-$1 files=() want
+  shift
+  for f in "$@"; do files+=("requirements/$f.txt"); done
+  want=$(cat "${files[@]}" pyproject.toml | sha256sum | cut -d' ' -f1)-$root
+  [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && return
+  say "Installing Python packages ($*)"
+  [ -x .venv/bin/python ] || quiet python3 -m venv .venv
+  local args=()
+  for f in "${files[@]}"; do args+=(-r "$f"); done
+  quiet .venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes "${args[@]}"
+  quiet .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall -e .
+  echo "$want" > "$stamp"
+}
+
+build_agent() {
+  say_if_building=$([ -x src/roost/_bin/roost-agent ] || echo yes)
+  [ -n "$say_if_building" ] && say "Building the guest agent (a minute or two, once)"
+  install_rust_if_needed
+  quiet agent/build.sh
+}
+
+install_rust_if_needed() { agent/build.sh --current >/dev/null 2>&1 || install_rust; }
