@@ -1,0 +1,107 @@
+"""What people run in a machine, for real, on both container drivers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from roost import Machine, TimeoutExpired
+
+from .conftest import Daemon
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="module")
+def machine(daemon: Daemon, driver: str) -> Iterator[Machine]:
+    with Machine.create(driver=driver, memory_mib=2048, labels={"test": "workloads"}) as m:
+        yield m
+
+
+def run(m: Machine, command: str, timeout: float = 240) -> str:
+    result = m.exec(command, timeout=timeout)
+    assert result.exit_code == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+    return result.stdout
+
+
+def test_isolation_record_is_honest(machine: Machine, driver: str) -> None:
+    isolation = machine.isolation
+    assert isolation["level"] == 2
+    assert isolation["driver"] == driver
+    kernel = run(machine, "dmesg 2>/dev/null | head -5; cat /proc/version")
+    assert ("gVisor" in kernel or "4.4.0" in kernel) == (driver == "gvisor")
+
+
+def test_apt_installs_a_package(machine: Machine) -> None:
+    run(machine, "apt-get update -q && apt-get install -y -q --no-install-recommends jq", timeout=280)
+    assert run(machine, """echo '{"a": [1, 2]}' | jq -c .a""").strip() == "[1,2]"
+
+
+def test_pip_installs_into_a_venv(machine: Machine) -> None:
+    run(machine, "python3 -m venv /workspace/v && /workspace/v/bin/pip -q install six==1.16.0")
+    assert run(machine, "/workspace/v/bin/python -c 'import six; print(six.__version__)'").strip() == "1.16.0"
+
+
+def test_git_init_and_commit(machine: Machine) -> None:
+    run(
+        machine,
+        "rm -rf /workspace/r && git init -q /workspace/r && cd /workspace/r && echo a > a && git add a && "
+        "git -c user.name=t -c user.email=t@example.invalid commit -qm first && git log --format=%s",
+    )
+    assert "first" in run(machine, "git -C /workspace/r log --format=%s")
+
+
+def test_a_background_server_outlives_its_exec(machine: Machine) -> None:
+    run(machine, "mkdir -p /workspace/www && echo hello > /workspace/www/i && cd /workspace/www && "
+        "(python3 -m http.server 8099 --bind 127.0.0.1 >/tmp/www.log 2>&1 &)")
+    deadline = time.monotonic() + 20
+    while True:
+        result = machine.exec("curl -s http://127.0.0.1:8099/i")
+        if result.stdout == "hello\n":
+            break
+        assert time.monotonic() < deadline, result
+        time.sleep(0.2)
+
+
+def test_a_full_screen_program_in_a_terminal(machine: Machine) -> None:
+    machine.files.write("/workspace/text", "first line\n")
+    with machine.terminal(cols=80, rows=24) as t:
+        t.send("nano /workspace/text\n")
+        t.read_until("first line", timeout=30)
+        t.send("typed here ")
+        t.send("\x0f\n")  # write out, to the same name
+        t.read_until("Wrote", timeout=30)
+        t.send("\x18")
+        t.send("echo ba''ck; exit\n")
+        t.read_until("back", timeout=30)
+    assert machine.files.read("/workspace/text") == b"typed here first line\n"
+
+
+def test_a_timeout_ends_everything_the_exec_started(machine: Machine) -> None:
+    script = (
+        "trap '' TERM; setsid sh -c \"trap '' TERM HUP; (setsid sleep 4321 &) ; sleep 4321\" & "
+        "(setsid sh -c \"trap '' TERM; sleep 4321 & sleep 4321\" &) ; sleep 4321"
+    )
+    begun = time.monotonic()
+    with pytest.raises(TimeoutExpired):
+        machine.exec(script, timeout=2)
+    assert time.monotonic() - begun < 15
+    left = machine.exec("ps -eo pid,args | grep '[s]leep 4321'")
+    assert left.stdout == ""
+
+
+def test_ordinary_user_and_sudo(machine: Machine) -> None:
+    assert machine.exec("id -un", user="user").stdout == "user\n"
+    assert machine.exec("sudo id -u", user="user").stdout == "0\n"
+    assert machine.exec("cat /etc/shadow", user="user").exit_code != 0
+
+
+def test_history_is_kept_at_once(machine: Machine) -> None:
+    with machine.terminal() as t:
+        t.send("echo remember-$((40+2))\n")
+        t.read_until("remember-42", timeout=20)
+        t.send("true\n")
+        time.sleep(0.5)
+    assert "echo remember-$((40+2))" in machine.files.read("/root/.bash_history").decode()
