@@ -1,0 +1,50 @@
+"""``scripts/bench [name...]``: each benchmark prints rows of medians and their ratio to the raw tool of the same run.
+
+Needs a daemon (``scripts/up``); takes the same URL and key as the SDK. ``--json FILE`` keeps all samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+from bench import create, execs, files, many, memory, terminal
+from bench.report import Report
+
+BENCHES = {
+    "create": create.run,
+    "exec": execs.run,
+    "files": files.run,
+    "terminal": terminal.run,
+    "many": many.run,
+    "memory": memory.run,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(BENCHES)} (default: all)")
+    parser.add_argument("-n", type=int, default=20, help="samples of each (default 20)")
+    parser.add_argument("--json", type=Path, help="write all samples here")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(BENCHES):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    report = Report()
+    for name in args.names or BENCHES:
+        begun = time.monotonic()
+        BENCHES[name](report, args.n)
+        print(f"   ({name} took {time.monotonic() - begun:.0f} s)")
+    if args.json:
+        args.json.write_text(
+            json.dumps({"host": platform.uname()._asdict(), "rows": [r.to_json() for r in report.rows]}, indent=1)
+        )
+    missed = [r for r in report.rows if r.met is False]
+    print(f"\n{len(report.rows)} rows, {len(missed)} over their bound")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,23 @@
+"""Exec of ``true`` back to back through the API against the runtime's own exec in the same machine."""
+
+from __future__ import annotations
+
+import subprocess
+
+from bench.raw import runtime_command
+from bench.report import Report, ms, paired
+from roost import Machine
+
+BOUNDS = {"gvisor": 0.7, "runc": 0.5}
+
+
+def run(report: Report, n: int) -> None:
+    for driver, bound in BOUNDS.items():
+        with Machine.create(driver=driver) as m:
+            raw_exec = [*runtime_command(driver), "exec", m.id, "/bin/true"]
+            ours, raw = paired(
+                max(n, 50),
+                lambda m=m: ms(lambda: m.exec(["/bin/true"])),  # type: ignore[misc]
+                lambda c=raw_exec: ms(lambda: subprocess.run(c, check=True)),  # type: ignore[misc]
+            )
+        report.add(f"exec true, {driver}", "ms", ours, raw, bound=bound)
