@@ -1,0 +1,86 @@
+"""Files that must be whole after a power cut, and reflinks."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_FICLONE = 0x40049409
+NO_REFLINK = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS)
+
+
+def sync_dir(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_json(
+    path: Path, data: Mapping[str, Any], *, durable: bool = True, sync_parent: bool = True
+) -> None:
+    """Whole or not at all: a temporary file beside it, then rename; 0600. ``sync_parent`` off leaves the
+    name to a later sync of the directory."""
+    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            json.dump(data, file, separators=(",", ":"))
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    if durable and sync_parent:
+        sync_dir(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """None where there is none, or where it is not whole."""
+    try:
+        data = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def reflink(source: Path, target: Path, *, durable: bool = True) -> None:
+    """A copy that shares blocks; replaces ``target``. On failure ``target`` is not there."""
+    src = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        dst = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.ioctl(dst, _FICLONE, src)
+            if durable:
+                os.fsync(dst)
+        except BaseException:
+            os.unlink(target)
+            raise
+        finally:
+            os.close(dst)
+    finally:
+        os.close(src)
+    if durable:
+        sync_dir(target.parent)
+
+
+def can_reflink(directory: Path) -> bool:
+    """By trying."""
+    with tempfile.TemporaryDirectory(prefix=".probe-", dir=directory) as probe:
+        source = Path(probe) / "a"
+        source.write_bytes(b"roost" * 1000)
+        try:
+            reflink(source, Path(probe) / "b", durable=False)
+        except OSError as exc:
+            if exc.errno in NO_REFLINK:
+                return False
+            raise
+    return True

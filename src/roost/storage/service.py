@@ -1,0 +1,114 @@
+"""The engine's ``Storage`` over the pool. File work runs in threads of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from roost.errors import InvalidRequestError
+from roost.host import files
+from roost.settings import Settings
+from roost.storage import disks
+from roost.storage.disks import DiskInfo
+from roost.storage.images import Images
+from roost.storage.interface import Image, PoolUsage
+from roost.storage.pool import Pool
+
+T = TypeVar("T")
+
+_CLONE_BYTES = 16 << 20  # what a new machine writes before it does anything
+
+
+class PoolStorage:
+    """See ``roost.storage.interface.Storage``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.pool = Pool(settings.data_dir, settings.pool_gib, settings.pool_reserve_percent)
+        self.image_store = Images(self.pool)
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="storage")
+        self._sizing: dict[tuple[str, int], asyncio.Lock] = {}
+
+    async def _run(self, function: Callable[..., T], *args: object, **kwargs: object) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._threads, functools.partial(function, *args, **kwargs)
+        )
+
+    async def open(self) -> None:
+        await self._run(self.pool.open)
+
+    async def usage(self) -> PoolUsage:
+        return await self._run(self.pool.usage)
+
+    async def require(self, bytes_needed: int) -> None:
+        await self._run(self.pool.require, bytes_needed)
+
+    async def clone(self, image: Image, machine_id: str, storage_gib: int) -> Path:
+        if not 1 <= storage_gib <= 1024:
+            raise InvalidRequestError(
+                f"storage_gib is {storage_gib}; it can be from 1 to 1024.",
+                details={"field": "storage_gib"},
+            )
+        lock = self._sizing.setdefault((image.digest, storage_gib), asyncio.Lock())
+        async with lock:  # a variant is made once, however many ask for it at the same time
+            source = await self._run(self.image_store.sized, image, storage_gib)
+        return await self._run(self._clone, image, source, machine_id, storage_gib)
+
+    def _clone(self, image: Image, source: Path, machine_id: str, storage_gib: int) -> Path:
+        self.pool.require(_CLONE_BYTES)
+        disk = self.disk(machine_id)
+        info = DiskInfo(
+            source=image.digest,
+            storage_gib=storage_gib,
+            raw_written=image.raw_written,
+            imported=image.imported,
+            agent_digest=image.agent_digest,
+            fresh=True,
+        )
+        # One directory sync makes both names durable. The order keeps a disk from being there with
+        # nothing known of it.
+        disks.write(disk, info, sync_parent=False)
+        try:
+            files.reflink(source, disk, durable=True)
+        except BaseException:
+            disk.with_suffix(".json").unlink(missing_ok=True)
+            raise
+        return disk
+
+    def disk(self, machine_id: str) -> Path:
+        return self.pool.disks / f"{disks.check_id(machine_id)}.ext4"
+
+    async def delete(self, machine_id: str) -> None:
+        await self._run(self._delete, self.disk(machine_id))
+
+    @staticmethod
+    def _delete(disk: Path) -> None:
+        disk.unlink(missing_ok=True)
+        disk.with_suffix(".json").unlink(missing_ok=True)
+
+    async def list_disks(self) -> set[str]:
+        """A manifest alone counts as well, so that a half-made or half-deleted disk is found."""
+        return await self._run(
+            lambda: {
+                p.stem
+                for p in self.pool.disks.iterdir()
+                if p.suffix in (".ext4", ".json") and not p.name.startswith(".")
+            }
+        )
+
+    async def images(self) -> list[Image]:
+        return await self._run(self.image_store.list)
+
+    async def delete_image(self, digest: str) -> None:
+        await self._run(self.image_store.delete, digest)
+
+    async def close(self) -> None:
+        """The pool stays mounted: machines outlive the daemon."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def purge(self) -> None:
+        await self._run(self.pool.purge)
