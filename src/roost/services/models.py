@@ -1,0 +1,186 @@
+"""What goes in and out of the services: plain records, no behaviour but their own derivation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from roost.drivers.interface import Capabilities
+from roost.storage.interface import Image
+
+if TYPE_CHECKING:
+    from roost.agent.client import AgentClient
+
+T = TypeVar("T")
+
+
+class Unset(Enum):
+    """The type of ``UNSET``: a field that was not named, where None means something."""
+
+    UNSET = "unset"
+
+
+UNSET: Final = Unset.UNSET
+
+
+@dataclass(frozen=True, slots=True)
+class CreateMachine:
+    """A machine as asked for. The service validates it; nothing here has been checked."""
+
+    template: str = "base"
+    key: str | None = None
+    name: str | None = None
+    vcpu: float = 1.0
+    memory_mib: int = 1024
+    storage_gib: int = 10
+    isolation: str = "auto"  # auto | workspace | user | container | microvm
+    driver: str | None = None  # a driver's name; wins over isolation and must agree with it
+    env: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    autosleep_seconds: int | None = 300  # None: never
+    ttl_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PatchMachine:
+    """What to change; what is UNSET stays."""
+
+    name: str | None | Unset = UNSET
+    labels: Mapping[str, str] | Unset = UNSET  # replaces all of them
+    autosleep_seconds: int | None | Unset = UNSET
+    ttl_seconds: int | None | Unset = UNSET  # counted from now; None: no expiry
+    vcpu: float | Unset = UNSET
+    memory_mib: int | Unset = UNSET
+    storage_gib: int | Unset = UNSET  # may only grow
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine as the database has it at ``revision``."""
+
+    id: str
+    tenant_id: str
+    node_id: str
+    key: str | None
+    name: str | None
+    labels: Mapping[str, str]
+    template_id: str
+    template: str
+    image_digest: str
+    driver: str
+    capabilities: Capabilities  # as they were when it last started: the isolation record is made of them
+    vcpu: float
+    memory_mib: int
+    storage_gib: int
+    env: Mapping[str, str]
+    autosleep_seconds: int | None
+    ttl_seconds: int | None
+    expires_at: datetime | None
+    desired_state: str
+    phase: str
+    reason: str | None
+    retryable: bool
+    last_error: Mapping[str, Any] | None
+    revision: int
+    generation: int
+    created_at: datetime
+    last_transition_at: datetime
+    last_progress_at: datetime
+    last_activity_at: datetime | None
+
+    @property
+    def hostname(self) -> str:
+        return self.name or self.id
+
+    @property
+    def memory_kept(self) -> bool:
+        """Whether sleep keeps memory. No rung does yet: sleep ends the processes and keeps the disk."""
+        return False
+
+    @property
+    def isolation(self) -> dict[str, Any]:
+        """The record users see: never more than the capabilities say."""
+        c = self.capabilities
+        return {
+            "level": c.level,
+            "name": c.isolation.value,
+            "driver": self.driver,
+            "boundary": c.boundary,
+            "accelerated": c.accelerated,
+            "claim": c.claim,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A running machine and the way to its agent. ``config`` is its template's (env, user, workdir, ...)."""
+
+    machine: Machine
+    agent: AgentClient
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class MachineEvent:
+    at: datetime
+    event: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class MachineUsage:
+    """As the host sees it, with the disk and uptime as the agent sees them (None when it is silent)."""
+
+    cpu_usage_us: int
+    memory_bytes: int
+    memory_limit_bytes: int | None
+    pids: int
+    disk_total_bytes: int | None
+    disk_used_bytes: int | None
+    uptime_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    items: list[T]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    id: str
+    tenant_id: str | None  # None: shipped, everybody's
+    name: str
+    status: str  # unbuilt | building | ready | failed
+    digest: str | None
+    recipe_digest: str | None
+    size_bytes: int | None
+    config: Mapping[str, Any]
+    error: Mapping[str, Any] | None
+    created_at: datetime
+    updated_at: datetime
+    image: Image | None = None  # set by ``resolve``
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    id: str
+    tenant_id: str
+    name: str
+    created_at: datetime
+    last_used_at: datetime | None
+    secret: str | None = None  # ``roost_<64 hex>``, only from ``create``
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    tenant: str
+    key_id: str
+    prefix: str  # "roost", "dsk", ...: as sent, chooses a dialect, proves nothing
+
+
+# stage, percent (None: unknown), message
+Progress = Callable[[str, int | None, str], None]
