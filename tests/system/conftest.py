@@ -44,7 +44,10 @@ class Daemon:
 
     def http(self, timeout: float = 120) -> httpx.Client:
         return httpx.Client(
-            base_url=self.url, headers={"authorization": f"Bearer {self.key}"}, timeout=timeout, trust_env=False
+            base_url=self.url,
+            headers={"authorization": f"Bearer {self.key}"},
+            timeout=timeout,
+            trust_env=False,
         )
 
     def start(self, timeout_s: float = 60) -> None:
@@ -67,7 +70,9 @@ class Daemon:
             except httpx.HTTPError:
                 pass
             if time.monotonic() - begun > timeout_s:
-                pytest.exit(f"the daemon did not come up in {timeout_s} s:\n{self.tail()}", returncode=1)
+                pytest.exit(
+                    f"the daemon did not come up in {timeout_s} s:\n{self.tail()}", returncode=1
+                )
             time.sleep(0.05)
         self.started.append(time.monotonic() - begun)
 
@@ -87,7 +92,10 @@ class Daemon:
         return path.read_text(errors="replace")[-6000:] if path.exists() else ""
 
     def build_template(self, name: str = "base") -> None:
-        with self.http(timeout=1200) as http, http.stream("POST", f"/v1/templates/{name}/build") as answer:
+        with (
+            self.http(timeout=1200) as http,
+            http.stream("POST", f"/v1/templates/{name}/build") as answer,
+        ):
             event = last = ""
             for line in answer.iter_lines():
                 if line.startswith("event:"):
@@ -104,7 +112,9 @@ class Daemon:
                 http.delete(f"/v1/machines/{machine['machine_id']}")
 
 
-def make_daemon(data_dir: Path = DATA_DIR, run_dir: Path = RUN_DIR, port: int = PORT, **settings: str) -> Daemon:
+def make_daemon(
+    data_dir: Path = DATA_DIR, run_dir: Path = RUN_DIR, port: int = PORT, **settings: str
+) -> Daemon:
     data_dir.mkdir(parents=True, exist_ok=True)
     env = {
         **os.environ,
@@ -150,7 +160,9 @@ def leftovers(daemon: Daemon) -> dict[str, list[str]]:
     ]
     loops = [
         line
-        for line in subprocess.run(["losetup", "-ln"], capture_output=True, text=True, check=True).stdout.splitlines()
+        for line in subprocess.run(
+            ["losetup", "-ln"], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
         if f"{daemon.data_dir}/pool/" in line
     ]
     processes = []

@@ -35,13 +35,20 @@ def test_isolation_record_is_honest(machine: Machine, driver: str) -> None:
 
 
 def test_apt_installs_a_package(machine: Machine) -> None:
-    run(machine, "apt-get update -q && apt-get install -y -q --no-install-recommends jq", timeout=280)
+    run(
+        machine,
+        "apt-get update -q && apt-get install -y -q --no-install-recommends jq",
+        timeout=280,
+    )
     assert run(machine, """echo '{"a": [1, 2]}' | jq -c .a""").strip() == "[1,2]"
 
 
 def test_pip_installs_into_a_venv(machine: Machine) -> None:
     run(machine, "python3 -m venv /workspace/v && /workspace/v/bin/pip -q install six==1.16.0")
-    assert run(machine, "/workspace/v/bin/python -c 'import six; print(six.__version__)'").strip() == "1.16.0"
+    assert (
+        run(machine, "/workspace/v/bin/python -c 'import six; print(six.__version__)'").strip()
+        == "1.16.0"
+    )
 
 
 def test_git_init_and_commit(machine: Machine) -> None:
@@ -54,8 +61,11 @@ def test_git_init_and_commit(machine: Machine) -> None:
 
 
 def test_a_background_server_outlives_its_exec(machine: Machine) -> None:
-    run(machine, "mkdir -p /workspace/www && echo hello > /workspace/www/i && cd /workspace/www && "
-        "(python3 -m http.server 8099 --bind 127.0.0.1 >/tmp/www.log 2>&1 &)")
+    run(
+        machine,
+        "mkdir -p /workspace/www && echo hello > /workspace/www/i && cd /workspace/www && "
+        "(python3 -m http.server 8099 --bind 127.0.0.1 >/tmp/www.log 2>&1 &)",
+    )
     deadline = time.monotonic() + 20
     while True:
         result = machine.exec("curl -s http://127.0.0.1:8099/i")
