@@ -32,10 +32,10 @@ class Settings(BaseSettings):
     network_pool: int = Field(4, ge=0, description="Network slots made ahead.")
     dns: str = Field("", description="Resolver machines are led to; empty: the host's own.")
     memory_overcommit: float = Field(
-        1.5, gt=0, description="Sum of memory_mib of running machines over the host's."
+        4.0, gt=0, description="Sum of memory_mib of running machines over the host's."
     )
     cpu_overcommit: float = Field(
-        8.0, gt=0, description="Sum of vcpu of running machines over the host's cores."
+        64.0, gt=0, description="Sum of vcpu of running machines over the host's cores."
     )
     memory_reserve_mib: int = Field(
         512, ge=0, description="Kept for the host: create refuses below this."
