@@ -1,0 +1,80 @@
+"""Named network namespaces (``ip netns`` sees them), made and entered without starting a process."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from roost.host import mounts, syscalls
+
+DIRECTORY = Path("/run/netns")
+
+
+@contextlib.contextmanager
+def entered(fd: int) -> Iterator[None]:
+    """The calling thread, and what it starts, is in namespace ``fd`` for the block's duration."""
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscalls.setns(fd, syscalls.CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            syscalls.setns(own, syscalls.CLONE_NEWNET)
+    finally:
+        os.close(own)
+
+
+def prepare() -> None:
+    """Once before ``create``: the directory, shared as ``ip netns`` shares it."""
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    if not mounts.is_mounted(DIRECTORY):
+        syscalls.mount(DIRECTORY, DIRECTORY, None, syscalls.MS_BIND | syscalls.MS_REC)
+    syscalls.mount(None, DIRECTORY, None, syscalls.MS_SHARED | syscalls.MS_REC)
+
+
+def create(name: str) -> int:
+    """A new, empty namespace under that name; an open descriptor of it."""
+    path = DIRECTORY / name
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o000))
+    try:
+        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWNET)
+            try:
+                syscalls.mount("/proc/thread-self/ns/net", path, None, syscalls.MS_BIND)
+            finally:
+                syscalls.setns(own, syscalls.CLONE_NEWNET)
+        finally:
+            os.close(own)
+        return open_fd(name)
+    except BaseException:
+        delete(name)
+        raise
+
+
+def open_fd(name: str) -> int:
+    """Raises FileNotFoundError also for a name whose namespace is gone (a reboot without tmpfs)."""
+    path = DIRECTORY / name
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if os.fstat(fd).st_dev == os.stat(DIRECTORY).st_dev:
+        os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, "no namespace is mounted there", str(path))
+    return fd
+
+
+def delete(name: str) -> None:
+    """Idempotent. The namespace itself goes with its last process and descriptor."""
+    path = DIRECTORY / name
+    with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
+            syscalls.umount(path, syscalls.MNT_DETACH)
+        path.unlink()
+
+
+def names(prefix: str) -> list[str]:
+    if not DIRECTORY.exists():
+        return []
+    return sorted(p.name for p in DIRECTORY.iterdir() if p.name.startswith(prefix))
