@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
+
 from roost.services.models import Progress, Template
 
 
 class Templates:
-    async def list(self, tenant: str) -> list[Template]:
+    async def list(self, tenant: str) -> builtins.list[Template]:
         """By name; shipped recipes that nobody built yet have status ``unbuilt``."""
         raise NotImplementedError
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Any
+
 import sqlalchemy as sa
 
 metadata = sa.MetaData(
@@ -13,7 +16,27 @@ metadata = sa.MetaData(
     }
 )
 
-Time = sa.DateTime(timezone=True)
+
+class UtcTime(sa.types.TypeDecorator[datetime]):
+    """Aware UTC on the way in and out, also where the database forgets the zone."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("naive datetime")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+Time = UtcTime()
 
 tenants = sa.Table(
     "tenants",
@@ -68,6 +91,7 @@ machines = sa.Table(
     sa.Column("image_digest", sa.String(80), nullable=False),
     sa.Column("driver", sa.String(32), nullable=False),
     sa.Column("isolation", sa.String(16), nullable=False),
+    sa.Column("capabilities", sa.JSON, nullable=False),  # of the driver when it last started
     sa.Column("vcpu", sa.Float, nullable=False),
     sa.Column("memory_mib", sa.Integer, nullable=False),
     sa.Column("storage_gib", sa.Integer, nullable=False),
@@ -82,6 +106,7 @@ machines = sa.Table(
     sa.Column("last_error", sa.JSON),
     sa.Column("revision", sa.Integer, nullable=False),
     sa.Column("generation", sa.Integer, nullable=False),  # of its boots; part of the agent token
+    sa.Column("disk_ready", sa.Boolean, nullable=False),  # a disk of its own exists
     sa.Column("slot_index", sa.Integer),
     sa.Column("handle", sa.JSON),
     sa.Column("created_at", Time, nullable=False),
@@ -92,6 +117,20 @@ machines = sa.Table(
     sa.UniqueConstraint("tenant_id", "key"),
     sa.Index(None, "tenant_id", "created_at", "id"),
     sa.Index(None, "phase"),
+)
+
+# A machine's own life, bounded per machine.
+machine_events = sa.Table(
+    "machine_events",
+    metadata,
+    sa.Column(
+        "id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True
+    ),  # ascending
+    sa.Column("machine_id", sa.String(40), nullable=False),
+    sa.Column("at", Time, nullable=False),
+    sa.Column("event", sa.String(32), nullable=False),
+    sa.Column("message", sa.String(500), nullable=False),
+    sa.Index(None, "machine_id", "id"),
 )
 
 executions = sa.Table(
