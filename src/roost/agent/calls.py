@@ -1,0 +1,61 @@
+"""One way to await grpcio: its failures become ours, its streams plain iterators."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from typing import Any, TypeAlias, TypeVar, cast
+
+import grpc
+
+from roost.agent.failures import typed
+from roost.errors import MachineError
+
+T = TypeVar("T")
+Stream: TypeAlias = grpc.aio.UnaryStreamCall[Any, T] | grpc.aio.StreamStreamCall[Any, T]
+
+
+class Calls:
+    """The calls of one channel. ``closed`` says that the channel was closed by us."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    async def one(self, doing: str, call: Awaitable[T]) -> T:
+        """The call's answer; raises RoostError."""
+        try:
+            return await call
+        except grpc.aio.AioRpcError as failure:
+            raise typed(failure, doing) from failure
+        except grpc.aio.UsageError as failure:
+            raise _gone() from failure
+        except asyncio.CancelledError:
+            # grpcio cancels the calls of a channel that is closed: only a cancelled task is a cancellation.
+            task = asyncio.current_task()
+            if self.closed and task is not None and not task.cancelling():
+                raise _gone() from None
+            raise
+
+    async def next(self, doing: str, call: Stream[T]) -> T | None:
+        """The next message of a stream, None at its end."""
+        message = await self.one(doing, call.read())
+        return None if message is grpc.aio.EOF else cast(T, message)
+
+    async def many(self, doing: str, call: Stream[T]) -> AsyncGenerator[T, None]:
+        """The messages of a stream; closing the generator cancels the call."""
+        try:
+            while (message := await self.next(doing, call)) is not None:
+                yield message
+        finally:
+            call.cancel()
+
+
+def cut(data: bytes, size: int) -> Sequence[bytes]:
+    """``data`` in pieces of at most ``size``; nothing for nothing."""
+    if len(data) <= size:
+        return (data,) if data else ()
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def _gone() -> MachineError:
+    return MachineError("The connection to the machine was closed; it is stopping or stopped.")

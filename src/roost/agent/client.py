@@ -1,0 +1,410 @@
+"""The contract as methods: one ``AgentClient`` a machine, kept in ``Agents``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from typing import TypeVar
+
+import grpc
+
+import roost
+from roost.agent import check
+from roost.agent.calls import Calls, cut
+from roost.agent.channel import listening, open_channel
+from roost.agent.failures import lied
+from roost.agent.streams import DialStream, TerminalStream
+from roost.agent.v1 import agent_pb2 as pb
+from roost.agent.v1 import agent_pb2_grpc
+from roost.errors import MachineError, RoostError
+
+T = TypeVar("T")
+
+CONTRACT_MAJOR = 1
+UNARY_S = 30.0
+LONG_S = 600.0  # a walk over a whole tree
+_RETRY_S = 0.005
+_EMPTY = pb.Empty()
+
+
+class AgentClient:
+    """Calls to one machine's agent. Any number at once; each raises ``RoostError`` and nothing else
+    (CancelledError apart): AGENT_LOST when the agent cannot be reached, TIMEOUT past a deadline,
+    MACHINE_FAILED when it breaks the contract, else the agent's own code.
+
+    Iterators end their call when they are closed; a consumer that is slow is felt by the agent.
+    """
+
+    def __init__(self, target: str, token: str) -> None:
+        self.target = target
+        self._metadata = (("authorization", f"Bearer {token}"),)
+        self._calls = Calls()
+        self.hello: pb.HelloReply | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        self._channel = open_channel(self.target)
+        self._stub = agent_pb2_grpc.AgentAsyncStub(self._channel)
+
+    def use_token(self, token: str) -> None:
+        """For calls from now on (after ``renew_identity``)."""
+        self._metadata = (("authorization", f"Bearer {token}"),)
+
+    async def close(self) -> None:
+        """Ends every call under way (AGENT_LOST for its callers)."""
+        self._calls.closed = True
+        await self._channel.close()
+
+    async def wait_ready(self, timeout_s: float) -> pb.HelloReply:
+        """Waits until the agent says hello. Raises TIMEOUT; MACHINE_FAILED at once for an agent of another
+        contract or one that refuses our token."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise MachineError(
+                    f"The machine's agent did not come up within {timeout_s:g} s.", code="TIMEOUT"
+                )
+            if not await listening(self.target, min(left, 0.1)):
+                await asyncio.sleep(_RETRY_S)
+                continue
+            try:
+                return await self._say_hello(min(left, 2.0))
+            except RoostError as failure:
+                if failure.code not in ("AGENT_LOST", "TIMEOUT") or self._calls.closed:
+                    raise
+                if failure.details.get("grpc") == "UNAUTHENTICATED":
+                    raise lied("Hello", "it refused the daemon's token") from failure
+            # A channel that failed pauses before it dials again; a new one does not.
+            old = self._channel
+            self._connect()
+            await old.close()
+            await asyncio.sleep(_RETRY_S)
+
+    async def _say_hello(self, timeout_s: float) -> pb.HelloReply:
+        request = pb.HelloRequest(contract_major=CONTRACT_MAJOR, daemon_version=roost.__version__)
+        reply = await self._calls.one(
+            "Hello", self._stub.Hello(request, timeout=timeout_s, metadata=self._metadata)
+        )
+        if reply.contract_major != CONTRACT_MAJOR:
+            raise MachineError(
+                f"The machine's agent speaks contract {reply.contract_major}, this daemon"
+                f" {CONTRACT_MAJOR}; make the machine anew from a template built by this version.",
+                code="MACHINE_FAILED",
+                retryable=False,
+            )
+        self.hello = reply
+        return reply
+
+    # --- executions -----------------------------------------------------------------------------
+
+    async def run(self, request: pb.StartRequest) -> pb.ExecutionResult:
+        """Starts it, waits for its end, gives its output. Bounded by the request's own timeout, if it has one."""
+        timeout = request.timeout_ms / 1000 + UNARY_S if request.timeout_ms else None
+        call = self._stub.Run(request, timeout=timeout, metadata=self._metadata)
+        return check.result(await self._calls.one("Run", call), request.execution_id)
+
+    async def start(self, request: pb.StartRequest) -> pb.Execution:
+        call = self._stub.Start(request, timeout=UNARY_S, metadata=self._metadata)
+        return check.execution(await self._calls.one("Start", call), request.execution_id)
+
+    async def wait(self, execution_id: str) -> pb.ExecutionResult:
+        """As long as it takes."""
+        call = self._stub.Wait(self._ref(execution_id), metadata=self._metadata)
+        return check.result(await self._calls.one("Wait", call), execution_id)
+
+    async def output(self, execution_id: str) -> pb.ExecutionResult:
+        call = self._stub.Output(self._ref(execution_id), timeout=UNARY_S, metadata=self._metadata)
+        return check.result(await self._calls.one("Output", call), execution_id)
+
+    async def attach(
+        self,
+        execution_id: str,
+        stdout_offset: int = 0,
+        stderr_offset: int = 0,
+        lossless: bool = True,
+    ) -> AsyncIterator[pb.OutputFrame]:
+        """Frames in order, the last one with ``exit``. A slow consumer of a lossless stream slows the process."""
+        request = pb.AttachRequest(
+            execution_id=execution_id,
+            stdout_offset=stdout_offset,
+            stderr_offset=stderr_offset,
+            lossless=lossless,
+        )
+        offsets = check.Offsets(execution_id, stdout_offset, stderr_offset)
+        frames = self._calls.many("Attach", self._stub.Attach(request, metadata=self._metadata))
+        async with contextlib.aclosing(frames):
+            async for frame in frames:
+                offsets.take(frame)
+                yield frame
+                if frame.HasField("exit"):
+                    return
+        raise lied("Attach", "the stream ended without the end of the execution")
+
+    async def write_stdin(
+        self, execution_id: str, data: AsyncIterable[bytes], eof: bool = False
+    ) -> int:
+        """Bytes written once all are; a process that does not read makes this wait."""
+
+        async def chunks() -> AsyncIterator[pb.StdinChunk]:
+            yield pb.StdinChunk(execution_id=execution_id)
+            async for piece in data:
+                for part in cut(piece, 256 * 1024):
+                    yield pb.StdinChunk(data=part)
+            if eof:
+                yield pb.StdinChunk(eof=True)
+
+        call = self._stub.WriteStdin(chunks(), metadata=self._metadata)
+        return (await self._calls.one("WriteStdin", call)).written
+
+    async def signal(self, execution_id: str, signal: int, tree: bool = False) -> pb.Execution:
+        request = pb.SignalRequest(execution_id=execution_id, signal=signal, tree=tree)
+        call = self._stub.Signal(request, timeout=UNARY_S, metadata=self._metadata)
+        return check.execution(await self._calls.one("Signal", call), execution_id)
+
+    async def get_execution(self, execution_id: str) -> pb.Execution:
+        call = self._stub.GetExecution(
+            self._ref(execution_id), timeout=UNARY_S, metadata=self._metadata
+        )
+        return check.execution(await self._calls.one("GetExecution", call), execution_id)
+
+    async def list_executions(self) -> Sequence[pb.Execution]:
+        call = self._stub.ListExecutions(_EMPTY, timeout=UNARY_S, metadata=self._metadata)
+        return (await self._calls.one("ListExecutions", call)).executions
+
+    async def forget(self, execution_id: str) -> None:
+        call = self._stub.Forget(self._ref(execution_id), timeout=UNARY_S, metadata=self._metadata)
+        await self._calls.one("Forget", call)
+
+    @staticmethod
+    def _ref(execution_id: str) -> pb.ExecutionRef:
+        return pb.ExecutionRef(execution_id=execution_id)
+
+    # --- terminals ------------------------------------------------------------------------------
+
+    async def open_terminal(self, request: pb.OpenTerminalRequest) -> pb.Terminal:
+        call = self._stub.OpenTerminal(request, timeout=UNARY_S, metadata=self._metadata)
+        return check.terminal(await self._calls.one("OpenTerminal", call), request.terminal_id)
+
+    def attach_terminal(self, terminal_id: str, scrollback: bool = True) -> TerminalStream:
+        call = self._stub.AttachTerminal(metadata=self._metadata)
+        return TerminalStream(self._calls, call, terminal_id, scrollback)
+
+    async def resize_terminal(self, terminal_id: str, cols: int, rows: int) -> pb.Terminal:
+        request = pb.ResizeRequest(terminal_id=terminal_id, cols=cols, rows=rows)
+        call = self._stub.ResizeTerminal(request, timeout=UNARY_S, metadata=self._metadata)
+        return check.terminal(await self._calls.one("ResizeTerminal", call), terminal_id)
+
+    async def close_terminal(self, terminal_id: str) -> None:
+        request = pb.TerminalRef(terminal_id=terminal_id)
+        call = self._stub.CloseTerminal(request, timeout=UNARY_S, metadata=self._metadata)
+        await self._calls.one("CloseTerminal", call)
+
+    async def list_terminals(self) -> Sequence[pb.Terminal]:
+        call = self._stub.ListTerminals(_EMPTY, timeout=UNARY_S, metadata=self._metadata)
+        return (await self._calls.one("ListTerminals", call)).terminals
+
+    # --- files ----------------------------------------------------------------------------------
+
+    async def read_file(
+        self, path: bytes, offset: int = 0, length: int = 0, suffix: int = 0
+    ) -> tuple[pb.ReadFileChunk, AsyncIterator[bytes]]:
+        """The head (info, offset, length) and then exactly ``length`` bytes. The iterator must be closed."""
+        request = pb.ReadFileRequest(path=path, offset=offset, length=length, suffix=suffix)
+        call = self._stub.ReadFile(request, metadata=self._metadata)
+        try:
+            async with asyncio.timeout(UNARY_S):
+                head = await self._calls.next("ReadFile", call)
+            if head is None:
+                raise lied("ReadFile", "it ended before its first message")
+            check.read_head(head)
+        except TimeoutError as failure:
+            call.cancel()
+            raise MachineError(
+                "The machine's agent did not answer in time.", code="TIMEOUT"
+            ) from failure
+        except BaseException:
+            call.cancel()
+            raise
+        return head, self._body(call, head)
+
+    async def _body(
+        self,
+        call: grpc.aio.UnaryStreamCall[pb.ReadFileRequest, pb.ReadFileChunk],
+        head: pb.ReadFileChunk,
+    ) -> AsyncIterator[bytes]:
+        left = head.length
+        if len(head.data) > left:
+            raise lied("ReadFile", "it sent more than it announced")
+        try:
+            if head.data:
+                left -= len(head.data)
+                yield head.data
+            while left:
+                chunk = await self._calls.next("ReadFile", call)
+                if chunk is None:
+                    raise lied("ReadFile", "it sent less than it announced")
+                if len(chunk.data) > left:
+                    raise lied("ReadFile", "it sent more than it announced")
+                left -= len(chunk.data)
+                yield chunk.data
+        finally:
+            call.cancel()
+
+    async def write_file(
+        self, header: pb.WriteFileHeader, data: AsyncIterable[bytes]
+    ) -> pb.FileInfo:
+        """``data`` in pieces of at most 1 MiB; an error it raises leaves the old file as it was."""
+        call = self._stub.WriteFile(metadata=self._metadata)
+        return check.info(
+            await self._send(
+                "WriteFile", call, pb.WriteFileChunk(header=header), data, pb.WriteFileChunk
+            )
+        )
+
+    async def tar_in(self, header: pb.TarInHeader, data: AsyncIterable[bytes]) -> pb.TarInReply:
+        call = self._stub.TarIn(metadata=self._metadata)
+        return await self._send("TarIn", call, pb.TarInChunk(header=header), data, pb.TarInChunk)
+
+    async def _send(
+        self,
+        doing: str,
+        call: grpc.aio.StreamUnaryCall[Q, T],
+        first: Q,
+        data: AsyncIterable[bytes],
+        chunk: type[Q],
+    ) -> T:
+        """Writes one after another, so that at most one piece waits here for the agent; a refusal that comes
+        while we write is what the caller hears."""
+        try:
+            try:
+                await call.write(first)
+                async for piece in data:
+                    await call.write(chunk(data=piece))
+                await call.done_writing()
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                pass  # the call is over: what it ended with comes next
+            return await self._calls.one(doing, call)
+        finally:
+            call.cancel()
+
+    async def stat(self, path: bytes, follow: bool = True) -> pb.FileInfo:
+        request = pb.PathRequest(path=path, follow=follow)
+        call = self._stub.Stat(request, timeout=UNARY_S, metadata=self._metadata)
+        return check.info(await self._calls.one("Stat", call))
+
+    async def list_dir(self, path: bytes, limit: int, after: bytes) -> pb.ListDirReply:
+        request = pb.ListDirRequest(path=path, limit=limit, after=after)
+        call = self._stub.ListDir(request, timeout=UNARY_S, metadata=self._metadata)
+        return check.listing(await self._calls.one("ListDir", call), limit)
+
+    async def make_dir(self, request: pb.MakeDirRequest) -> pb.FileInfo:
+        call = self._stub.MakeDir(request, timeout=UNARY_S, metadata=self._metadata)
+        return check.info(await self._calls.one("MakeDir", call))
+
+    async def move(self, source: bytes, destination: bytes, overwrite: bool) -> pb.FileInfo:
+        request = pb.MoveRequest(source=source, destination=destination, overwrite=overwrite)
+        call = self._stub.Move(request, timeout=LONG_S, metadata=self._metadata)
+        return check.info(await self._calls.one("Move", call))
+
+    async def remove(self, path: bytes, recursive: bool) -> None:
+        request = pb.RemoveRequest(path=path, recursive=recursive)
+        await self._calls.one(
+            "Remove", self._stub.Remove(request, timeout=LONG_S, metadata=self._metadata)
+        )
+
+    async def set_attributes(self, request: pb.SetAttributesRequest) -> pb.FileInfo:
+        call = self._stub.SetAttributes(request, timeout=LONG_S, metadata=self._metadata)
+        return check.info(await self._calls.one("SetAttributes", call))
+
+    async def tar_out(self, path: bytes) -> AsyncIterator[bytes]:
+        call = self._stub.TarOut(pb.TarOutRequest(path=path), metadata=self._metadata)
+        messages = self._calls.many("TarOut", call)
+        async with contextlib.aclosing(messages):
+            async for message in messages:
+                yield message.data
+
+    async def watch(self, path: bytes, recursive: bool) -> AsyncIterator[pb.WatchEvent]:
+        """``KIND_READY`` first; then events for as long as it is iterated."""
+        request = pb.WatchRequest(path=path, recursive=recursive)
+        events = self._calls.many("Watch", self._stub.Watch(request, metadata=self._metadata))
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
+
+    # --- network and machine --------------------------------------------------------------------
+
+    def dial(self, port: int, host: str = "") -> DialStream:
+        """A byte stream to the machine's loopback port; PORT_CLOSED comes with the first read."""
+        return DialStream(self._calls, self._stub.Dial(metadata=self._metadata), port, host)
+
+    async def stats(self, timeout_s: float = 5.0) -> pb.StatsReply:
+        call = self._stub.Stats(_EMPTY, timeout=timeout_s, metadata=self._metadata)
+        return await self._calls.one("Stats", call)
+
+    async def set_clock(self, unix_ns: int) -> pb.SetClockReply:
+        request = pb.SetClockRequest(unix_ns=unix_ns)
+        call = self._stub.SetClock(request, timeout=5.0, metadata=self._metadata)
+        return await self._calls.one("SetClock", call)
+
+    async def reseed(self, entropy: bytes) -> pb.ReseedReply:
+        call = self._stub.Reseed(
+            pb.ReseedRequest(entropy=entropy), timeout=5.0, metadata=self._metadata
+        )
+        return await self._calls.one("Reseed", call)
+
+    async def renew_identity(self, request: pb.RenewIdentityRequest) -> pb.RenewIdentityReply:
+        """With a ``new_token`` in it, later calls use that one."""
+        call = self._stub.RenewIdentity(request, timeout=UNARY_S, metadata=self._metadata)
+        reply = await self._calls.one("RenewIdentity", call)
+        if request.new_token:
+            self.use_token(request.new_token)
+        return reply
+
+    async def shutdown(self, grace_s: float, exit_agent: bool = True) -> None:
+        """An agent that goes away before it can answer has done what it was asked."""
+        request = pb.ShutdownRequest(grace_ms=int(grace_s * 1000), exit=exit_agent)
+        call = self._stub.Shutdown(request, timeout=grace_s + 10, metadata=self._metadata)
+        try:
+            await self._calls.one("Shutdown", call)
+        except RoostError as failure:
+            if failure.code != "AGENT_LOST" or not exit_agent:
+                raise
+
+
+Q = TypeVar("Q", pb.WriteFileChunk, pb.TarInChunk)
+
+
+class Agents:
+    """The clients of running machines by machine id. A machine that starts anew gets a new one."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, tuple[str, str, AgentClient]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def get(self, machine_id: str, target: str, token: str) -> AgentClient:
+        """The machine's client; another target or token than before makes a new one."""
+        kept = self._clients.get(machine_id)
+        if kept is not None:
+            if kept[0] == target and kept[1] == token:
+                return kept[2]
+            self.drop(machine_id)
+        client = AgentClient(target, token)
+        self._clients[machine_id] = (target, token, client)
+        return client
+
+    def drop(self, machine_id: str) -> None:
+        """Closes the machine's client, if it has one; calls under way end with AGENT_LOST."""
+        kept = self._clients.pop(machine_id, None)
+        if kept is not None:
+            task = asyncio.get_running_loop().create_task(kept[2].close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        for machine_id in list(self._clients):
+            self.drop(machine_id)
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=5)
