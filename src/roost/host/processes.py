@@ -1,0 +1,107 @@
+"""Processes that may not be our children: identity, end, reaping."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import select
+import signal
+import time
+from pathlib import Path
+
+
+@functools.cache
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def start_ticks(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat; None where there is no such process, or only its zombie."""
+    fields = _stat(pid)
+    return None if fields is None or fields[0] in ("Z", "X") else int(fields[19])
+
+
+def parent(pid: int) -> int | None:
+    fields = _stat(pid)
+    return None if fields is None else int(fields[1])
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields from the third on: a process's name can hold anything, parentheses included."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    return text.rpartition(")")[2].split()
+
+
+def is_same(pid: int, ticks: int, boot: str) -> bool:
+    return boot == boot_id() and start_ticks(pid) == ticks
+
+
+def open_pidfd(pid: int, ticks: int) -> int | None:
+    """A descriptor of exactly that process; None where it is gone."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    if start_ticks(pid) != ticks:
+        os.close(fd)
+        return None
+    return fd
+
+
+def wait_pidfds(fds: list[int], timeout_s: float) -> bool:
+    """Blocks until all have ended; False at the deadline."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    left = set(fds)
+    deadline = time.monotonic() + timeout_s
+    while left:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            return False
+        for fd, _ in poll.poll(remaining * 1000):
+            poll.unregister(fd)
+            left.discard(fd)
+    return True
+
+
+async def ended(fd: int) -> None:
+    """Until the process behind the pidfd has ended."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def ready() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    loop.add_reader(fd, ready)
+    try:
+        await future
+    finally:
+        loop.remove_reader(fd)
+
+
+def reap(pid: int) -> tuple[int | None, int | None] | None:
+    """(exit code, signal) of a child of ours that has ended; None where it is not ours to reap."""
+    with contextlib.suppress(ChildProcessError):
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            if os.WIFSIGNALED(status):
+                return None, os.WTERMSIG(status)
+            return os.WEXITSTATUS(status), None
+    return None
+
+
+def kill(pid: int, ticks: int) -> None:
+    fd = open_pidfd(pid, ticks)
+    if fd is not None:
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        finally:
+            os.close(fd)

@@ -1,0 +1,54 @@
+"""Reaping what the machines' runtimes leave to us.
+
+The daemon is a child subreaper: a runtime that detaches leaves the machine's processes to it. Whoever
+watches one of them by pidfd reaps it (``processes.reap``). What nobody watches (helpers of the runtimes)
+is swept here: only zombies of the runtimes' names, older than a grace, so that no status is taken from
+asyncio's, uvloop's or subprocess's own children.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from roost.host import processes, syscalls
+
+_GRACE_S = 2.0
+_NAMES = ("runsc", "exe", "runc", "gofer", "sandbox", "boot", "roost-agent")
+
+
+class Reaper:
+    def __init__(self) -> None:
+        self._seen: dict[int, float] = {}
+
+    def open(self) -> None:
+        syscalls.set_child_subreaper(True)
+
+    def sweep(self) -> int:
+        """Call every second or so; how many it reaped."""
+        now = time.monotonic()
+        zombies = set(self._zombies())
+        self._seen = {pid: self._seen.get(pid, now) for pid in zombies}
+        reaped = 0
+        for pid, since in self._seen.items():
+            if now - since >= _GRACE_S and processes.reap(pid) is not None:
+                reaped += 1
+        return reaped
+
+    @staticmethod
+    def _zombies() -> list[int]:
+        found = []
+        for task in Path("/proc/self/task").iterdir():
+            try:
+                children = (task / "children").read_text().split()
+            except OSError:
+                continue
+            for child in children:
+                try:
+                    text = Path(f"/proc/{child}/stat").read_text(errors="replace")
+                except OSError:
+                    continue
+                name, _, rest = text.partition("(")[2].rpartition(")")
+                if rest.split()[0] == "Z" and name.startswith(_NAMES):
+                    found.append(int(child))
+        return found

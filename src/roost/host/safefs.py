@@ -1,0 +1,135 @@
+"""Writing into a tree that somebody hostile also writes: every path stays in it, no link is followed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from roost.host import syscalls
+
+_RESOLVE = (
+    syscalls.RESOLVE_BENEATH
+    | syscalls.RESOLVE_NO_SYMLINKS
+    | syscalls.RESOLVE_NO_MAGICLINKS
+    | syscalls.RESOLVE_NO_XDEV
+)
+_CHUNK = 1 << 20
+
+
+class Tree:
+    """A directory tree by descriptor. Paths are relative to its root, without a leading slash."""
+
+    def __init__(self, root: Path) -> None:
+        self._fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __enter__(self) -> Tree:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def _open(self, path: str, flags: int, mode: int = 0) -> int:
+        return syscalls.openat2(self._fd, path, flags, mode, _RESOLVE)
+
+    def directory(self, path: str) -> int:
+        """Raises where any part is a link or no directory."""
+        return self._open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def read(self, path: str, limit: int) -> bytes | None:
+        """None where there is no such regular file, or it is larger. Never blocks on a FIFO."""
+        try:
+            fd = self._open(path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
+                return None
+            data = bytearray()
+            while len(data) <= limit and (chunk := os.read(fd, min(_CHUNK, limit + 1))):
+                data += chunk
+            return bytes(data) if len(data) <= limit else None
+        finally:
+            os.close(fd)
+
+    def digest(self, path: str, size: int, mode: int) -> str | None:
+        """SHA-256 of a regular file of root's with exactly that size and mode; None for anything else."""
+        try:
+            fd = self._open(path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:
+            return None
+        with os.fdopen(fd, "rb") as file:
+            info = os.fstat(fd)
+            if (
+                not stat.S_ISREG(info.st_mode)
+                or info.st_size != size
+                or stat.S_IMODE(info.st_mode) != mode
+                or info.st_uid != 0
+            ):
+                return None
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def make_directory(self, name: str, mode: int) -> None:
+        """At the tree's root. What is not a directory there is put aside, never followed."""
+        try:
+            os.close(self.directory(name))
+            return
+        except OSError as exc:
+            if exc.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EXDEV):
+                raise
+            if exc.errno != errno.ENOENT:
+                self._aside(name)
+        root = self._open(".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.mkdir(name, mode, dir_fd=root)
+            os.chown(name, 0, 0, dir_fd=root, follow_symlinks=False)
+        finally:
+            os.close(root)
+
+    def _aside(self, name: str) -> None:
+        root = self._open(".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.rename(
+                name, f"{name}.aside-{secrets.token_hex(4)}", src_dir_fd=root, dst_dir_fd=root
+            )
+        finally:
+            os.close(root)
+
+    def write(self, path: str, data: bytes, mode: int) -> None:
+        """Replaces the name, whatever it was (a link is replaced, not followed; a directory is put
+        aside). Whole or not at all. The directory above must be a real one."""
+        above, _, name = path.rpartition("/")
+        directory = self.directory(above or ".")
+        temporary = f".roost-{secrets.token_hex(6)}"
+        try:
+            fd = os.open(
+                temporary,
+                os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+                0o600,
+                dir_fd=directory,
+            )
+            try:
+                with os.fdopen(fd, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fchmod(fd, mode)
+                    os.fchown(fd, 0, 0)
+                try:
+                    os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+                except (IsADirectoryError, OSError) as exc:
+                    if exc.errno not in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    aside = f"{name}.aside-{secrets.token_hex(4)}"
+                    os.rename(name, aside, src_dir_fd=directory, dst_dir_fd=directory)
+                    os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary, dir_fd=directory)
+                raise
+        finally:
+            os.close(directory)
