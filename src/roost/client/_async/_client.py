@@ -1,0 +1,121 @@
+"""The connection to a daemon, and what belongs to the host rather than to one machine."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import AsyncIterator
+from typing import Any, Self
+
+import httpx
+
+from roost.client._async._events import events
+from roost.client._async._http import AsyncHTTP
+from roost.client._async._io import scope
+from roost.client._config import fingerprint, resolve
+from roost.client._wire import segment
+from roost.errors import error
+
+
+class AsyncClient:
+    """Thread-safe. ``url`` and ``api_key`` default to ROOST_URL, ROOST_API_KEY, then this host's daemon.
+
+    ``timeout``: seconds an ordinary answer may take. ``max_retry_wait``: seconds in all that a call
+    may wait where the daemon says it is busy and when to come back; 0: never. Raises AuthError
+    when there is no key.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = 120.0,
+        max_retry_wait: float = 0.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.http = AsyncHTTP(
+            resolve(url, api_key),
+            timeout=timeout,
+            max_retry_wait=max_retry_wait,
+            transport=transport,
+        )
+
+    @property
+    def url(self) -> str:
+        return self.http.config.url
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self.http.aclose()
+
+    async def host(self) -> dict[str, Any]:
+        """What this host is and can: {daemon, node_id, rungs, checks, default_driver, capacity, pool}."""
+        host: dict[str, Any] = await self.http.call("GET", "/v1/host")
+        return host
+
+    async def templates(self) -> list[dict[str, Any]]:
+        return [item async for item in self.http.pages("/v1/templates", {}, None)]
+
+    async def template(self, name: str) -> dict[str, Any]:
+        """Raises NotFoundError."""
+        template: dict[str, Any] = await self.http.call("GET", f"/v1/templates/{segment(name)}")
+        return template
+
+    async def build_template(
+        self, name: str, *, force: bool = False
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Builds a shipped recipe: {stage, percent, message} as it goes, last {template: ...}.
+
+        Raises MachineError TEMPLATE_BUILD_FAILED.
+        """
+        params = {"force": "true"} if force else {}
+        path = f"/v1/templates/{segment(name)}/build"
+        async for event in events(self.http, "POST", path, params=params):
+            if event.name == "progress":
+                yield dict(event.data)
+            elif event.name == "done":
+                yield {"stage": "done", "percent": 100, "message": "", "template": dict(event.data)}
+                return
+            elif event.name == "error":
+                raise error(
+                    "TEMPLATE_BUILD_FAILED",
+                    str(event.data.get("message") or f"Building {name} failed."),
+                    details=event.data.get("details"),
+                )
+        raise error("TEMPLATE_BUILD_FAILED", f"The daemon stopped while it built {name}.")
+
+    async def keys(self) -> list[dict[str, Any]]:
+        return [item async for item in self.http.pages("/v1/keys", {}, None)]
+
+    async def create_key(self, name: str) -> dict[str, Any]:
+        """{key_id, name, key, ...}: the only time the key itself is shown."""
+        key: dict[str, Any] = await self.http.call("POST", "/v1/keys", json={"name": name})
+        return key
+
+    async def revoke_key(self, key_id: str) -> None:
+        await self.http.call("DELETE", f"/v1/keys/{segment(key_id)}")
+
+
+_shared: weakref.WeakKeyDictionary[object, tuple[tuple[str | None, ...], AsyncClient]] = (
+    weakref.WeakKeyDictionary()
+)
+_lock = threading.Lock()
+
+
+def default_client() -> AsyncClient:
+    """The shared client of this process (and event loop); another one when the settings change."""
+    where, now = scope(), fingerprint()
+    with _lock:
+        made = _shared.get(where)
+        if made is None or made[0] != now:
+            made = _shared[where] = (now, AsyncClient())
+        return made[1]

@@ -1,0 +1,409 @@
+"""A machine: made, found, driven, ended."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Self
+
+from roost.client._async._client import AsyncClient, default_client
+from roost.client._async._executions import AsyncExecution, AsyncExecutions
+from roost.client._async._files import AsyncFiles
+from roost.client._async._http import log
+from roost.client._async._later import LaterMixin, refuse
+from roost.client._async._stream import AsyncExecStream
+from roost.client._async._terminal import AsyncTerminal, AsyncTerminals
+from roost.client._types import ExecResult, ExecTimeout, parse_time
+from roost.client._wire import (
+    UNSET,
+    Command,
+    Duration,
+    Unset,
+    duration,
+    execution_body,
+    given,
+    segment,
+)
+from roost.errors import RoostError, error
+
+
+class AsyncMachine(LaterMixin):
+    """Get one with ``create``, ``ensure``, ``get`` or ``list``.
+
+    As a context manager a machine from ``create`` is destroyed at the end; one from ``ensure``,
+    ``get`` or ``list`` goes on. The properties are as of the last answer; ``refresh`` asks again.
+    """
+
+    def __init__(
+        self, client: AsyncClient, data: Mapping[str, Any], *, owned: bool = False
+    ) -> None:
+        self._client = client
+        self._http = client.http
+        self._data = dict(data)
+        self._owned = owned
+        self.files = AsyncFiles(self._http, self.id)
+        self.executions = AsyncExecutions(self._http, self.id)
+        self.terminals = AsyncTerminals(self._http, self.id)
+
+    def __repr__(self) -> str:
+        key = f" key={self.key}" if self.key else ""
+        return f"<{type(self).__name__} {self.id}{key} {self.phase}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if not self._owned:
+            return
+        try:
+            await self.destroy()
+        except RoostError as failure:
+            if kind is None:
+                raise
+            log.warning("could not destroy machine %s: %s", self.id, failure)
+
+    # --- made and found -------------------------------------------------------------------------
+
+    @classmethod
+    async def create(
+        cls,
+        template: str = "base",
+        *,
+        key: str | None = None,
+        name: str | None = None,
+        vcpu: float | None = None,
+        memory_mib: int | None = None,
+        storage_gib: int | None = None,
+        isolation: str | None = None,
+        driver: str | None = None,
+        env: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        autosleep: Duration | None = None,
+        ttl: Duration | None = None,
+        snapshot: str | None = None,
+        egress: object = None,
+        wait: bool = True,
+        timeout: float | None = None,
+        client: AsyncClient | None = None,
+    ) -> Self:
+        """A new machine, running when this returns (with ``wait=False``: on its way).
+
+        ``isolation``: auto, workspace, user, container, microvm. ``autosleep`` and ``ttl`` are
+        durations: "5m", 300, a timedelta; autosleep also "never". ``timeout`` bounds the request (s).
+        Raises InvalidRequestError (what cannot be), ConflictError (the key is taken), LimitError,
+        CapacityError, MachineError.
+        """
+        if snapshot is not None:
+            refuse("create(snapshot=)")
+        if egress is not None:
+            refuse("create(egress=)")
+        client = client or default_client()
+        body = given(
+            template=template,
+            key=key,
+            name=name,
+            vcpu=vcpu,
+            memory_mib=memory_mib,
+            storage_gib=storage_gib,
+            isolation=isolation,
+            driver=driver,
+            env=dict(env) if env is not None else None,
+            labels=dict(labels) if labels is not None else None,
+            autosleep=duration(autosleep) if autosleep is not None else None,
+            ttl=duration(ttl) if ttl is not None else None,
+        )
+        data = await client.http.call(
+            "POST",
+            "/v1/machines",
+            json=body,
+            params={} if wait else {"wait": "false"},
+            **given(timeout=timeout),
+        )
+        return cls(client, data, owned=True)
+
+    @classmethod
+    async def ensure(
+        cls,
+        key: str,
+        *,
+        template: str = "base",
+        name: str | None = None,
+        vcpu: float | None = None,
+        memory_mib: int | None = None,
+        storage_gib: int | None = None,
+        isolation: str | None = None,
+        driver: str | None = None,
+        env: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        autosleep: Duration | None = None,
+        ttl: Duration | None = None,
+        timeout: float | None = None,
+        client: AsyncClient | None = None,
+    ) -> Self:
+        """The machine of ``key``, running: made if there is none, woken if it slept.
+
+        However many callers ask at once, all get the one. The settings count only when it is made.
+        Raises as ``create``.
+        """
+        client = client or default_client()
+        body = given(
+            template=template,
+            name=name,
+            vcpu=vcpu,
+            memory_mib=memory_mib,
+            storage_gib=storage_gib,
+            isolation=isolation,
+            driver=driver,
+            env=dict(env) if env is not None else None,
+            labels=dict(labels) if labels is not None else None,
+            autosleep=duration(autosleep) if autosleep is not None else None,
+            ttl=duration(ttl) if ttl is not None else None,
+        )
+        data = await client.http.call(
+            "PUT", f"/v1/machines/by-key/{segment(key)}", json=body, **given(timeout=timeout)
+        )
+        return cls(client, data)
+
+    @classmethod
+    async def get(
+        cls,
+        machine_id: str | None = None,
+        *,
+        key: str | None = None,
+        client: AsyncClient | None = None,
+    ) -> Self:
+        """By id or by key. Raises NotFoundError."""
+        client = client or default_client()
+        if (machine_id is None) == (key is None):
+            raise TypeError("get() takes a machine id or key=, one of the two")
+        if machine_id is not None:
+            return cls(client, await client.http.call("GET", f"/v1/machines/{segment(machine_id)}"))
+        page = await client.http.call("GET", "/v1/machines", params={"key": key, "limit": 1})
+        if not page["items"]:
+            raise error("MACHINE_NOT_FOUND", f"There is no machine with key {key!r}.")
+        return cls(client, page["items"][0])
+
+    @classmethod
+    async def list(
+        cls,
+        *,
+        phase: str | None = None,
+        key: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        template: str | None = None,
+        limit: int | None = None,
+        client: AsyncClient | None = None,
+    ) -> builtins.list[Self]:
+        """Newest first; ``limit=None`` is all. Destroyed ones only with ``phase="destroyed"``."""
+        client = client or default_client()
+        params = given(phase=phase, key=key, template=template)
+        if labels:
+            params["label"] = [f"{k}={v}" for k, v in labels.items()]
+        pages = client.http.pages("/v1/machines", params, limit)
+        return [cls(client, item) async for item in pages]
+
+    # --- what it is -----------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        return str(self._data["machine_id"])
+
+    @property
+    def key(self) -> str | None:
+        return self._data.get("key")
+
+    @property
+    def name(self) -> str | None:
+        return self._data.get("name")
+
+    @property
+    def phase(self) -> str:
+        return str(self._data["phase"])
+
+    @property
+    def isolation(self) -> dict[str, Any]:
+        """{level, name, driver, boundary, accelerated, claim}: never more than is true."""
+        return dict(self._data["isolation"])
+
+    @property
+    def template(self) -> str:
+        return str(self._data["template"])
+
+    @property
+    def vcpu(self) -> float:
+        return float(self._data["vcpu"])
+
+    @property
+    def memory_mib(self) -> int:
+        return int(self._data["memory_mib"])
+
+    @property
+    def storage_gib(self) -> int:
+        return int(self._data["storage_gib"])
+
+    @property
+    def autosleep(self) -> int | None:
+        """Seconds without activity before it sleeps; None: never."""
+        return self._data.get("autosleep_seconds")
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return dict(self._data.get("labels") or {})
+
+    @property
+    def env(self) -> dict[str, str]:
+        return dict(self._data.get("env") or {})
+
+    @property
+    def expires_at(self) -> datetime | None:
+        return parse_time(self._data.get("expires_at"))
+
+    @property
+    def created_at(self) -> datetime | None:
+        return parse_time(self._data.get("created_at"))
+
+    @property
+    def revision(self) -> int:
+        return int(self._data["status"]["revision"])
+
+    def to_json(self) -> dict[str, Any]:
+        """The daemon's own record."""
+        return dict(self._data)
+
+    # --- its life -------------------------------------------------------------------------------
+
+    @property
+    def _path(self) -> str:
+        return f"/v1/machines/{self.id}"
+
+    async def _apply(self, method: str, path: str, **options: Any) -> Self:
+        self._data = await self._http.call(method, path, **options)
+        return self
+
+    async def refresh(self) -> Self:
+        return await self._apply("GET", self._path)
+
+    async def update(
+        self,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        autosleep: Duration | None = None,
+        ttl: Duration | Unset | None = UNSET,
+        vcpu: float | None = None,
+        memory_mib: int | None = None,
+        storage_gib: int | None = None,
+        if_revision: int | None = None,
+    ) -> Self:
+        """Changes what is given; ``ttl=None`` takes the end away; storage only grows.
+
+        Raises ConflictError REVISION_MISMATCH where ``if_revision`` is no longer the machine's.
+        """
+        body = given(
+            name=name,
+            labels=dict(labels) if labels is not None else None,
+            autosleep=duration(autosleep) if autosleep is not None else None,
+            vcpu=vcpu,
+            memory_mib=memory_mib,
+            storage_gib=storage_gib,
+        )
+        if not isinstance(ttl, Unset):
+            body["ttl"] = None if ttl is None else duration(ttl)
+        headers = {} if if_revision is None else {"If-Match": f'"{if_revision}"'}
+        return await self._apply("PATCH", self._path, json=body, headers=headers)
+
+    async def sleep(self, tier: str | None = None) -> Self:
+        """Ends its processes, keeps its disk; any call that needs it wakes it."""
+        if tier is not None:
+            refuse("sleep(tier=)")
+        return await self._apply("POST", f"{self._path}/sleep")
+
+    async def wake(self) -> Self:
+        return await self._apply("POST", f"{self._path}/wake")
+
+    async def destroy(self, *, wait: bool = True) -> Self:
+        """Ends it and deletes its disk. One that is gone already is no error."""
+        try:
+            return await self._apply("DELETE", self._path, params={} if wait else {"wait": "false"})
+        except RoostError as failure:
+            if failure.code != "MACHINE_NOT_FOUND":
+                raise
+            self._data["phase"] = "destroyed"
+            return self
+
+    async def usage(self) -> dict[str, Any]:
+        """{cpu_usage_us, memory_bytes, memory_limit_bytes, pids, disk_total_bytes, disk_used_bytes,
+        uptime_ms}."""
+        usage: dict[str, Any] = await self._http.call("GET", f"{self._path}/usage")
+        return usage
+
+    async def logs(self) -> builtins.list[dict[str, Any]]:
+        """Its own life, oldest first: [{at, event, message}]."""
+        items: builtins.list[dict[str, Any]] = (await self._http.call("GET", f"{self._path}/logs"))[
+            "items"
+        ]
+        return items
+
+    # --- what it does ---------------------------------------------------------------------------
+
+    async def exec(
+        self,
+        command: Command,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        stdin: str | bytes | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+    ) -> ExecResult:
+        """Runs a command to its end, in one request.
+
+        A string runs under ``/bin/sh -c``, a list is the argument vector. An exit code other than 0
+        is a result, not an error, unless ``check`` (CommandFailed). ``timeout`` (s) ends everything
+        it started and raises ExecTimeout with what it wrote in ``.result``. Raises
+        InvalidRequestError COMMAND_NOT_FOUND where there is no such program.
+        """
+        result = await self.executions.run(
+            execution_body(command, cwd=cwd, env=env, user=user, stdin=stdin, timeout=timeout)
+        )
+        if result.status == "expired":
+            raise ExecTimeout(
+                f"The command did not end within {timeout:g} s; all it started was killed."
+                if timeout is not None
+                else "The command's time ran out; all it started was killed.",
+                result,
+            )
+        return result.check() if check else result
+
+    def exec_stream(
+        self,
+        command: Command,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        stdin: str | bytes | None = None,
+        timeout: float | None = None,
+        stdin_stream: bool = False,
+    ) -> AsyncExecStream:
+        """Runs a command and gives its output as it comes; starts when first iterated or entered."""
+        body = execution_body(
+            command,
+            cwd=cwd,
+            env=env,
+            user=user,
+            stdin=stdin,
+            timeout=timeout,
+            stdin_stream=stdin_stream,
+        )
+        return AsyncExecStream(self._http, self.id, body=body)
+
+    async def start(self, command: Command, **options: Any) -> AsyncExecution:
+        """Starts a command in the background; options as ``executions.start``."""
+        return await self.executions.start(command, **options)
+
+    async def terminal(self, cols: int = 80, rows: int = 24, **options: Any) -> AsyncTerminal:
+        """Opens a terminal and attaches to it; options as ``terminals.create``."""
+        return await self.terminals.create(cols, rows, **options)

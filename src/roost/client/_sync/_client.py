@@ -1,0 +1,119 @@
+"""The connection to a daemon, and what belongs to the host rather than to one machine."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any, Self
+
+import httpx
+
+from roost.client._config import fingerprint, resolve
+from roost.client._sync._events import events
+from roost.client._sync._http import HTTP
+from roost.client._sync._io import scope
+from roost.client._wire import segment
+from roost.errors import error
+
+
+class Client:
+    """Thread-safe. ``url`` and ``api_key`` default to ROOST_URL, ROOST_API_KEY, then this host's daemon.
+
+    ``timeout``: seconds an ordinary answer may take. ``max_retry_wait``: seconds in all that a call
+    may wait where the daemon says it is busy and when to come back; 0: never. Raises AuthError
+    when there is no key.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = 120.0,
+        max_retry_wait: float = 0.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.http = HTTP(
+            resolve(url, api_key),
+            timeout=timeout,
+            max_retry_wait=max_retry_wait,
+            transport=transport,
+        )
+
+    @property
+    def url(self) -> str:
+        return self.http.config.url
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.http.close()
+
+    def host(self) -> dict[str, Any]:
+        """What this host is and can: {daemon, node_id, rungs, checks, default_driver, capacity, pool}."""
+        host: dict[str, Any] = self.http.call("GET", "/v1/host")
+        return host
+
+    def templates(self) -> list[dict[str, Any]]:
+        return list(self.http.pages("/v1/templates", {}, None))
+
+    def template(self, name: str) -> dict[str, Any]:
+        """Raises NotFoundError."""
+        template: dict[str, Any] = self.http.call("GET", f"/v1/templates/{segment(name)}")
+        return template
+
+    def build_template(self, name: str, *, force: bool = False) -> Iterator[dict[str, Any]]:
+        """Builds a shipped recipe: {stage, percent, message} as it goes, last {template: ...}.
+
+        Raises MachineError TEMPLATE_BUILD_FAILED.
+        """
+        params = {"force": "true"} if force else {}
+        path = f"/v1/templates/{segment(name)}/build"
+        for event in events(self.http, "POST", path, params=params):
+            if event.name == "progress":
+                yield dict(event.data)
+            elif event.name == "done":
+                yield {"stage": "done", "percent": 100, "message": "", "template": dict(event.data)}
+                return
+            elif event.name == "error":
+                raise error(
+                    "TEMPLATE_BUILD_FAILED",
+                    str(event.data.get("message") or f"Building {name} failed."),
+                    details=event.data.get("details"),
+                )
+        raise error("TEMPLATE_BUILD_FAILED", f"The daemon stopped while it built {name}.")
+
+    def keys(self) -> list[dict[str, Any]]:
+        return list(self.http.pages("/v1/keys", {}, None))
+
+    def create_key(self, name: str) -> dict[str, Any]:
+        """{key_id, name, key, ...}: the only time the key itself is shown."""
+        key: dict[str, Any] = self.http.call("POST", "/v1/keys", json={"name": name})
+        return key
+
+    def revoke_key(self, key_id: str) -> None:
+        self.http.call("DELETE", f"/v1/keys/{segment(key_id)}")
+
+
+_shared: weakref.WeakKeyDictionary[object, tuple[tuple[str | None, ...], Client]] = (
+    weakref.WeakKeyDictionary()
+)
+_lock = threading.Lock()
+
+
+def default_client() -> Client:
+    """The shared client of this process (and event loop); another one when the settings change."""
+    where, now = scope(), fingerprint()
+    with _lock:
+        made = _shared.get(where)
+        if made is None or made[0] != now:
+            made = _shared[where] = (now, Client())
+        return made[1]
