@@ -8,13 +8,29 @@ from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from roost.drivers.interface import Capabilities
+from roost.engine.machine import Machine
 from roost.storage.interface import Image
 
 if TYPE_CHECKING:
     from roost.agent.client import AgentClient
 
 T = TypeVar("T")
+
+__all__ = [
+    "UNSET",
+    "CreateMachine",
+    "Key",
+    "Live",
+    "Machine",
+    "MachineEvent",
+    "MachineUsage",
+    "Page",
+    "PatchMachine",
+    "Principal",
+    "Progress",
+    "Template",
+    "Unset",
+]
 
 
 class Unset(Enum):
@@ -48,70 +64,13 @@ class CreateMachine:
 class PatchMachine:
     """What to change; what is UNSET stays."""
 
-    name: str | None | Unset = UNSET
+    name: str | Unset | None = UNSET
     labels: Mapping[str, str] | Unset = UNSET  # replaces all of them
-    autosleep_seconds: int | None | Unset = UNSET
-    ttl_seconds: int | None | Unset = UNSET  # counted from now; None: no expiry
+    autosleep_seconds: int | Unset | None = UNSET
+    ttl_seconds: int | Unset | None = UNSET  # counted from now; None: no expiry
     vcpu: float | Unset = UNSET
     memory_mib: int | Unset = UNSET
     storage_gib: int | Unset = UNSET  # may only grow
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """A machine as the database has it at ``revision``."""
-
-    id: str
-    tenant_id: str
-    node_id: str
-    key: str | None
-    name: str | None
-    labels: Mapping[str, str]
-    template_id: str
-    template: str
-    image_digest: str
-    driver: str
-    capabilities: Capabilities  # as they were when it last started: the isolation record is made of them
-    vcpu: float
-    memory_mib: int
-    storage_gib: int
-    env: Mapping[str, str]
-    autosleep_seconds: int | None
-    ttl_seconds: int | None
-    expires_at: datetime | None
-    desired_state: str
-    phase: str
-    reason: str | None
-    retryable: bool
-    last_error: Mapping[str, Any] | None
-    revision: int
-    generation: int
-    created_at: datetime
-    last_transition_at: datetime
-    last_progress_at: datetime
-    last_activity_at: datetime | None
-
-    @property
-    def hostname(self) -> str:
-        return self.name or self.id
-
-    @property
-    def memory_kept(self) -> bool:
-        """Whether sleep keeps memory. No rung does yet: sleep ends the processes and keeps the disk."""
-        return False
-
-    @property
-    def isolation(self) -> dict[str, Any]:
-        """The record users see: never more than the capabilities say."""
-        c = self.capabilities
-        return {
-            "level": c.level,
-            "name": c.isolation.value,
-            "driver": self.driver,
-            "boundary": c.boundary,
-            "accelerated": c.accelerated,
-            "claim": c.claim,
-        }
 
 
 @dataclass(frozen=True, slots=True)

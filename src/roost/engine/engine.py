@@ -1,0 +1,460 @@
+"""The engine: what services ask of machines' lives, in the order it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from roost.clock import Clock
+from roost.drivers.interface import Driver, Exit
+from roost.engine import flows, recovery, reservations
+from roost.engine.desk import Desk
+from roost.engine.flows import Parts
+from roost.engine.identity import HostIdentity
+from roost.engine.journal import Context, Hook, Interrupted, Journal, Operation, Plan
+from roost.engine.lifecycle import (
+    HOLDING,
+    Command,
+    DestroyAsked,
+    Failed,
+    Phase,
+    SleepAsked,
+    WakeAsked,
+)
+from roost.engine.machine import Machine, capabilities_to_json
+from roost.engine.ports import Agents
+from roost.engine.reservations import HostSize
+from roost.engine.roster import Roster, Running
+from roost.engine.rungs import Rungs
+from roost.engine.timers import Timers
+from roost.engine.transitions import Change, advance, load
+from roost.errors import ConflictError, MachineError, RoostError
+from roost.network.interface import Network
+from roost.settings import Settings
+from roost.storage.interface import Storage
+from roost.store import Store, machines, operations
+
+log = logging.getLogger(__name__)
+STARTS_AT_ONCE = 8
+HOUSEKEEPING_S = 30.0
+REMEMBER_DESTROYED = timedelta(hours=1)
+REMEMBER_OPERATIONS = timedelta(days=1)
+
+
+class Engine:
+    """``open`` before anything else, ``close`` last; machines live on in between and after.
+
+    Autosleep is stored and shown; the clock that puts idle machines to sleep is not part of this build.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        clock: Clock,
+        *,
+        drivers: Mapping[str, Driver],
+        network: Network,
+        storage: Storage,
+        agents: Agents,
+        identity: HostIdentity | None = None,
+        host: Callable[[], HostSize] = HostSize.measure,
+        boot_id: Callable[[], str] | None = None,
+        hook: Hook | None = None,
+        retry_delay_s: float = 0.1,
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.clock = clock
+        self.identity = identity or HostIdentity.load(settings.data_dir)
+        self.rungs = Rungs(drivers, settings.driver_names)
+        self.host = host
+        self.boot_id = boot_id or recovery.host_boot_id
+        self.parts = Parts(
+            store=store,
+            clock=clock,
+            rungs=self.rungs,
+            network=network,
+            storage=storage,
+            agents=agents,
+            identity=self.identity,
+            agent_timeout_s=settings.operation_timeout_s,
+        )
+        self.journal = Journal(
+            store,
+            step_timeout_s=settings.operation_timeout_s + 5,
+            retry_delay_s=retry_delay_s,
+            hook=hook,
+        )
+        self.roster = Roster(clock.monotonic, self._ended)
+        self.desk = Desk()
+        self.timers = Timers(clock, self._expired)
+        self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # --- the daemon's life ----------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Opens storage and network, settles what a daemon before left, adopts what lives."""
+        await self.parts.storage.open()
+        await self.rungs.probe()
+        await recovery.recover(self)
+        for machine_id, when in await self.store.read(machines.expiring):
+            self.timers.set(machine_id, when)
+        self.timers.start()
+        self._spawn(self._housekeeping())
+
+    async def close(self, grace_s: float = 10.0) -> None:
+        """Lets operations under way end (what cannot in time is recovered at the next start); machines run on."""
+        await self.timers.stop()
+        await self.desk.drain(grace_s)
+        await self._stop_tasks()
+        await self.flush_activity()
+        self.roster.clear()
+        await self.parts.network.close()
+        await self.parts.storage.close()
+
+    async def kill(self) -> None:
+        """For tests: as if the process ended now."""
+        await self.timers.stop()
+        await self.desk.kill()
+        await self._stop_tasks()
+        self.roster.clear()
+
+    # --- what can be asked ----------------------------------------------------------------------
+
+    async def create(self, values: Mapping[str, Any], config: Mapping[str, Any]) -> Machine:
+        """Reserves the machine (row, memory, CPU) and lines up its making; ``settled`` waits for that.
+
+        Raises QUOTA_EXCEEDED, CAPACITY_EXCEEDED; sqlalchemy's IntegrityError for a key in use.
+        """
+        host = self.host()
+        machine, operation = await self.store.write(
+            lambda c: recovery.reserve(c, self, host, values)
+        )
+        self.timers.set(machine.id, machine.expires_at)
+        self.desk.submit(
+            machine.id,
+            "create",
+            lambda interrupt: self._create(machine, operation, config, interrupt),
+        )
+        return machine
+
+    async def settled(self, machine_id: str) -> Machine:
+        """Waits for the work in line now; raises what it raised."""
+        future = self.desk.last(machine_id)
+        if future is not None:
+            return await asyncio.shield(future)
+        return await self.load(machine_id)
+
+    async def sleep(self, machine_id: str) -> Machine:
+        return await asyncio.shield(
+            self.desk.submit(machine_id, "sleep", lambda _: self._sleep(machine_id))
+        )
+
+    async def wake(self, machine_id: str, from_failed: bool = True) -> Machine:
+        """Running. With ``from_failed=False`` a failed machine raises MACHINE_FAILED instead."""
+        kind = "wake" if from_failed else "awake"
+        return await asyncio.shield(
+            self.desk.submit(
+                machine_id, kind, lambda interrupt: self._wake(machine_id, from_failed, interrupt)
+            )
+        )
+
+    async def destroy(
+        self, machine_id: str, wait: bool = True, revision: int | None = None
+    ) -> Machine:
+        """Marks it at once, interrupts its create or wake, then takes everything down."""
+
+        def fn(connection: sa.Connection) -> tuple[Change, Operation | None]:
+            machine = load(connection, machine_id)
+            check_revision(machine, revision)
+            change = advance(connection, machine_id, DestroyAsked(), self.clock.now())
+            if Command.RUN_DESTROY not in change.commands:
+                return change, None
+            operations.supersede(connection, machine_id, self.clock.now())
+            return change, self.journal.open(connection, "destroy", machine_id)
+
+        change, operation = await self.store.write(fn)
+        self.timers.set(machine_id, None)
+        if operation is None:
+            future = self.desk.last(machine_id)
+        else:
+            self.roster.remove(machine_id)
+            self.desk.interrupt(machine_id)
+            end = flows.End(self.parts, change.machine)
+            future = self.desk.submit(
+                machine_id,
+                "destroy",
+                lambda _: self._run(operation, flows.destroy(end)),
+                join=False,
+            )
+        if not wait or future is None:
+            return change.machine
+        try:
+            return await asyncio.shield(future)
+        except RoostError as error:
+            raise failed(machine_id, "destroyed", error) from error
+
+    async def change(
+        self,
+        machine_id: str,
+        fn: Callable[[sa.Connection], Machine],
+        before: Callable[[], Awaitable[None]] | None = None,
+    ) -> Machine:
+        """A change of the row in line with the machine's operations, ``before`` (live limits) first."""
+
+        async def job(_: asyncio.Event) -> Machine:
+            if before is not None:
+                await before()
+            return await self.store.write(fn)
+
+        machine = await asyncio.shield(self.desk.submit(machine_id, "change", job, join=False))
+        self.amended(machine)
+        return machine
+
+    def amended(self, machine: Machine) -> None:
+        """Tells memory what the row has become."""
+        self.roster.update(machine)
+        if machine.phase not in (Phase.DESTROYING, Phase.DESTROYED):
+            self.timers.set(machine.id, machine.expires_at)
+
+    async def load(self, machine_id: str) -> Machine:
+        return await self.store.read(lambda c: load(c, machine_id))
+
+    async def stuck(self) -> list[dict[str, Any]]:
+        """Operations that can neither be done nor undone."""
+        rows = await self.store.read(lambda c: operations.open_ones(c, state="stuck"))
+        return [
+            {"machine_id": r["machine_id"], "operation": r["kind"], "error": r["error"]}
+            for r in rows
+        ]
+
+    # --- jobs (in line, one at a time a machine) ------------------------------------------------
+
+    async def _create(
+        self,
+        machine: Machine,
+        operation: Operation,
+        config: Mapping[str, Any],
+        interrupt: asyncio.Event,
+    ) -> Machine:
+        start = flows.Start(self.parts, machine, config, fresh_disk=True)
+        async with self._starts:
+            try:
+                return await self._run_start(operation, flows.create(start), start, interrupt)
+            except Interrupted:
+                raise
+            except RoostError as error:
+                raise failed(machine.id, "created", error) from error
+
+    async def _wake(self, machine_id: str, from_failed: bool, interrupt: asyncio.Event) -> Machine:
+        machine = await self.load(machine_id)
+        if machine.phase == Phase.FAILED and not from_failed:
+            raise MachineError(
+                f"The machine failed ({machine.reason}). "
+                + (
+                    "Wake it to start it again from its disk."
+                    if machine.retryable
+                    else "Delete it."
+                ),
+                code="MACHINE_FAILED",
+                retryable=False,
+                details={"machine_id": machine_id, "reason": machine.reason},
+            )
+        await recovery.unstick(self, machine_id)
+        host = self.host()
+
+        def fn(connection: sa.Connection) -> tuple[Change, Operation | None, dict[str, Any]]:
+            before = load(connection, machine_id)
+            values: dict[str, Any] = {}
+            if (capabilities := self.rungs.capabilities(before.driver)) is not None:
+                values = {"capabilities": capabilities_to_json(capabilities)}
+            if before.phase == Phase.RUNNING:
+                values = {}
+            change = advance(connection, machine_id, WakeAsked(), self.clock.now(), values)
+            if Command.RUN_WAKE not in change.commands:
+                return change, None, {}
+            held = reservations.Held(*machines.held(connection, HOLDING, without=machine_id))
+            reservations.admit(self.settings, host, held, before.vcpu, before.memory_mib)
+            context = {
+                "fresh_disk": not before.disk_ready,
+                "failed_before": before.reason if before.phase == Phase.FAILED else None,
+            }
+            operation = self.journal.open(connection, "wake", machine_id, context)
+            return change, operation, flows.config_of(connection, before.template_id)
+
+        change, operation, config = await self.store.write(fn)
+        if operation is None:
+            return change.machine
+        machine = change.machine
+        start = flows.Start(self.parts, machine, config, bool(operation.context["fresh_disk"]))
+        async with self._starts:
+            try:
+                return await self._run_start(operation, flows.wake(start), start, interrupt)
+            except (Interrupted, ConflictError):
+                raise
+            except RoostError as error:
+                raise failed(machine_id, "woken", error) from error
+
+    async def _run_start(
+        self, operation: Operation, plan: Plan, start: flows.Start, interrupt: asyncio.Event
+    ) -> Machine:
+        context = await self.journal.run(operation, plan, interrupt)
+        machine = changed(context)
+        self.enlist(machine, start.config)
+        return machine
+
+    async def _sleep(self, machine_id: str) -> Machine:
+        def fn(connection: sa.Connection) -> tuple[Change, Operation | None]:
+            change = advance(connection, machine_id, SleepAsked(), self.clock.now())
+            if Command.RUN_SLEEP not in change.commands:
+                return change, None
+            return change, self.journal.open(connection, "sleep", machine_id)
+
+        change, operation = await self.store.write(fn)
+        if operation is None:
+            return change.machine
+        self.roster.remove(machine_id)
+        try:
+            return await self._run(operation, flows.sleep(flows.End(self.parts, change.machine)))
+        except RoostError as error:
+            raise failed(machine_id, "put to sleep", error) from error
+
+    async def _crashed(self, machine: Machine, how: Exit) -> Machine:
+        def fn(connection: sa.Connection) -> tuple[Machine, Operation | None]:
+            now = load(connection, machine.id)
+            if now.phase != Phase.RUNNING or now.generation != machine.generation:
+                return now, None
+            oom = how.reason == "oom"
+            code = "" if how.exit_code is None else f", exit code {how.exit_code}"
+            message = (
+                "out of memory: the machine was ended"
+                if oom
+                else f"its main process ended by itself ({how.reason}{code})"
+            )
+            event = Failed("oom" if oom else "crashed", True)
+            change = advance(connection, machine.id, event, self.clock.now(), None, message)
+            return change.machine, self.journal.open(connection, "reap", machine.id)
+
+        now, operation = await self.store.write(fn)
+        if operation is not None:
+            end = flows.End(self.parts, now, hush=False)
+            await self._run(operation, flows.reap(end))
+        return now
+
+    async def _run(self, operation: Operation, plan: Plan) -> Machine:
+        context = await self.journal.run(operation, plan)
+        if context.change is not None:
+            return context.change.machine
+        return await self.load(operation.machine_id)
+
+    # --- what happens by itself -----------------------------------------------------------------
+
+    def enlist(self, machine: Machine, config: Mapping[str, Any]) -> None:
+        """Lists a running machine as live and watches its process."""
+        handle = machine.handle
+        assert handle is not None
+        token = self.identity.agent_token(machine.id, machine.generation)
+        agent = self.parts.agents.get(machine.id, handle.agent_target, token)
+        self.roster.add(Running(machine, agent, config, handle), self.rungs.driver(machine.driver))
+
+    def _ended(self, machine: Machine, how: Exit) -> None:
+        self.parts.agents.drop(machine.id)
+        self.desk.submit(machine.id, "crashed", lambda _: self._crashed(machine, how), join=False)
+
+    def _expired(self, machine_id: str) -> None:
+        self._spawn(self._expire(machine_id))
+
+    async def _expire(self, machine_id: str) -> None:
+        try:
+            machine = await self.load(machine_id)
+            if machine.expires_at is None:
+                return
+            if machine.expires_at > self.clock.now():
+                self.timers.set(machine_id, machine.expires_at)
+                return
+            now = self.clock.now()
+            await self.store.write(
+                lambda c: machines.record(c, machine_id, now, "expired", "its ttl has passed")
+            )
+            await self.destroy(machine_id)
+        except RoostError as error:
+            log.warning("machine %s expired and could not be destroyed: %s", machine_id, error)
+            if error.code in ("DATABASE_UNAVAILABLE", "STORAGE_FULL"):
+                self.timers.set(machine_id, self.clock.now() + timedelta(seconds=30))
+
+    async def _housekeeping(self) -> None:
+        while True:
+            await self.clock.sleep(HOUSEKEEPING_S)
+            try:
+                await self.flush_activity()
+                await self.forget()
+            except RoostError as error:
+                log.warning("housekeeping: %s", error)
+
+    async def forget(self) -> None:
+        """Rows of what is long destroyed or done."""
+        now = self.clock.now()
+
+        def fn(connection: sa.Connection) -> None:
+            machines.forget_destroyed(connection, now - REMEMBER_DESTROYED)
+            operations.forget_ended(connection, now - REMEMBER_OPERATIONS)
+
+        await self.store.write(fn)
+
+    async def flush_activity(self) -> None:
+        active = self.roster.active()
+        if not active:
+            return
+        now = self.clock.now()
+
+        def fn(connection: sa.Connection) -> None:
+            for machine_id, ago in active:
+                at = now - timedelta(seconds=ago)
+                machines.update(connection, machine_id, {"last_activity_at": at})
+
+        await self.store.write(fn)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _stop_tasks(self) -> None:
+        tasks: Sequence[asyncio.Task[Any]] = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def check_revision(machine: Machine, revision: int | None) -> None:
+    if revision is not None and revision != machine.revision:
+        raise ConflictError(
+            f"The machine is at revision {machine.revision}, not {revision}: read it again.",
+            code="REVISION_MISMATCH",
+            details={"revision": machine.revision},
+        )
+
+
+def failed(machine_id: str, what: str, error: RoostError) -> RoostError:
+    """What the caller of an operation hears: errors of capacity and state as they are, others as the machine's."""
+    error.details.setdefault("machine_id", machine_id)
+    if error.status in (409, 412, 422, 429, 503, 507, 504):
+        return error
+    return MachineError(
+        f"The machine could not be {what}: {error.message}",
+        code="MACHINE_FAILED",
+        retryable=error.retryable,
+        details={**error.details, "cause": error.code},
+    )
+
+
+def changed(context: Context) -> Machine:
+    assert context.change is not None
+    return context.change.machine

@@ -1,0 +1,354 @@
+"""What happens to machines, as lists of steps.
+
+    create   place (disk || slot) -> boot -> agent                 undone when it fails
+    wake     place ((disk) || slot) -> boot -> agent               undone when it fails: asleep again, or failed
+    sleep    hush -> remove -> release                             finishes
+    reap     remove -> release                                     finishes; of a machine that died
+    destroy  remove -> clear (disk || slot)                        finishes
+
+The token a machine's agent knows belongs to one ``generation`` (start) of it and is made where it is needed; it is
+in no row and no log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from roost.agent.v1 import agent_pb2 as pb
+from roost.clock import Clock
+from roost.drivers.interface import Handle, NetworkSlot, Root, StartSpec
+from roost.engine.identity import HostIdentity, linux_machine_id
+from roost.engine.journal import Context, Interrupted, Plan, Stage, Step
+from roost.engine.lifecycle import (
+    DestroyAsked,
+    Destroyed,
+    Failed,
+    Phase,
+    Placing,
+    Running,
+    Slept,
+    Starting,
+    WakeUndone,
+)
+from roost.engine.machine import Machine
+from roost.engine.ports import Agents
+from roost.engine.rungs import Rungs
+from roost.engine.transitions import advance, load
+from roost.errors import CapacityError, InternalError, NotFoundError, RoostError, UnsupportedError
+from roost.network.interface import Network
+from roost.storage.interface import Image, Storage
+from roost.store import Store, machines
+from roost.store.schema import templates
+
+log = logging.getLogger(__name__)
+GRACE_S = 5.0
+HUSH_S = 8.0
+_GONE: dict[str, Any] = {"handle": None, "slot_index": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What flows act on."""
+
+    store: Store
+    clock: Clock
+    rungs: Rungs
+    network: Network
+    storage: Storage
+    agents: Agents
+    identity: HostIdentity
+    agent_timeout_s: float
+
+
+class Start:
+    """One start of a machine: what its steps share while they run."""
+
+    def __init__(
+        self, parts: Parts, machine: Machine, config: Mapping[str, Any], fresh_disk: bool
+    ) -> None:
+        self.parts = parts
+        self.machine = machine
+        self.config = config
+        self.fresh_disk = fresh_disk  # it has no disk yet: this start clones one
+        self.generation = machine.generation + 1
+        self.slot: NetworkSlot | None = None
+        self.handle: Handle | None = None
+
+    @property
+    def token(self) -> str:
+        return self.parts.identity.agent_token(self.machine.id, self.generation)
+
+    async def clone(self, context: Context) -> None:
+        image = await image_of(self.parts.storage, self.machine.image_digest)
+        await self.parts.storage.clone(image, self.machine.id, self.machine.storage_gib)
+
+    async def unclone(self, context: Context) -> None:
+        await self.parts.storage.delete(context.machine_id)
+
+    async def take(self, context: Context) -> None:
+        if self.machine.capabilities.own_network:
+            self.slot = await self.parts.network.take(context.machine_id)
+
+    async def release(self, context: Context) -> None:
+        await self.parts.network.release(context.machine_id)
+
+    async def boot(self, context: Context) -> None:
+        machine = self.machine
+        if not machine.capabilities.disk_image:
+            raise UnsupportedError(f"Machines of the {machine.driver} driver cannot be made yet.")
+        env = {**dict(self.config.get("env") or {}), **machine.env}
+        self.handle = await self.parts.rungs.driver(machine.driver).start(
+            StartSpec(
+                machine_id=machine.id,
+                hostname=machine.hostname,
+                size=machine.size,
+                root=Root(image=self.parts.storage.disk(machine.id)),
+                slot=self.slot,
+                agent_token=self.token,
+                env=env,
+                no_new_privs=bool(self.config.get("no_new_privs", False)),
+            )
+        )
+
+    async def unboot(self, context: Context) -> None:
+        self.parts.agents.drop(context.machine_id)
+        await self.parts.rungs.driver(self.machine.driver).remove(context.machine_id)
+
+    async def greet(self, context: Context) -> None:
+        """Nobody's first command runs before the machine has entropy, a clock and a name of its own."""
+        assert self.handle is not None
+        agent = self.parts.agents.get(context.machine_id, self.handle.agent_target, self.token)
+        await agent.wait_ready(self.parts.agent_timeout_s)
+        calls = [
+            agent.reseed(secrets.token_bytes(64)),
+            agent.set_clock(int(self.parts.clock.now().timestamp() * 1e9)),
+        ]
+        if self.fresh_disk:
+            calls.append(
+                agent.renew_identity(
+                    pb.RenewIdentityRequest(
+                        hostname=self.machine.hostname,
+                        machine_id=linux_machine_id(self.machine.id),
+                        renew_ssh_host_keys=True,
+                    )
+                )
+            )
+        await asyncio.gather(*calls)
+
+    # --- rows -----------------------------------------------------------------------------------
+
+    def began_boot(self, connection: sa.Connection, context: Context) -> None:
+        assert context.now is not None
+        if self.slot is not None:
+            context.data["slot"] = self.slot.index
+        values: dict[str, Any] = {
+            "slot_index": self.slot.index if self.slot else None,
+            "generation": self.generation,
+            "disk_ready": True,
+        }
+        if self.machine.phase == Phase.WAKING:
+            values["last_progress_at"] = context.now
+            machines.update(connection, context.machine_id, values)
+        else:
+            advance(connection, context.machine_id, Starting(), context.now, values)
+
+    def began_greet(self, connection: sa.Connection, context: Context) -> None:
+        assert self.handle is not None
+        machines.update(
+            connection,
+            context.machine_id,
+            {"handle": self.handle.to_json(), "last_progress_at": context.now},
+        )
+
+    def runs(self, connection: sa.Connection, context: Context) -> None:
+        assert context.now is not None
+        context.change = advance(
+            connection,
+            context.machine_id,
+            Running(),
+            context.now,
+            {"last_activity_at": context.now},
+        )
+
+    def boot_and_greet(self) -> tuple[Stage, Stage]:
+        return (
+            Stage("boot", (Step("boot", self.boot, self.unboot),), self.began_boot),
+            Stage("agent", (Step("agent", self.greet),), self.began_greet, interruptible=True),
+        )
+
+
+def create(start: Start) -> Plan:
+    def placing(connection: sa.Connection, context: Context) -> None:
+        assert context.now is not None
+        advance(connection, context.machine_id, Placing(), context.now)
+
+    def undone(connection: sa.Connection, context: Context, error: RoostError) -> None:
+        _failed(connection, context, error, {**_GONE, "disk_ready": False})
+
+    place = (
+        Step("disk", start.clone, start.unclone),
+        Step("slot", start.take, start.release),
+    )
+    return Plan(
+        "create",
+        (Stage("place", place, placing), *start.boot_and_greet()),
+        finishes=False,
+        done=start.runs,
+        undone=undone,
+        stuck=_stuck,
+    )
+
+
+def wake(start: Start) -> Plan:
+    def undone(connection: sa.Connection, context: Context, error: RoostError) -> None:
+        assert context.now is not None
+        values = {**_GONE, "disk_ready": not start.fresh_disk}
+        waking = load(connection, context.machine_id).phase == Phase.WAKING
+        unlucky = isinstance(error, CapacityError | InternalError | Interrupted)
+        if not (waking and unlucky):
+            _failed(connection, context, error, values)
+            return
+        values["last_error"] = error.to_wire()
+        before = context.data.get("failed_before")
+        event = WakeUndone(f"not woken: {error.code}") if before is None else Failed(before, True)
+        context.change = advance(connection, context.machine_id, event, context.now, values)
+
+    steps = [Step("slot", start.take, start.release)]
+    if start.fresh_disk:
+        steps.insert(0, Step("disk", start.clone, start.unclone))
+    return Plan(
+        "wake",
+        (Stage("place", tuple(steps)), *start.boot_and_greet()),
+        finishes=False,
+        done=start.runs,
+        undone=undone,
+        stuck=_stuck,
+    )
+
+
+class End:
+    """The ways a machine's processes end."""
+
+    def __init__(self, parts: Parts, machine: Machine, hush: bool = True) -> None:
+        self.parts = parts
+        self.machine = machine
+        self._hush = hush and machine.handle is not None
+
+    async def hush(self, context: Context) -> None:
+        """Asks the processes to end and the disk to be synced; a machine that does not answer is ended anyway."""
+        handle = self.machine.handle
+        if not self._hush or handle is None:
+            return
+        token = self.parts.identity.agent_token(self.machine.id, self.machine.generation)
+        agent = self.parts.agents.get(self.machine.id, handle.agent_target, token)
+        try:
+            async with asyncio.timeout(HUSH_S):
+                await agent.shutdown(GRACE_S)
+        except (RoostError, TimeoutError) as error:
+            log.info("machine %s did not shut down by itself: %s", self.machine.id, error)
+
+    async def remove(self, context: Context) -> None:
+        self.parts.agents.drop(context.machine_id)
+        await self.parts.rungs.driver(self.machine.driver).remove(context.machine_id)
+
+    async def release(self, context: Context) -> None:
+        await self.parts.network.release(context.machine_id)
+
+    async def delete(self, context: Context) -> None:
+        await self.parts.storage.delete(context.machine_id)
+
+
+def sleep(end: End) -> Plan:
+    def done(connection: sa.Connection, context: Context) -> None:
+        assert context.now is not None
+        if load(connection, context.machine_id).phase in (Phase.STOPPING, Phase.FAILED):
+            context.change = advance(connection, context.machine_id, Slept(), context.now, _GONE)
+        else:  # it is being destroyed by now
+            machines.update(connection, context.machine_id, _GONE)
+
+    stages = (
+        Stage("hush", (Step("hush", end.hush),)),
+        Stage("remove", (Step("remove", end.remove),)),
+        Stage("release", (Step("release", end.release),)),
+    )
+    return Plan("sleep", stages, finishes=True, done=done, stuck=_stuck)
+
+
+def reap(end: End) -> Plan:
+    def done(connection: sa.Connection, context: Context) -> None:
+        machines.update(connection, context.machine_id, _GONE)
+
+    stages = (
+        Stage("remove", (Step("remove", end.remove),)),
+        Stage("release", (Step("release", end.release),)),
+    )
+    return Plan("reap", stages, finishes=True, done=done, stuck=_stuck)
+
+
+def destroy(end: End) -> Plan:
+    def done(connection: sa.Connection, context: Context) -> None:
+        assert context.now is not None
+        if load(connection, context.machine_id).phase == Phase.FAILED:  # it was stuck
+            advance(connection, context.machine_id, DestroyAsked(), context.now)
+        context.change = advance(
+            connection,
+            context.machine_id,
+            Destroyed(),
+            context.now,
+            {**_GONE, "disk_ready": False, "key": None, "expires_at": None},
+        )
+
+    stages = (
+        Stage("remove", (Step("remove", end.remove),)),
+        Stage("clear", (Step("disk", end.delete), Step("slot", end.release))),
+    )
+    return Plan("destroy", stages, finishes=True, done=done, stuck=_stuck)
+
+
+async def image_of(storage: Storage, digest: str) -> Image:
+    for image in await storage.images():
+        if image.digest == digest:
+            return image
+    raise NotFoundError(
+        f"The image {digest[:20]}... this machine starts from is gone; create it anew.",
+        code="TEMPLATE_NOT_FOUND",
+    )
+
+
+def config_of(connection: sa.Connection, template_id: str) -> dict[str, Any]:
+    value = connection.execute(
+        sa.select(templates.c.config).where(templates.c.id == template_id)
+    ).scalar()
+    return dict(value or {})
+
+
+def _failed(
+    connection: sa.Connection, context: Context, error: RoostError, values: dict[str, Any]
+) -> None:
+    """Failed with the reason; a machine that is being destroyed meanwhile stays so."""
+    assert context.now is not None
+    values = {**values, "last_error": error.to_wire()}
+    if load(connection, context.machine_id).phase in (Phase.DESTROYING, Phase.DESTROYED):
+        machines.update(connection, context.machine_id, values)
+        return
+    event = Failed(f"{error.code}: {error.message}"[:200], True)
+    context.change = advance(connection, context.machine_id, event, context.now, values)
+
+
+def _stuck(connection: sa.Connection, context: Context, error: RoostError) -> None:
+    """What could neither be done nor undone; delete or the daemon's next start tries again."""
+    assert context.now is not None
+    values = {"last_error": error.to_wire()}
+    phase = load(connection, context.machine_id).phase
+    if phase in (Phase.FAILED, Phase.DESTROYED, Phase.SLEEPING):
+        machines.update(connection, context.machine_id, values)
+        return
+    event = Failed(f"stuck: {error.message}"[:200], False)
+    context.change = advance(connection, context.machine_id, event, context.now, values)

@@ -1,0 +1,249 @@
+"""The states of a machine and what leads from one to the next; decides, does nothing.
+
+    accepted --Placing--> placement_pending --Starting--> starting --Running--> running
+        |                        |                           |                  |    ^
+        | Failed                 | Failed                    | Failed           |    |
+        v                        v                           v           SleepAsked  Running
+    failed <---------------------+---------------------------+                  |    |
+      |  ^ <---- Failed: running (crashed, oom), stopping,                      v    |
+      |  |               waking, destroying (stuck)                        stopping  |
+      |  |                                                                      |    |
+      |  +-- (retryable) WakeAsked ----------------------------> waking --------|----+
+      |                                                          |  ^         Slept
+      |                              WakeUndone (nothing lost)   v  | WakeAsked v
+      |                                                        sleeping <-------+
+      |   running --HostRestarted--> sleeping                    |
+      |   failed (stuck on its way to sleep) --Slept--> sleeping |
+      |                                                          |
+      +--DestroyAsked--> destroying <--DestroyAsked-- any other -+
+                             |
+                             +--Destroyed--> destroyed
+
+``desired`` is what the owner wants (running, sleeping, destroyed), ``phase`` what is. A machine whose phase holds
+resources (``HOLDING``) counts against the host's memory and CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from roost.errors import ConflictError
+
+
+class Phase(StrEnum):
+    ACCEPTED = "accepted"
+    PLACEMENT_PENDING = "placement_pending"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    SLEEPING = "sleeping"
+    WAKING = "waking"
+    DESTROYING = "destroying"
+    DESTROYED = "destroyed"
+    FAILED = "failed"
+
+
+class Desired(StrEnum):
+    RUNNING = "running"
+    SLEEPING = "sleeping"
+    DESTROYED = "destroyed"
+
+
+HOLDING = frozenset(
+    {
+        Phase.ACCEPTED,
+        Phase.PLACEMENT_PENDING,
+        Phase.STARTING,
+        Phase.RUNNING,
+        Phase.STOPPING,
+        Phase.WAKING,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    phase: Phase
+    desired: Desired
+    reason: str | None = None
+    retryable: bool = False
+
+
+# --- events ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """A slot and a disk are being made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """They are there; the driver starts it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Its agent answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class SleepAsked:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Slept:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAsked:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class WakeUndone:
+    """The wake did not happen and left nothing behind."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostRestarted:
+    """Its process went with the host; the disk did not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    reason: str
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DestroyAsked:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Destroyed:
+    pass
+
+
+Event = (
+    Placing
+    | Starting
+    | Running
+    | SleepAsked
+    | Slept
+    | WakeAsked
+    | WakeUndone
+    | HostRestarted
+    | Failed
+    | DestroyAsked
+    | Destroyed
+)
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+class Command(StrEnum):
+    """What the engine is to do once the new state is durable."""
+
+    RUN_WAKE = "wake"
+    RUN_SLEEP = "sleep"
+    RUN_DESTROY = "destroy"
+    RUN_REAP = "reap"  # take down what a machine that died left on the host
+    WATCH = "watch"  # list it as live, wait for its process
+    UNWATCH = "unwatch"
+
+
+def initial() -> State:
+    return State(Phase.ACCEPTED, Desired.RUNNING)
+
+
+def step(state: State, event: Event) -> tuple[State, tuple[Command, ...]]:
+    """The state after ``event`` and what to do. Asking for what is so already changes nothing and answers
+    no command. Raises ConflictError INVALID_STATE, saying what is possible, for what cannot be."""
+    phase = state.phase
+    match event:
+        case Placing() if phase is Phase.ACCEPTED:
+            return _to(state, Phase.PLACEMENT_PENDING), ()
+        case Starting() if phase is Phase.PLACEMENT_PENDING:
+            return _to(state, Phase.STARTING), ()
+        case Running() if phase in (Phase.STARTING, Phase.WAKING):
+            return _to(state, Phase.RUNNING, Desired.RUNNING), (Command.WATCH,)
+        case SleepAsked() if phase is Phase.RUNNING:
+            new = _to(state, Phase.STOPPING, Desired.SLEEPING)
+            return new, (Command.UNWATCH, Command.RUN_SLEEP)
+        case SleepAsked() if phase is Phase.SLEEPING:
+            return replace(state, desired=Desired.SLEEPING), ()
+        case Slept() if phase is Phase.STOPPING or _stuck(state, Desired.SLEEPING):
+            return _to(state, Phase.SLEEPING), ()
+        case WakeAsked() if phase is Phase.RUNNING:
+            return state, ()
+        case WakeAsked() if phase is Phase.SLEEPING or (phase is Phase.FAILED and state.retryable):
+            return _to(state, Phase.WAKING, Desired.RUNNING), (Command.RUN_WAKE,)
+        case WakeUndone(reason) if phase is Phase.WAKING:
+            return _to(state, Phase.SLEEPING, Desired.SLEEPING, reason), ()
+        case HostRestarted() if phase is Phase.RUNNING:
+            return _to(state, Phase.SLEEPING, reason="host restarted"), (
+                Command.UNWATCH,
+                Command.RUN_REAP,
+            )
+        case Failed(reason, retryable) if phase is Phase.RUNNING:
+            new = State(Phase.FAILED, state.desired, reason, retryable)
+            return new, (Command.UNWATCH, Command.RUN_REAP)
+        case Failed(reason, retryable) if phase not in (Phase.SLEEPING, Phase.DESTROYED):
+            return State(Phase.FAILED, state.desired, reason, retryable), ()
+        case DestroyAsked() if phase in (Phase.DESTROYING, Phase.DESTROYED):
+            return state, ()
+        case DestroyAsked():
+            new = _to(state, Phase.DESTROYING, Desired.DESTROYED)
+            return new, (Command.UNWATCH, Command.RUN_DESTROY)
+        case Destroyed() if phase is Phase.DESTROYING:
+            return _to(state, Phase.DESTROYED), ()
+        case _:
+            raise illegal(state, event)
+
+
+def illegal(state: State, event: Event) -> ConflictError:
+    name = _NAMES.get(type(event), type(event).__name__)
+    why = f" ({state.reason})" if state.reason else ""
+    return ConflictError(
+        f"The machine is {state.phase.value}{why}: it cannot {name} now. {_possible(state)}",
+        details={"phase": state.phase.value, "desired_state": state.desired.value},
+    )
+
+
+def _stuck(state: State, desired: Desired) -> bool:
+    return state.phase is Phase.FAILED and not state.retryable and state.desired is desired
+
+
+def _to(
+    state: State, phase: Phase, desired: Desired | None = None, reason: str | None = None
+) -> State:
+    return State(phase, desired or state.desired, reason, False)
+
+
+_NAMES = {SleepAsked: "sleep", WakeAsked: "wake"}
+
+
+def _possible(state: State) -> str:
+    match state.phase:
+        case Phase.DESTROYED:
+            return "Create another."
+        case Phase.DESTROYING:
+            return "Wait until it is destroyed, then create another."
+        case Phase.FAILED if state.retryable:
+            return "Wake it to start it again from its disk, or delete it."
+        case Phase.FAILED:
+            return "Delete it."
+        case Phase.SLEEPING:
+            return "Wake it, or delete it."
+        case Phase.RUNNING:
+            return "Use it, let it sleep, or delete it."
+        case _:
+            return "Wait until it runs, or delete it."

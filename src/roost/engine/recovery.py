@@ -1,0 +1,195 @@
+"""The daemon's start: every row means something on the host again, and nothing on the host is nobody's.
+
+1. The network keeps the slots of the machines that have one; it sweeps the others.
+2. Machines said to run are adopted where they live (pid, start time, boot id). Those that do not: after a reboot
+   asleep, "host restarted", to start again with the next call; otherwise failed, "crashed".
+3. Open operations are finished or undone, each as its plan says; stuck ones are tried again.
+4. Machines between two states with no operation are settled (the daemon died between two rows).
+5. What no living machine owns is removed: drivers' debris, disks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from roost import ids
+from roost.engine import flows, reservations
+from roost.engine.journal import Operation, Plan
+from roost.engine.lifecycle import (
+    HOLDING,
+    DestroyAsked,
+    Failed,
+    HostRestarted,
+    Phase,
+    initial,
+)
+from roost.engine.machine import Machine
+from roost.engine.reservations import Held, HostSize
+from roost.engine.transitions import advance, load
+from roost.errors import LimitError, RoostError
+from roost.store import machines, operations
+
+if TYPE_CHECKING:
+    from roost.engine.engine import Engine
+
+log = logging.getLogger(__name__)
+AT_ONCE = 8
+
+
+def host_boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def reserve(
+    connection: sa.Connection, engine: Engine, host: HostSize, values: Mapping[str, Any]
+) -> tuple[Machine, Operation]:
+    """The row of a machine to be made and of its making, if it fits: one transaction."""
+    tenant = values["tenant_id"]
+    limit = engine.settings.max_machines
+    if machines.count(connection, tenant) >= limit:
+        raise LimitError(
+            f"You have {limit} machines, which is the most you may have. Delete one, then retry.",
+            code="QUOTA_EXCEEDED",
+            details={"limit": limit},
+        )
+    held = Held(*machines.held(connection, HOLDING))
+    reservations.admit(engine.settings, host, held, values["vcpu"], values["memory_mib"])
+    state = initial()
+    now = engine.clock.now()
+    row = {
+        "id": ids.new(),
+        "node_id": engine.identity.node_id,
+        "desired_state": state.desired.value,
+        "phase": state.phase.value,
+        "reason": None,
+        "retryable": False,
+        "last_error": None,
+        "revision": 1,
+        "generation": 0,
+        "disk_ready": False,
+        "slot_index": None,
+        "handle": None,
+        "created_at": now,
+        "last_transition_at": now,
+        "last_progress_at": now,
+        "last_activity_at": None,
+        **values,
+    }
+    machines.insert(connection, row)
+    machines.record(connection, row["id"], now, "accepted", f"from template {row['template']}")
+    operation = engine.journal.open(connection, "create", row["id"])
+    return load(connection, row["id"]), operation
+
+
+async def recover(engine: Engine) -> None:
+    rows = await engine.store.read(machines.living)
+    known = [Machine.from_row(row) for row in rows]
+    in_use = {m.id: m.slot_index for m in known if m.slot_index is not None}
+    await engine.parts.network.open(in_use)
+    limit = asyncio.Semaphore(AT_ONCE)
+
+    async def one(machine: Machine) -> None:
+        async with limit:
+            try:
+                if machine.phase == Phase.RUNNING:
+                    await _adopt(engine, machine)
+                await _settle(engine, machine.id)
+            except Exception:
+                log.exception("machine %s could not be recovered", machine.id)
+
+    await asyncio.gather(*(one(machine) for machine in known))
+    await _sweep(engine)
+
+
+async def unstick(engine: Engine, machine_id: str) -> None:
+    """Tries what is stuck on a machine again; raises what keeps it stuck."""
+    rows = await engine.store.read(lambda c: operations.open_ones(c, machine_id, "stuck"))
+    for row in rows:
+        await _recover_one(engine, Operation.from_row(row))
+
+
+async def _adopt(engine: Engine, machine: Machine) -> None:
+    handle = machine.handle
+    alive = False
+    if handle is not None:
+        try:
+            alive = await engine.rungs.driver(machine.driver).adopt(handle)
+            if alive and machine.slot_index is not None:
+                await engine.parts.network.reattach(machine.id, machine.slot_index)
+        except RoostError as error:
+            log.warning("machine %s could not be adopted: %s", machine.id, error)
+    if alive:
+        config = await engine.store.read(lambda c: flows.config_of(c, machine.template_id))
+        engine.enlist(machine, config)
+        return
+    rebooted = handle is not None and handle.boot_id != engine.boot_id()
+    event = HostRestarted() if rebooted else Failed("crashed", True)
+    message = None if rebooted else "its process had ended when the daemon started"
+
+    def fn(connection: sa.Connection) -> None:
+        advance(connection, machine.id, event, engine.clock.now(), None, message)
+        engine.journal.open(connection, "reap", machine.id)
+
+    await engine.store.write(fn)
+
+
+async def _settle(engine: Engine, machine_id: str) -> None:
+    """Every open operation of a machine, oldest first; then a state nobody is working on."""
+    for row in await engine.store.read(lambda c: operations.open_ones(c, machine_id)):
+        try:
+            await _recover_one(engine, Operation.from_row(row))
+        except RoostError as error:
+            log.error("operation %s of %s stays stuck: %s", row["kind"], machine_id, error)
+    machine = await engine.load(machine_id)
+    if machine.phase in (Phase.SLEEPING, Phase.RUNNING, Phase.FAILED, Phase.DESTROYED):
+        return
+    destroying = machine.phase == Phase.DESTROYING
+    event = DestroyAsked() if destroying else Failed("interrupted: the daemon stopped", True)
+
+    def fn(connection: sa.Connection) -> Operation:
+        advance(connection, machine_id, event, engine.clock.now())
+        return engine.journal.open(connection, "destroy" if destroying else "reap", machine_id)
+
+    await _recover_one(engine, await engine.store.write(fn))
+
+
+async def _recover_one(engine: Engine, operation: Operation) -> None:
+    machine = await engine.load(operation.machine_id)
+    await engine.journal.recover(operation, plan_of(engine, operation, machine))
+
+
+def plan_of(engine: Engine, operation: Operation, machine: Machine) -> Plan:
+    if operation.kind in ("create", "wake"):
+        fresh = operation.kind == "create" or bool(operation.context.get("fresh_disk"))
+        start = flows.Start(engine.parts, machine, {}, fresh)
+        return flows.create(start) if operation.kind == "create" else flows.wake(start)
+    end = flows.End(engine.parts, machine, hush=False)
+    return {"sleep": flows.sleep, "reap": flows.reap, "destroy": flows.destroy}[operation.kind](end)
+
+
+async def _sweep(engine: Engine) -> None:
+    rows = await engine.store.read(machines.living)
+    living = {row["id"] for row in rows}
+    disks = {row["id"] for row in rows if row["disk_ready"] or row["phase"] != Phase.FAILED}
+    holding = {row["id"] for row in rows if row["phase"] in HOLDING}
+    for name, driver in engine.rungs.drivers.items():
+        for machine_id in await driver.list_ids() - holding:
+            log.warning("sweeping what the driver %s has of %s", name, machine_id)
+            await _quietly(driver.remove(machine_id))
+    for machine_id in await engine.parts.storage.list_disks() - disks:
+        owner = "a failed machine" if machine_id in living else "no machine"
+        log.warning("sweeping the disk %s of %s", machine_id, owner)
+        await _quietly(engine.parts.storage.delete(machine_id))
+
+
+async def _quietly(work: Any) -> None:
+    try:
+        await work
+    except Exception:
+        log.exception("debris could not be swept; the next start tries again")

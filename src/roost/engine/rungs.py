@@ -1,0 +1,88 @@
+"""The drivers on offer: which one a machine gets, and what each is on this host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from roost.drivers.interface import Capabilities, Driver, Isolation, Probe
+from roost.errors import InvalidRequestError, UnavailableError
+
+
+class Rungs:
+    """``offered`` names drivers best first; ``drivers`` may hold more, whose machines can still be ended."""
+
+    def __init__(self, drivers: Mapping[str, Driver], offered: Sequence[str]) -> None:
+        self.drivers = dict(drivers)
+        self.offered = [name for name in offered if name in drivers]
+        self.probes: dict[str, Probe] = {}
+        self._capabilities: dict[str, Capabilities] = {}
+
+    async def probe(self) -> None:
+        """Looks at the host again; at the start and when host() asks."""
+        for name, driver in self.drivers.items():
+            self.probes[name] = await driver.probe()
+            if self.probes[name].available:
+                self._capabilities[name] = driver.capabilities()
+
+    def driver(self, name: str) -> Driver:
+        """Raises DEPENDENCY_UNAVAILABLE for a driver this daemon was not built or set up with."""
+        try:
+            return self.drivers[name]
+        except KeyError:
+            raise UnavailableError(
+                f"The machine needs the driver {name}, which this daemon does not have: add it to ROOST_DRIVERS.",
+                retryable=False,
+            ) from None
+
+    def capabilities(self, name: str) -> Capabilities | None:
+        return self._capabilities.get(name)
+
+    def available(self, name: str) -> bool:
+        probe = self.probes.get(name)
+        return probe is not None and probe.available
+
+    @property
+    def default(self) -> str | None:
+        return next((name for name in self.offered if self.available(name)), None)
+
+    def choose(self, isolation: str, driver: str | None) -> tuple[str, Capabilities]:
+        """The driver for what was asked. Raises VALIDATION_FAILED, RUNG_UNAVAILABLE (with reason and remedy)."""
+        if isolation != "auto" and isolation not in {i.value for i in Isolation}:
+            raise InvalidRequestError(
+                f"isolation {isolation[:40]!r} is not one of auto, "
+                f"{', '.join(i.value for i in Isolation)}.",
+                details={"field": "isolation"},
+            )
+        if driver is not None and driver not in self.offered:
+            raise _unavailable(
+                f"The driver {driver[:40]!r} is not offered here; these are: {', '.join(self.offered)}."
+            )
+        names = self.offered if driver is None else [driver]
+        missing: list[str] = []
+        for name in names:
+            if not self.available(name):
+                missing.append(self._why(name))
+                continue
+            capabilities = self._capabilities[name]
+            if isolation in ("auto", capabilities.isolation.value):
+                return name, capabilities
+            if driver is not None:
+                raise InvalidRequestError(
+                    f"The driver {driver} is of isolation {capabilities.isolation.value}, not {isolation}.",
+                    details={"field": "driver"},
+                )
+        asked = driver or f"isolation {isolation}"
+        raise _unavailable(
+            f"No driver for {asked} can be used on this host. {' '.join(missing)}".strip()
+        )
+
+    def _why(self, name: str) -> str:
+        probe = self.probes.get(name)
+        if probe is None:
+            return f"{name}: not looked at yet."
+        remedy = f" ({probe.remedy})" if probe.remedy else ""
+        return f"{name}: {probe.reason or 'not available'}{remedy}."
+
+
+def _unavailable(message: str) -> InvalidRequestError:
+    return InvalidRequestError(message, code="RUNG_UNAVAILABLE")

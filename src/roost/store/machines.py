@@ -1,0 +1,149 @@
+"""Rows of machines and of their lives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from roost.store.schema import executions, machine_events, operations
+from roost.store.schema import machines as t
+
+EVENTS_PER_MACHINE = 200
+Row = sa.RowMapping
+
+
+def insert(connection: sa.Connection, values: Mapping[str, Any]) -> None:
+    """Raises sqlalchemy.exc.IntegrityError where the tenant has a living machine of that key."""
+    connection.execute(sa.insert(t).values(dict(values)))
+
+
+def get(connection: sa.Connection, machine_id: str) -> Row | None:
+    return connection.execute(sa.select(t).where(t.c.id == machine_id)).mappings().one_or_none()
+
+
+def by_key(connection: sa.Connection, tenant: str, key: str) -> Row | None:
+    query = sa.select(t).where(t.c.tenant_id == tenant, t.c.key == key)
+    return connection.execute(query).mappings().one_or_none()
+
+
+def update(connection: sa.Connection, machine_id: str, values: Mapping[str, Any]) -> None:
+    connection.execute(sa.update(t).where(t.c.id == machine_id).values(dict(values)))
+
+
+def living(connection: sa.Connection) -> list[Row]:
+    query = sa.select(t).where(t.c.phase != "destroyed").order_by(t.c.created_at, t.c.id)
+    return list(connection.execute(query).mappings())
+
+
+def page(
+    connection: sa.Connection,
+    tenant: str,
+    *,
+    phase: str | None,
+    key: str | None,
+    labels: Mapping[str, str],
+    template: str | None,
+    limit: int,
+    after: tuple[datetime, str] | None,
+) -> list[Row]:
+    query = sa.select(t).where(t.c.tenant_id == tenant)
+    query = query.where(t.c.phase == phase if phase else t.c.phase != "destroyed")
+    if key is not None:
+        query = query.where(t.c.key == key)
+    if template is not None:
+        query = query.where(t.c.template == template)
+    for name, value in labels.items():
+        query = query.where(t.c.labels[name].as_string() == value)
+    if after is not None:
+        at, id = after
+        query = query.where(sa.or_(t.c.created_at < at, sa.and_(t.c.created_at == at, t.c.id < id)))
+    query = query.order_by(t.c.created_at.desc(), t.c.id.desc()).limit(limit)
+    return list(connection.execute(query).mappings())
+
+
+def held(
+    connection: sa.Connection, phases: Iterable[str], without: str | None = None
+) -> tuple[float, int, int]:
+    """(vcpu, memory_mib, machines) summed over the machines in these phases, but for one."""
+    query = sa.select(
+        sa.func.coalesce(sa.func.sum(t.c.vcpu), 0.0),
+        sa.func.coalesce(sa.func.sum(t.c.memory_mib), 0),
+        sa.func.count(),
+    ).where(t.c.phase.in_(sorted(phases)))
+    if without is not None:
+        query = query.where(t.c.id != without)
+    row = connection.execute(query).one()
+    return float(row[0]), int(row[1]), int(row[2])
+
+
+def count(connection: sa.Connection, tenant: str) -> int:
+    """Machines of a tenant that are not destroyed."""
+    query = (
+        sa.select(sa.func.count())
+        .select_from(t)
+        .where(t.c.tenant_id == tenant, t.c.phase != "destroyed")
+    )
+    return int(connection.execute(query).scalar_one())
+
+
+def expiring(connection: sa.Connection) -> list[tuple[str, datetime]]:
+    query = sa.select(t.c.id, t.c.expires_at).where(
+        t.c.expires_at.is_not(None), t.c.phase.not_in(["destroyed", "destroying"])
+    )
+    return [(row[0], row[1]) for row in connection.execute(query)]
+
+
+def record(
+    connection: sa.Connection, machine_id: str, at: datetime, event: str, message: str
+) -> None:
+    """One line of the machine's life."""
+    connection.execute(
+        sa.insert(machine_events).values(
+            machine_id=machine_id, at=at, event=event, message=message[:500]
+        )
+    )
+
+
+def trim(connection: sa.Connection, machine_id: str) -> None:
+    """Keeps the last 200 lines of the machine's life."""
+    e = machine_events.c
+    oldest = connection.execute(
+        sa.select(e.id)
+        .where(e.machine_id == machine_id)
+        .order_by(e.id.desc())
+        .offset(EVENTS_PER_MACHINE)
+        .limit(1)
+    ).scalar()
+    if oldest is not None:
+        connection.execute(
+            sa.delete(machine_events).where(e.machine_id == machine_id, e.id <= oldest)
+        )
+
+
+def events(connection: sa.Connection, machine_id: str) -> list[Row]:
+    e = machine_events.c
+    query = (
+        sa.select(e.at, e.event, e.message)
+        .where(e.machine_id == machine_id)
+        .order_by(e.id.desc())
+        .limit(EVENTS_PER_MACHINE)
+    )
+    return list(reversed(connection.execute(query).mappings().all()))
+
+
+def forget_destroyed(connection: sa.Connection, before: datetime, limit: int = 200) -> int:
+    """Removes what is left of machines destroyed before that time."""
+    query = (
+        sa.select(t.c.id)
+        .where(t.c.phase == "destroyed", t.c.last_transition_at < before)
+        .limit(limit)
+    )
+    ids = [row[0] for row in connection.execute(query)]
+    if ids:
+        for table in (machine_events, executions, operations):
+            connection.execute(sa.delete(table).where(table.c.machine_id.in_(ids)))
+        connection.execute(sa.delete(t).where(t.c.id.in_(ids)))
+    return len(ids)
