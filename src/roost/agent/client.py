@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
 from typing import TypeVar
 
 import grpc
@@ -125,7 +125,7 @@ class AgentClient:
         stdout_offset: int = 0,
         stderr_offset: int = 0,
         lossless: bool = True,
-    ) -> AsyncIterator[pb.OutputFrame]:
+    ) -> AsyncGenerator[pb.OutputFrame, None]:
         """Frames in order, the last one with ``exit``. A slow consumer of a lossless stream slows the process."""
         request = pb.AttachRequest(
             execution_id=execution_id,
@@ -210,7 +210,7 @@ class AgentClient:
 
     async def read_file(
         self, path: bytes, offset: int = 0, length: int = 0, suffix: int = 0
-    ) -> tuple[pb.ReadFileChunk, AsyncIterator[bytes]]:
+    ) -> tuple[pb.ReadFileChunk, AsyncGenerator[bytes, None]]:
         """The head (info, offset, length) and then exactly ``length`` bytes. The iterator must be closed."""
         request = pb.ReadFileRequest(path=path, offset=offset, length=length, suffix=suffix)
         call = self._stub.ReadFile(request, metadata=self._metadata)
@@ -234,7 +234,7 @@ class AgentClient:
         self,
         call: grpc.aio.UnaryStreamCall[pb.ReadFileRequest, pb.ReadFileChunk],
         head: pb.ReadFileChunk,
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         left = head.length
         if len(head.data) > left:
             raise lied("ReadFile", "it sent more than it announced")
@@ -319,14 +319,14 @@ class AgentClient:
         call = self._stub.SetAttributes(request, timeout=LONG_S, metadata=self._metadata)
         return check.info(await self._calls.one("SetAttributes", call))
 
-    async def tar_out(self, path: bytes) -> AsyncIterator[bytes]:
+    async def tar_out(self, path: bytes) -> AsyncGenerator[bytes, None]:
         call = self._stub.TarOut(pb.TarOutRequest(path=path), metadata=self._metadata)
         messages = self._calls.many("TarOut", call)
         async with contextlib.aclosing(messages):
             async for message in messages:
                 yield message.data
 
-    async def watch(self, path: bytes, recursive: bool) -> AsyncIterator[pb.WatchEvent]:
+    async def watch(self, path: bytes, recursive: bool) -> AsyncGenerator[pb.WatchEvent, None]:
         """``KIND_READY`` first; then events for as long as it is iterated."""
         request = pb.WatchRequest(path=path, recursive=recursive)
         events = self._calls.many("Watch", self._stub.Watch(request, metadata=self._metadata))
@@ -394,6 +394,11 @@ class Agents:
         client = AgentClient(target, token)
         self._clients[machine_id] = (target, token, client)
         return client
+
+    def peek(self, machine_id: str) -> AgentClient | None:
+        """The client of a machine that runs, if there is one."""
+        kept = self._clients.get(machine_id)
+        return kept[2] if kept is not None else None
 
     def drop(self, machine_id: str) -> None:
         """Closes the machine's client, if it has one; calls under way end with AGENT_LOST."""

@@ -1,0 +1,552 @@
+"""Executions: commands run in machines.
+
+```
+            the agent took it        its end, as the agent tells it
+  (asked) --------------------> running ---------------------------> succeeded | failed | cancelled | expired
+     |                             |  machine stopped or crashed ---> failed (machine_stopped)
+     |                             |  the agent knows it no more ---> failed (lost)
+     '-- cannot be started --> failed (exit_code 127 where there is no such command)
+```
+
+A row is written once it is worth one: an execution that is waited for and ends within a moment is one write.
+Whoever waits may go away; the execution and its row do not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from roost import ids
+from roost.agent.client import AgentClient, Agents
+from roost.agent.v1 import agent_pb2 as pb
+from roost.clock import Clock
+from roost.errors import ConflictError, InvalidRequestError, MachineError, NotFoundError, RoostError
+from roost.services import launching, outcome
+from roost.services.machines import Machines
+from roost.services.models import Live, Page
+from roost.store.cursor import Cursors
+from roost.store.executions import LIVE, ExecutionRow
+from roost.store.executions import Executions as Rows
+
+log = structlog.get_logger(__name__)
+
+STATUSES = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
+MAX_STDIN = 3 * 2**20
+MAX_TIMEOUT_MS = 604_800_000
+QUICK_S = 0.015  # an execution that ends within this has one write
+LOST_PATIENCE_S = 60.0
+TOUCH_S = 20.0
+PRUNE_EVERY = 200
+
+
+@dataclass(frozen=True, slots=True)
+class StartExecution:
+    """A command as asked for; the service checks it."""
+
+    command: list[str] | str
+    cwd: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    user: str | None = None
+    stdin: bytes = b""
+    stdin_stream: bool = False
+    timeout_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Bytes of one stream from ``offset`` on."""
+
+    stream: str  # stdout | stderr
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    stream: str
+    offset: int  # of what comes next
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    execution: ExecutionRow
+
+
+Event = Output | Dropped | Ended
+
+
+class Executions:
+    """Every call takes the caller's tenant first; what is not theirs answers as missing."""
+
+    def __init__(
+        self, rows: Rows, machines: Machines, agents: Agents, cursors: Cursors, clock: Clock
+    ) -> None:
+        self._rows = rows
+        self._machines = machines
+        self._agents = agents
+        self._cursors = cursors
+        self._clock = clock
+        self._live: dict[str, tuple[str, asyncio.Task[Any]]] = {}  # id -> machine, follower
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._since_prune: dict[str, int] = {}
+        self._closed = False
+
+    # --- life of the service --------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """At daemon start, once machines were adopted: follows what still runs, ends what does not."""
+        by_machine: dict[tuple[str, str], list[ExecutionRow]] = {}
+        for row in await self._rows.running():
+            by_machine.setdefault((row.tenant_id, row.machine_id), []).append(row)
+        for (tenant, machine_id), rows in by_machine.items():
+            self._spawn(self._reconcile(tenant, machine_id, rows))
+        self._spawn(self._keep_awake())
+
+    async def close(self) -> None:
+        """Stops following; what runs is found again by the next daemon."""
+        self._closed = True
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=5)
+
+    @property
+    def running(self) -> int:
+        return len(self._live)
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    async def run(self, tenant: str, machine_id: str, spec: StartExecution) -> ExecutionRow:
+        """Runs it to its end; the row comes with its output. Wakes the machine.
+
+        Raises VALIDATION_FAILED, COMMAND_NOT_FOUND, USER_NOT_FOUND, ... (details.execution_id names the
+        failed row), what ``Machines.awake`` raises, AGENT_LOST when the machine went away under it.
+        """
+        _check(spec)
+        live = await self._machines.awake(tenant, machine_id)
+        row, request = self._prepare(live, spec)
+        task = self._spawn(self._run(live, row, request))
+        self._live[row.id] = (machine_id, task)
+        return await asyncio.shield(task)
+
+    async def start(self, tenant: str, machine_id: str, spec: StartExecution) -> ExecutionRow:
+        """Running when it returns. Raises as ``run``."""
+        _check(spec)
+        live = await self._machines.awake(tenant, machine_id)
+        row, request = self._prepare(live, spec)
+        return await asyncio.shield(self._spawn(self._start(live, row, request)))
+
+    async def get(self, tenant: str, machine_id: str, execution_id: str) -> ExecutionRow:
+        """As it is now: of a running one, with the agent's counts."""
+        row = await self._row(tenant, machine_id, execution_id)
+        client = self._agents.peek(machine_id)
+        if row.status in LIVE and client is not None:
+            with contextlib.suppress(RoostError):
+                said = await client.get_execution(execution_id)
+                return dataclasses.replace(row, **outcome.progress(said))
+        return row
+
+    async def list(
+        self,
+        tenant: str,
+        machine_id: str,
+        status: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page[ExecutionRow]:
+        """Newest first. Raises INVALID_CURSOR."""
+        await self._machines.get(tenant, machine_id)
+        scope = f"executions:{tenant}:{machine_id}:{status or ''}"
+        after = self._cursors.decode(scope, cursor) if cursor else None
+        rows = await self._rows.list(tenant, machine_id, status, limit + 1, after)
+        more = len(rows) > limit
+        rows = rows[:limit]
+        last = rows[-1] if more and rows else None
+        return Page(rows, self._cursors.encode(scope, last.created_at, last.id) if last else None)
+
+    async def output(self, tenant: str, machine_id: str, execution_id: str) -> ExecutionRow:
+        """With what is kept of its output so far."""
+        row = await self._row(tenant, machine_id, execution_id, output=True)
+        if row.status not in LIVE:
+            return row
+        try:
+            result = await self._client(machine_id).output(execution_id)
+        except RoostError as failure:
+            row = await self._settled(row, 5.0)
+            if row.status in LIVE:
+                raise failure
+            return row
+        shown = outcome.ended(result)
+        for name in ("status", "ended_at", "exit_code", "signal", "reason"):
+            shown.pop(name)
+        return dataclasses.replace(row, **shown)
+
+    async def stream(
+        self,
+        tenant: str,
+        machine_id: str,
+        execution_id: str,
+        stdout_offset: int = 0,
+        stderr_offset: int = 0,
+    ) -> AsyncGenerator[Event, None]:
+        """Output from the offsets on, then ``Ended``. The pace is the consumer's: one that is slow holds the
+        process back, and nothing piles up here."""
+        row = await self._row(tenant, machine_id, execution_id, output=True)
+        if row.status in LIVE:
+            at = {"stdout": stdout_offset, "stderr": stderr_offset}
+            try:
+                async with contextlib.aclosing(self._attached(row, at)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except RoostError as failure:
+                # It ended, or its machine did, while we looked: the row tells what there is.
+                row = await self._settled(row, 5.0)
+                if row.status in LIVE:
+                    raise failure
+                stdout_offset, stderr_offset = at["stdout"], at["stderr"]
+        for event in _replay(row, stdout_offset, stderr_offset):
+            yield event
+
+    async def write_stdin(
+        self,
+        tenant: str,
+        machine_id: str,
+        execution_id: str,
+        data: AsyncIterable[bytes],
+        eof: bool = False,
+    ) -> int:
+        """Bytes written; waits for a process that is slow to read. Raises INVALID_STATE when it has ended or
+        was not started with ``stdin_stream``."""
+        await self._running(tenant, machine_id, execution_id)
+        return await self._client(machine_id).write_stdin(execution_id, data, eof)
+
+    async def signal(
+        self, tenant: str, machine_id: str, execution_id: str, number: int
+    ) -> ExecutionRow:
+        """To the process group of its leader. Raises INVALID_STATE when it has ended."""
+        row = await self._running(tenant, machine_id, execution_id)
+        said = await self._client(machine_id).signal(execution_id, number)
+        return dataclasses.replace(row, **outcome.progress(said))
+
+    async def cancel(self, tenant: str, machine_id: str, execution_id: str) -> ExecutionRow:
+        """Kills everything it started; of one that has ended nothing changes."""
+        row = await self._row(tenant, machine_id, execution_id)
+        if row.status not in LIVE:
+            return row
+        try:
+            await self._client(machine_id).signal(execution_id, 9, tree=True)
+        except RoostError as failure:
+            if failure.code not in ("EXECUTION_NOT_FOUND", "INVALID_STATE", "AGENT_LOST"):
+                raise
+        row = await self._settled(row, 10.0)
+        if row.status in LIVE:
+            raise MachineError(
+                "The execution was killed, but its end has not been seen yet; ask again.",
+                code="TIMEOUT",
+                details={"execution_id": execution_id},
+            )
+        return row
+
+    # --- starting -------------------------------------------------------------------------------
+
+    def _prepare(self, live: Live, spec: StartExecution) -> tuple[ExecutionRow, pb.StartRequest]:
+        machine = live.machine
+        user = launching.user(live, spec.user)
+        cwd = launching.directory(live, spec.cwd)
+        shell = spec.command if isinstance(spec.command, str) else ""
+        argv = [] if isinstance(spec.command, str) else spec.command
+        row = ExecutionRow(
+            id=ids.new(),
+            tenant_id=machine.tenant_id,
+            machine_id=machine.id,
+            command=argv or ["/bin/sh", "-c", shell],
+            status="running",
+            created_at=self._clock.now(),
+            cwd=cwd or None,
+            user=user or None,
+            timeout_ms=spec.timeout_ms,
+        )
+        request = pb.StartRequest(
+            execution_id=row.id,
+            argv=argv,
+            shell=shell,
+            cwd=cwd,
+            env=launching.environment(live, spec.env),
+            user=user,
+            stdin=spec.stdin,
+            stdin_stream=spec.stdin_stream,
+            timeout_ms=spec.timeout_ms or 0,
+            ring_bytes=outcome.TAIL_BYTES,
+            head_bytes=outcome.HEAD_BYTES,
+        )
+        return row, request
+
+    async def _run(self, live: Live, row: ExecutionRow, request: pb.StartRequest) -> ExecutionRow:
+        inserted = False
+        try:
+            call = asyncio.ensure_future(live.agent.run(request))
+            try:
+                done, _ = await asyncio.wait({call}, timeout=QUICK_S)
+                if not done:
+                    await self._rows.insert(row)
+                    inserted = True
+                result = await call
+            finally:
+                call.cancel()
+        except RoostError as failure:
+            if failure.code in ("AGENT_LOST", "TIMEOUT"):
+                if not inserted:
+                    await self._rows.insert(row)
+                self._follow(live, row)
+                raise MachineError(
+                    "The machine's agent was lost while the command ran; whether it ended is not known."
+                    " Ask for the execution.",
+                    code=failure.code,
+                    details={**failure.details, "execution_id": row.id},
+                    retryable=False,
+                ) from failure
+            await self._refused(row, failure, inserted)
+            raise
+        finally:
+            if row.id in self._live and self._live[row.id][1] is asyncio.current_task():
+                del self._live[row.id]
+        values = outcome.ended(result)
+        row = dataclasses.replace(row, **values)
+        if inserted:
+            await self._rows.finish(row.id, values)
+        else:
+            await self._rows.insert(row)
+        self._count(row.machine_id)
+        return row
+
+    async def _start(self, live: Live, row: ExecutionRow, request: pb.StartRequest) -> ExecutionRow:
+        await self._rows.insert(row)
+        self._count(row.machine_id)
+        try:
+            said = await live.agent.start(request)
+        except RoostError as failure:
+            if failure.code in ("AGENT_LOST", "TIMEOUT"):
+                self._follow(live, row)
+                failure.details["execution_id"] = row.id
+            else:
+                await self._refused(row, failure, inserted=True)
+            raise
+        self._follow(live, row)
+        return dataclasses.replace(row, **outcome.progress(said))
+
+    async def _refused(self, row: ExecutionRow, failure: RoostError, inserted: bool) -> None:
+        """The agent did not start it."""
+        failure.details["execution_id"] = row.id
+        code = 127 if failure.code == "COMMAND_NOT_FOUND" else None
+        values = outcome.failed(failure.code.lower(), code)
+        if inserted:
+            await self._rows.finish(row.id, values)
+        else:
+            await self._rows.insert(dataclasses.replace(row, **values))
+
+    # --- following ------------------------------------------------------------------------------
+
+    def _follow(self, live: Live, row: ExecutionRow) -> None:
+        task = self._spawn(self._until_end(live, row))
+        self._live[row.id] = (row.machine_id, task)
+
+    async def _until_end(self, live: Live, row: ExecutionRow) -> None:
+        """Waits for the end and writes it, through lost connections."""
+        client: AgentClient | None = live.agent
+        lost_since: float | None = None
+        pause = 0.05
+        try:
+            while True:
+                values: Mapping[str, Any]
+                try:
+                    if client is None:
+                        raise MachineError("No connection to the machine.")
+                    values = outcome.ended(await client.wait(row.id))
+                    break
+                except RoostError as failure:
+                    if failure.code == "EXECUTION_NOT_FOUND":
+                        values = outcome.failed("lost")
+                        break
+                    if failure.code not in ("AGENT_LOST", "TIMEOUT"):
+                        values = outcome.failed(failure.code.lower())
+                        break
+                if not await self._same_boot(live):
+                    values = outcome.failed("machine_stopped")
+                    break
+                now = self._clock.monotonic()
+                lost_since = lost_since if lost_since is not None else now
+                if now - lost_since > LOST_PATIENCE_S:
+                    values = outcome.failed("agent_lost")
+                    break
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 2.0)
+                client = self._agents.peek(row.machine_id)
+            await self._write_end(row.id, values)
+        finally:
+            if not self._closed:
+                self._live.pop(row.id, None)
+
+    async def _write_end(self, execution_id: str, values: Mapping[str, Any]) -> None:
+        for pause in (0.2, 1.0, 5.0):
+            try:
+                await self._rows.finish(execution_id, values)
+                return
+            except RoostError as failure:
+                if failure.code == "SHUTTING_DOWN":
+                    return
+                log.warning("execution.write", execution=execution_id, error=failure.code)
+                await asyncio.sleep(pause)
+        await self._rows.finish(execution_id, values)
+
+    async def _same_boot(self, live: Live) -> bool:
+        try:
+            now = await self._machines.get(live.machine.tenant_id, live.machine.id)
+        except NotFoundError:
+            return False
+        except RoostError:
+            return True
+        return now.phase == "running" and now.generation == live.machine.generation
+
+    async def _reconcile(
+        self, tenant: str, machine_id: str, rows: builtins.list[ExecutionRow]
+    ) -> None:
+        known: set[str] = set()
+        live: Live | None = None
+        reason = "machine_stopped"
+        try:
+            machine = await self._machines.get(tenant, machine_id)
+            if machine.phase == "running":
+                live = await self._machines.awake(tenant, machine_id)
+                known = {said.execution_id for said in await live.agent.list_executions()}
+                reason = "lost"
+        except RoostError as failure:
+            log.warning("execution.reconcile", machine=machine_id, error=failure.code)
+        for row in rows:
+            if live is not None and row.id in known:
+                self._follow(live, row)
+            else:
+                await self._write_end(row.id, outcome.failed(reason))
+
+    async def _attached(self, row: ExecutionRow, at: dict[str, int]) -> AsyncGenerator[Event, None]:
+        frames = self._client(row.machine_id).attach(row.id, at["stdout"], at["stderr"])
+        async with contextlib.aclosing(frames):
+            async for frame in frames:
+                stream = "stderr" if frame.stream == pb.OutputFrame.STREAM_STDERR else "stdout"
+                if frame.dropped:
+                    at[stream] += frame.dropped
+                    yield Dropped(stream, at[stream], frame.dropped)
+                if frame.data:
+                    at[stream] += len(frame.data)
+                    yield Output(stream, frame.offset, frame.data)
+                if frame.HasField("exit"):
+                    break
+        yield Ended(await self._settled(row, 10.0))
+
+    # --- small things ---------------------------------------------------------------------------
+
+    async def _row(
+        self, tenant: str, machine_id: str, execution_id: str, output: bool = False
+    ) -> ExecutionRow:
+        await self._machines.get(tenant, machine_id)
+        row = await self._rows.get(tenant, machine_id, execution_id, output)
+        if row is None:
+            raise NotFoundError(
+                "This machine has no such execution; those that ended long ago are forgotten.",
+                code="EXECUTION_NOT_FOUND",
+            )
+        return row
+
+    async def _running(self, tenant: str, machine_id: str, execution_id: str) -> ExecutionRow:
+        row = await self._row(tenant, machine_id, execution_id)
+        if row.status not in LIVE:
+            raise ConflictError(f"The execution has ended: it {row.status}.")
+        return row
+
+    async def _settled(self, row: ExecutionRow, timeout_s: float) -> ExecutionRow:
+        """The row once its follower has written the end, or as it is when that takes too long."""
+        following = self._live.get(row.id)
+        if following is not None:
+            await asyncio.wait({following[1]}, timeout=timeout_s)
+        now = await self._rows.get(row.tenant_id, row.machine_id, row.id, output=True)
+        return row if now is None else now
+
+    def _client(self, machine_id: str) -> AgentClient:
+        client = self._agents.peek(machine_id)
+        if client is None:
+            raise MachineError("The machine is not running.")
+        return client
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        failure = task.exception()  # taken, so that a caller who went away leaves no noise
+        if failure is not None and not isinstance(failure, RoostError):
+            log.error("execution.task", exc_info=failure)
+
+    def _count(self, machine_id: str) -> None:
+        count = self._since_prune.get(machine_id, 0) + 1
+        self._since_prune[machine_id] = count % PRUNE_EVERY
+        if count == PRUNE_EVERY:
+            self._spawn(self._rows.prune(machine_id))
+
+    async def _keep_awake(self) -> None:
+        """A running execution is activity."""
+        while True:
+            await asyncio.sleep(TOUCH_S)
+            for machine_id in {machine for machine, _ in self._live.values()}:
+                self._machines.touch(machine_id)
+
+
+def _check(spec: StartExecution) -> None:
+    launching.check_command(spec.command)
+    launching.check_env(spec.env)
+    launching.check_place(spec.cwd, spec.user)
+    if spec.timeout_ms is not None and not 1 <= spec.timeout_ms <= MAX_TIMEOUT_MS:
+        raise InvalidRequestError(f"timeout_ms: from 1 to {MAX_TIMEOUT_MS}.")
+    if len(spec.stdin) > MAX_STDIN:
+        raise InvalidRequestError(
+            "stdin: at most 3 MiB in the request; write more with stdin_stream and POST .../stdin.",
+            code="PAYLOAD_TOO_LARGE",
+        )
+
+
+def _replay(row: ExecutionRow, stdout_offset: int, stderr_offset: int) -> Iterator[Event]:
+    """The events of one that has ended, from its row."""
+    for stream, data, total, cut, start in (
+        ("stdout", row.stdout or b"", row.stdout_bytes or 0, row.stdout_truncated, stdout_offset),
+        ("stderr", row.stderr or b"", row.stderr_bytes or 0, row.stderr_truncated, stderr_offset),
+    ):
+        head = data[: outcome.HEAD_BYTES] if cut else data
+        tail = data[len(head) :]
+        if start < len(head):
+            yield from _pieces(stream, start, head[start:])
+            start = len(head)
+        tail_at = total - len(tail)
+        if start < tail_at:
+            yield Dropped(stream, tail_at, tail_at - start)
+            start = tail_at
+        if start < total:
+            yield from _pieces(stream, start, tail[start - tail_at :])
+    yield Ended(row)
+
+
+def _pieces(stream: str, at: int, data: bytes) -> Iterator[Event]:
+    for start in range(0, len(data), 64 * 1024):
+        yield Output(stream, at + start, data[start : start + 64 * 1024])

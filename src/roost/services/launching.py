@@ -1,0 +1,82 @@
+"""What an execution and a terminal have in common: where, as whom and with which environment they run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from roost.agent.v1 import agent_pb2 as pb
+from roost.errors import InvalidRequestError
+from roost.services.models import Live
+
+MAX_ENV_NAMES = 256
+MAX_ENV_BYTES = 128 * 1024
+MAX_USER = 64
+MAX_CWD = 4096
+MAX_ARGS = 10_000
+MAX_ARG_BYTES = 128 * 1024  # what the kernel takes in one argument
+MAX_COMMAND_BYTES = 1024 * 1024
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+
+def environment(live: Live, asked: Mapping[str, str]) -> list[pb.EnvVar]:
+    """The template's, then the machine's, then what was asked for; checked."""
+    check_env(asked)
+    merged: dict[str, str] = {}
+    base = live.config.get("env")
+    if isinstance(base, Mapping):
+        merged.update({str(k): str(v) for k, v in base.items()})
+    merged.update(live.machine.env)
+    merged.update(asked)
+    return [pb.EnvVar(name=name, value=value) for name, value in merged.items()]
+
+
+def user(live: Live, asked: str | None) -> str:
+    return asked or _text(live.config, "user")
+
+
+def directory(live: Live, asked: str | None) -> str:
+    return asked or _text(live.config, "workdir")
+
+
+def check_env(env: Mapping[str, str]) -> None:
+    if len(env) > MAX_ENV_NAMES:
+        raise _invalid("env", f"at most {MAX_ENV_NAMES} names")
+    if sum(len(n.encode()) + len(v.encode()) for n, v in env.items()) > MAX_ENV_BYTES:
+        raise _invalid("env", f"at most {MAX_ENV_BYTES} bytes in all")
+    for name, value in env.items():
+        if len(name) > 256 or not _NAME.fullmatch(name):
+            raise _invalid("env", f"{name[:40]!r} is not a name ([A-Za-z_][A-Za-z0-9_]*)")
+        if "\0" in value:
+            raise _invalid("env", f"the value of {name[:40]} has a NUL")
+
+
+def check_place(cwd: str | None, as_user: str | None) -> None:
+    if cwd and (not cwd.startswith("/") or "\0" in cwd or len(cwd.encode()) > MAX_CWD):
+        raise _invalid("cwd", "an absolute path without NUL, at most 4096 bytes")
+    if as_user and (len(as_user) > MAX_USER or not as_user.isprintable()):
+        raise _invalid("user", "a user name, number or user:group, at most 64 characters")
+
+
+def check_command(command: str | list[str]) -> None:
+    """A shell string or an argv with a program in it."""
+    parts = [command] if isinstance(command, str) else command
+    if not parts or not parts[0]:
+        raise _invalid("command", "an argv with a program, or a shell string; not empty")
+    if len(parts) > MAX_ARGS:
+        raise _invalid("command", f"at most {MAX_ARGS} arguments")
+    sizes = [len(part.encode()) for part in parts]
+    if max(sizes) >= MAX_ARG_BYTES or sum(sizes) > MAX_COMMAND_BYTES:
+        raise _invalid("command", "an argument below 128 KiB and 1 MiB in all; send more as stdin")
+    if any("\0" in part for part in parts):
+        raise _invalid("command", "no NUL")
+
+
+def _text(config: Mapping[str, Any], name: str) -> str:
+    value = config.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _invalid(field: str, wanted: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{field}: {wanted}.", details={"field": field})

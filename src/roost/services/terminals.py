@@ -1,0 +1,195 @@
+"""Terminals: shells that live in a machine, watched and typed into by any number of viewers.
+
+The agent holds them; they end with the machine's boot. A viewer that leaves does not end one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from roost import ids
+from roost.agent.streams import TerminalStream
+from roost.agent.v1 import agent_pb2 as pb
+from roost.errors import InvalidRequestError, NotFoundError
+from roost.services import launching
+from roost.services.machines import Machines
+from roost.services.models import Live
+
+MAX_SIDE = 1000
+_TOUCH_S = 5.0
+_STILL_THERE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTerminal:
+    """A terminal as asked for; the service checks it."""
+
+    width: int = 80
+    height: int = 24
+    command: list[str] | None = None  # None: the user's login shell
+    cwd: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    user: str | None = None
+    term: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    id: str
+    machine_id: str
+    alive: bool
+    width: int
+    height: int
+    exit_code: int | None
+    viewers: int
+    created_at: datetime
+
+
+class Terminals:
+    """Every call takes the caller's tenant first; what is not theirs answers as missing."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._machines = machines
+
+    async def open(self, tenant: str, machine_id: str, spec: OpenTerminal) -> Terminal:
+        """Wakes the machine. Raises VALIDATION_FAILED, COMMAND_NOT_FOUND, USER_NOT_FOUND, LIMIT_EXCEEDED."""
+        _check(spec)
+        live = await self._machines.awake(tenant, machine_id)
+        request = pb.OpenTerminalRequest(
+            terminal_id=ids.new(),
+            cols=spec.width,
+            rows=spec.height,
+            argv=spec.command or [],
+            cwd=launching.directory(live, spec.cwd),
+            env=launching.environment(live, spec.env),
+            user=launching.user(live, spec.user),
+            term=spec.term or "",
+        )
+        return _terminal(machine_id, await live.agent.open_terminal(request))
+
+    async def list(self, tenant: str, machine_id: str) -> builtins.list[Terminal]:
+        """Oldest first; a machine that does not run has none, and is not woken."""
+        live = await self._if_running(tenant, machine_id)
+        if live is None:
+            return []
+        said = await live.agent.list_terminals()
+        found = [_terminal(machine_id, each) for each in said]
+        return sorted(found, key=lambda terminal: (terminal.created_at, terminal.id))
+
+    async def get(self, tenant: str, machine_id: str, terminal_id: str) -> Terminal:
+        for terminal in await self.list(tenant, machine_id):
+            if terminal.id == terminal_id:
+                return terminal
+        raise _missing()
+
+    async def resize(
+        self, tenant: str, machine_id: str, terminal_id: str, width: int, height: int
+    ) -> Terminal:
+        """For every viewer of it."""
+        check_size(width, height)
+        live = await self._if_running(tenant, machine_id)
+        if live is None:
+            raise _missing()
+        return _terminal(machine_id, await live.agent.resize_terminal(terminal_id, width, height))
+
+    async def close(self, tenant: str, machine_id: str, terminal_id: str) -> None:
+        """Hangs it up; what it ran gets SIGHUP."""
+        live = await self._if_running(tenant, machine_id)
+        if live is None:
+            raise _missing()
+        await live.agent.close_terminal(terminal_id)
+
+    async def attach(
+        self, tenant: str, machine_id: str, terminal_id: str, scrollback: bool = True
+    ) -> Viewer:
+        """A viewer of it; close it. Raises TERMINAL_NOT_FOUND."""
+        await self.get(tenant, machine_id, terminal_id)
+        live = await self._machines.awake(tenant, machine_id)
+        stream = live.agent.attach_terminal(terminal_id, scrollback)
+        await stream.open()
+        return Viewer(self._machines, machine_id, stream)
+
+    async def _if_running(self, tenant: str, machine_id: str) -> Live | None:
+        machine = await self._machines.get(tenant, machine_id)
+        if machine.phase != "running":
+            return None
+        return await self._machines.awake(tenant, machine_id)
+
+
+class Viewer:
+    """One viewer: a task may ``send`` while another ``read``s. Its presence keeps the machine awake."""
+
+    def __init__(self, machines: Machines, machine_id: str, stream: TerminalStream) -> None:
+        self._machines = machines
+        self._machine_id = machine_id
+        self._stream = stream
+        self._touched = time.monotonic()
+        self._present = asyncio.get_running_loop().create_task(self._stay())
+
+    async def send(self, data: bytes) -> None:
+        now = time.monotonic()
+        if now - self._touched > _TOUCH_S:
+            self._touched = now
+            self._machines.touch(self._machine_id)
+        await self._stream.send(data)
+
+    async def resize(self, width: int, height: int) -> None:
+        check_size(width, height)
+        await self._stream.resize(width, height)
+
+    async def read(self) -> pb.TerminalOutput | None:
+        """None when the terminal is gone. Raises LIMIT_EXCEEDED for a viewer that cannot keep up."""
+        return await self._stream.read()
+
+    async def close(self) -> None:
+        self._stream.close()
+        self._present.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._present
+
+    async def _stay(self) -> None:
+        while True:
+            await asyncio.sleep(_STILL_THERE_S)
+            self._machines.touch(self._machine_id)
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises VALIDATION_FAILED."""
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise InvalidRequestError(f"width and height: from 1 to {MAX_SIDE}.")
+
+
+def _check(spec: OpenTerminal) -> None:
+    check_size(spec.width, spec.height)
+    if spec.command is not None:
+        launching.check_command(spec.command)
+    launching.check_env(spec.env)
+    launching.check_place(spec.cwd, spec.user)
+    if spec.term and (len(spec.term) > 64 or not (spec.term.isascii() and spec.term.isprintable())):
+        raise InvalidRequestError("term: a terminal type like xterm-256color.")
+
+
+def _terminal(machine_id: str, said: pb.Terminal) -> Terminal:
+    return Terminal(
+        id=said.terminal_id,
+        machine_id=machine_id,
+        alive=said.alive,
+        width=said.cols,
+        height=said.rows,
+        exit_code=said.exit_code if said.HasField("exit_code") else None,
+        viewers=said.viewers,
+        created_at=datetime.fromtimestamp(max(0, said.created_at_unix_ms) / 1000, UTC),
+    )
+
+
+def _missing() -> NotFoundError:
+    return NotFoundError(
+        "This machine has no such terminal; terminals end when their machine sleeps.",
+        code="TERMINAL_NOT_FOUND",
+    )
