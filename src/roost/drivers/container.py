@@ -1,0 +1,493 @@
+"""What machines of OCI runtimes have in common.
+
+A machine has a directory of its own under the run directory: the mount point of its disk, its console
+(a FIFO), the runtime's state, and ``machine.json``, which says which disk is mounted so that a later
+daemon can take everything away. Its cgroup is the second place it is found by.
+
+Starting is one blocking pass in a thread of its own: the thread leaves the daemon's mount and network
+namespaces for the machine's before it starts the runtime, which inherits them, so no helper program runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from roost.drivers import oci, tree
+from roost.drivers.interface import Driver, Exit, Handle, Size, StartSpec, Usage
+from roost.errors import InternalError, MachineError, RoostError
+from roost.host import cgroups, console, files, mounts, processes, syscalls
+from roost.network.addresses import AGENT_PORT, instance_tag
+from roost.settings import Settings
+from roost.storage import disks, mounting
+
+T = TypeVar("T")
+
+_KILL_TIMEOUT_S = 10.0
+_SIOCADDRT = 0x890B
+_SIOCGIFADDR = 0x8915
+_SIOCSIFADDR = 0x8916
+_SIOCSIFNETMASK = 0x891C
+_ENODATA = (99, 19)  # EADDRNOTAVAIL, ENODEV
+
+
+@dataclass(slots=True)
+class _Live:
+    """A machine this daemon started or adopted."""
+
+    handle: Handle
+    pidfd: int
+    console: console.Console
+    exit: asyncio.Future[Exit]
+    watcher: asyncio.Task[None] | None = None
+
+
+class ContainerDriver(Driver):
+    """Base of ``RuncDriver`` and ``GVisorDriver``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._base = settings.run_dir / "machines"
+        self._home = self._base / self.name
+        self.agent = tree.AgentBinary(tree.default_agent())
+        self.cgroups = cgroups.Cgroups(f"roost-{instance_tag(settings.run_dir)}")
+        self._threads = ThreadPoolExecutor(8, thread_name_prefix=self.name)
+        self._live: dict[str, _Live] = {}
+        self._ready = False
+        self._ready_lock = threading.Lock()
+        self._drainer: asyncio.Task[None] | None = None
+
+    # --- what differs ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def _limits(self, size: Size) -> cgroups.Limits:
+        """Of the machine's cgroup on the host."""
+
+    @abstractmethod
+    def _command(self, directory: Path, machine_id: str) -> list[str]:
+        """Starts the bundle in ``directory`` detached and writes ``directory/pid``."""
+
+    def _seccomp(self) -> Mapping[str, Any] | None:
+        return None
+
+    def _in_namespace(self) -> None:
+        """In the launching thread, in the machine's network namespace and a mount namespace that only
+        the runtime will see."""
+
+    # --- names -----------------------------------------------------------------------------------
+
+    def _directory(self, machine_id: str) -> Path:
+        return self._home / disks.check_id(machine_id)
+
+    def _group(self, machine_id: str) -> str:
+        return f"{self.name}-{machine_id}"
+
+    async def _run(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    def _prepare_host(self) -> None:
+        with self._ready_lock:
+            if not self._ready:
+                self._base.mkdir(parents=True, exist_ok=True, mode=0o700)
+                os.chmod(
+                    self._base, 0o700
+                )  # a setuid file on a machine's disk is nobody's on the host
+                mounts.make_shared(self._base)
+                self._home.mkdir(exist_ok=True, mode=0o700)
+                self.cgroups.prepare()
+                syscalls.set_child_subreaper(True)
+                self._ready = True
+
+    # --- start -----------------------------------------------------------------------------------
+
+    async def start(self, spec: StartSpec) -> Handle:
+        if spec.root.image is None or spec.slot is None:
+            raise InternalError(f"The {self.name} driver needs a disk image and a network slot.")
+        await self._run(self._remove, spec.machine_id, spec.root.image)
+        task: asyncio.Future[tuple[Handle, int, console.Console]] = (
+            asyncio.get_running_loop().create_future()
+        )
+        thread = _Launch(lambda: self._start(spec), task)
+        thread.start()
+        try:
+            handle, pidfd, fifo = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            # The thread cannot be stopped: let it end, then take away what it made.
+            await asyncio.wait([task])
+            await self.remove(spec.machine_id)
+            raise
+        self._watch(handle, pidfd, fifo)
+        return handle
+
+    def _start(self, spec: StartSpec) -> tuple[Handle, int, console.Console]:
+        assert spec.root.image is not None
+        self._prepare_host()
+        fifo: console.Console | None = None
+        try:
+            directory = self._directory(spec.machine_id)
+            directory.mkdir(mode=0o700)
+            files.write_json(
+                directory / "machine.json", {"disk": str(spec.root.image)}, durable=False
+            )
+            self._prepare_disk(spec, spec.root.image, directory / "rootfs")
+            self._write_bundle(spec, directory)
+            fifo = console.Console(directory / "console")
+            pid = self._launch(spec, directory, fifo)
+            ticks = processes.start_ticks(pid)
+            pidfd = None if ticks is None else processes.open_pidfd(pid, ticks)
+            if ticks is None or pidfd is None:
+                raise MachineError(
+                    f"The machine ended at once: {_last(fifo.tail())}", code="MACHINE_FAILED"
+                )
+            (directory / "config.json").unlink()
+            assert spec.slot is not None
+            handle = Handle(
+                driver=self.name,
+                machine_id=spec.machine_id,
+                pid=pid,
+                pid_start_ticks=ticks,
+                boot_id=processes.boot_id(),
+                agent_target=f"{spec.slot.host_address}:{AGENT_PORT}",
+            )
+            return handle, pidfd, fifo
+        except BaseException as exc:
+            if fifo is not None:
+                fifo.close()
+            with contextlib.suppress(Exception):
+                self._remove(spec.machine_id, spec.root.image)
+            if isinstance(exc, RoostError) or not isinstance(exc, Exception):
+                raise
+            raise MachineError(
+                f"The machine could not be started: {exc}.", code="MACHINE_FAILED"
+            ) from exc
+
+    def _prepare_disk(self, spec: StartSpec, disk: Path, root: Path) -> None:
+        info = mounting.mount(disk, root)
+        assert spec.slot is not None
+        tree.prepare(
+            root,
+            self.agent,
+            has_agent=info.fresh and info.agent_digest == self.agent.digest,
+            hostname=spec.hostname,
+            nameserver=spec.slot.gateway,
+            host_ca=self.settings.host_ca,
+        )
+        disks.mark_used(disk)
+
+    def _write_bundle(self, spec: StartSpec, directory: Path) -> None:
+        bundle = oci.spec(
+            spec,
+            limits=self._limits(spec.size),
+            cgroup=self.cgroups.path_for_runtime(self._group(spec.machine_id)),
+            environment=tree.CA_ENVIRONMENT if self.settings.host_ca else {},
+            seccomp=self._seccomp(),
+            network_namespace=str(spec.slot.netns) if spec.slot else None,
+        )
+        fd = os.open(directory / "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "w") as file:
+            json.dump(bundle, file)
+
+    def _launch(self, spec: StartSpec, directory: Path, fifo: console.Console) -> int:
+        """In a thread that ends with it: its namespaces are not the daemon's any more."""
+        assert spec.slot is not None
+        namespace = os.open(spec.slot.netns, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWNS)
+            # What the host unmounts later must go from here too; what happens here must not come back.
+            syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+            syscalls.setns(namespace, syscalls.CLONE_NEWNET)
+        finally:
+            os.close(namespace)
+        _put_address_back(spec.slot.interface, spec.slot.address, spec.slot.gateway)
+        self._in_namespace()
+        os.set_blocking(fifo.fd, False)
+        process = subprocess.Popen(
+            self._command(directory, spec.machine_id),
+            stdin=subprocess.DEVNULL,
+            stdout=fifo.fd,
+            stderr=fifo.fd,
+            cwd="/",
+            env={"PATH": os.environ.get("PATH", os.defpath)},
+            process_group=0,
+        )
+        try:
+            code = process.wait(self.settings.operation_timeout_s)
+        except subprocess.TimeoutExpired:
+            raise MachineError(
+                f"The machine did not start within {self.settings.operation_timeout_s:.0f} s; try again.",
+                code="TIMEOUT",
+            ) from None
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if code != 0:
+            raise MachineError(
+                f"The runtime refused to start the machine: {_last(fifo.tail())}",
+                code="MACHINE_FAILED",
+                details={"exit_code": code},
+            )
+        return int((directory / "pid").read_text())
+
+    # --- watching --------------------------------------------------------------------------------
+
+    def _watch(self, handle: Handle, pidfd: int, fifo: console.Console) -> None:
+        loop = asyncio.get_running_loop()
+        live = _Live(handle, pidfd, fifo, loop.create_future())
+        self._live[handle.machine_id] = live
+        live.watcher = loop.create_task(self._follow(live), name=f"watch-{handle.machine_id}")
+        if self._drainer is None or self._drainer.done():
+            self._drainer = loop.create_task(self._drain(), name=f"{self.name}-consoles")
+
+    async def _follow(self, live: _Live) -> None:
+        await processes.ended(live.pidfd)
+        if live.exit.done():
+            return
+        status = processes.reap(live.handle.pid)
+        killed = await self._run(self.cgroups.oom_kills, self._group(live.handle.machine_id))
+        if not live.exit.done():
+            live.exit.set_result(_exit(status, killed))
+
+    async def _drain(self) -> None:
+        while self._live:
+            await asyncio.sleep(1.0)
+            for live in list(self._live.values()):
+                live.console.drain()
+
+    def _forget(self, machine_id: str) -> None:
+        live = self._live.pop(machine_id, None)
+        if live is None:
+            return
+        if live.watcher is not None:
+            live.watcher.cancel()
+        if not live.exit.done():
+            live.exit.set_result(Exit("killed"))
+        asyncio.get_running_loop().remove_reader(live.pidfd)
+        os.close(live.pidfd)
+        live.console.close()
+
+    async def adopt(self, handle: Handle) -> bool:
+        if handle.machine_id in self._live:
+            return self._live[handle.machine_id].handle == handle
+        if handle.driver != self.name or handle.boot_id != processes.boot_id():
+            return False
+        await self._run(self._prepare_host)
+        pidfd = processes.open_pidfd(handle.pid, handle.pid_start_ticks)
+        if pidfd is None:
+            return False
+        try:
+            fifo = console.Console(self._directory(handle.machine_id) / "console")
+        except OSError:
+            os.close(pidfd)
+            return False
+        self._watch(handle, pidfd, fifo)
+        return True
+
+    async def wait(self, handle: Handle) -> Exit:
+        live = self._live.get(handle.machine_id)
+        if live is None or live.handle != handle:
+            if not await self.adopt(handle):
+                killed = await self._run(self.cgroups.oom_kills, self._group(handle.machine_id))
+                return Exit("oom" if killed else "unknown")
+            live = self._live[handle.machine_id]
+        return await asyncio.shield(live.exit)
+
+    def console_tail(self, machine_id: str) -> str:
+        """What PID 1 and the runtime said last; for diagnosis."""
+        live = self._live.get(machine_id)
+        return live.console.tail() if live else ""
+
+    # --- removal ---------------------------------------------------------------------------------
+
+    async def remove(self, machine_id: str) -> None:
+        await self._run(self._remove, machine_id, None)
+        self._forget(machine_id)
+
+    def _remove(self, machine_id: str, disk: Path | None) -> None:
+        """Every step is safe to repeat; the directory goes last, since it is what the rest is found by."""
+        directory = self._directory(machine_id)
+        group = self._group(machine_id)
+        self._kill(group)
+        record = files.read_json(directory / "machine.json")
+        if disk is None and record is not None:
+            disk = Path(record["disk"])
+        root = directory / "rootfs"
+        for target in reversed(mounts.below(root)):
+            mounts.unmount(target)
+        if disk is not None:
+            mounting.unmount(disk, root)
+        elif root.exists():
+            mounts.unmount(root)
+        self.cgroups.remove(group)
+        if directory.exists():
+            shutil.rmtree(directory)
+
+    def _kill(self, group: str) -> None:
+        """All that is in the group, and returns when it has ended (zombies may be left to be reaped)."""
+        deadline = time.monotonic() + _KILL_TIMEOUT_S
+        while pids := self.cgroups.procs(group):
+            fds = [fd for pid in pids if (fd := _pidfd(pid)) is not None]
+            try:
+                self.cgroups.kill(group)
+                gone = processes.wait_pidfds(fds, max(0.0, deadline - time.monotonic()))
+            finally:
+                for fd in fds:
+                    os.close(fd)
+            for pid in pids:
+                processes.reap(pid)
+            if not gone or time.monotonic() > deadline:
+                raise InternalError(
+                    f"Processes of {group} do not end; look at them with `ps` ({sorted(pids)[:5]}).",
+                    retryable=True,
+                )
+
+    async def list_ids(self) -> set[str]:
+        return await self._run(self._list)
+
+    def _list(self) -> set[str]:
+        found = {p.name for p in self._home.iterdir()} if self._home.exists() else set()
+        prefix = f"{self.name}-"
+        return found | {
+            n.removeprefix(prefix) for n in self.cgroups.names() if n.startswith(prefix)
+        }
+
+    # --- while it runs ---------------------------------------------------------------------------
+
+    async def usage(self, handle: Handle) -> Usage:
+        try:
+            reading = await self._run(self.cgroups.read, self._group(handle.machine_id))
+        except FileNotFoundError as exc:
+            raise _gone(handle) from exc
+        return Usage(
+            reading.cpu_usage_us, reading.memory_bytes, reading.memory_limit_bytes, reading.pids
+        )
+
+    async def resize(self, handle: Handle, size: Size) -> None:
+        try:
+            await self._run(
+                self.cgroups.set_limits, self._group(handle.machine_id), self._limits(size)
+            )
+        except FileNotFoundError as exc:
+            raise _gone(handle) from exc
+        except OSError as exc:
+            raise MachineError(
+                f"The machine cannot be resized now: {exc.strerror}. It may use more memory than asked "
+                "for; end something in it or sleep it first.",
+                code="MACHINE_FAILED",
+            ) from exc
+
+    async def freeze(self, handle: Handle) -> None:
+        await self._freezer(handle, True)
+
+    async def thaw(self, handle: Handle) -> None:
+        await self._freezer(handle, False)
+
+    async def _freezer(self, handle: Handle, on: bool) -> None:
+        try:
+            await self._run(self.cgroups.freeze, self._group(handle.machine_id), on)
+        except FileNotFoundError as exc:
+            raise _gone(handle) from exc
+        except TimeoutError as exc:
+            raise MachineError(f"The machine cannot be frozen: {exc}.", code="TIMEOUT") from exc
+
+    async def freeze_disk(self, handle: Handle) -> None:
+        await self._run(mounts.freeze, self._directory(handle.machine_id) / "rootfs")
+
+    async def thaw_disk(self, handle: Handle) -> None:
+        await self._run(mounts.thaw, self._directory(handle.machine_id) / "rootfs")
+
+
+class _Launch(threading.Thread):
+    """A thread that is used once: it changes its own namespaces, so no pool may get it back."""
+
+    def __init__(self, function: Callable[[], T], future: asyncio.Future[T]) -> None:
+        super().__init__(name="launch", daemon=True)
+        self._function = function
+        self._future: asyncio.Future[Any] = future
+        self._loop = future.get_loop()
+
+    def run(self) -> None:
+        try:
+            result = self._function()
+        except BaseException as exc:
+            self._loop.call_soon_threadsafe(self._fail, exc)
+        else:
+            self._loop.call_soon_threadsafe(self._future.set_result, result)
+
+    def _fail(self, exc: BaseException) -> None:
+        self._future.set_exception(exc)
+
+
+def _exit(status: tuple[int | None, int | None] | None, oom_kills: int) -> Exit:
+    code, killed_by = status if status is not None else (None, None)
+    if oom_kills and code is None:
+        return Exit("oom")
+    if killed_by is not None:
+        return Exit("killed")
+    return Exit("unknown") if code is None else Exit("exited", code)
+
+
+def _gone(handle: Handle) -> MachineError:
+    return MachineError(
+        f"Machine {handle.machine_id} does not run any more.", code="MACHINE_FAILED"
+    )
+
+
+def _last(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip()[-500:] if lines else "it said nothing."
+
+
+def _pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def _put_address_back(interface: str, address: str, gateway: str) -> None:
+    """In the calling thread's network namespace. gVisor takes the address for its own stack when it
+    starts, and the next start in the same slot must find it again."""
+    ip, _, prefix = address.partition("/")
+    name = interface.encode().ljust(16, b"\0")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        try:
+            fcntl.ioctl(control, _SIOCGIFADDR, name + bytes(24))
+            return
+        except OSError as exc:
+            if exc.errno not in _ENODATA:
+                raise
+        mask = socket.inet_ntoa(struct.pack("!I", (0xFFFFFFFF << (32 - int(prefix))) & 0xFFFFFFFF))
+        fcntl.ioctl(control, _SIOCSIFADDR, name + _sockaddr(ip) + bytes(8))
+        fcntl.ioctl(control, _SIOCSIFNETMASK, name + _sockaddr(mask) + bytes(8))
+        # struct rtentry: pad, destination, gateway, mask, flags (up, gateway), the rest zero
+        route = (
+            bytes(8)
+            + _sockaddr("0.0.0.0")  # noqa: S104
+            + _sockaddr(gateway)
+            + _sockaddr("0.0.0.0")  # noqa: S104
+            + struct.pack("H", 0x3)
+        )
+        with contextlib.suppress(FileExistsError):
+            fcntl.ioctl(control, _SIOCADDRT, route.ljust(120, b"\0"))
+
+
+def _sockaddr(ip: str) -> bytes:
+    return struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(ip))

@@ -1,0 +1,106 @@
+"""Our files on a machine's mounted disk: the agent, its name, its resolver, the host's authorities.
+
+The machine's root writes this tree as it likes while it runs, so everything goes through
+``host.safefs.Tree``. What cannot be written (a full disk, a directory where a file should be) is left,
+but for the agent: without it there is no machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+from pathlib import Path
+
+from roost.errors import InternalError, MachineError
+from roost.host.safefs import Tree
+
+AGENT_MODE = 0o555
+_SMALL = 1 << 20
+_CA_FILE = "etc/ssl/certs/roost-host.pem"
+_HOST_CA = Path("/etc/ssl/certs/ca-certificates.crt")
+
+CA_ENVIRONMENT = dict.fromkeys(
+    (
+        "SSL_CERT_FILE",
+        "CURL_CA_BUNDLE",
+        "GIT_SSL_CAINFO",
+        "PIP_CERT",
+        "REQUESTS_CA_BUNDLE",
+        "NODE_EXTRA_CA_CERTS",
+    ),
+    f"/{_CA_FILE}",
+)
+
+
+class AgentBinary:
+    """The host's copy of the agent; read once and kept, since every start may need it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @functools.cached_property
+    def content(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except OSError as exc:
+            raise InternalError(
+                f"The agent is not at {self.path}: run scripts/up, which builds it."
+            ) from exc
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return f"sha256:{hashlib.sha256(self.content).hexdigest()}"
+
+
+def default_agent() -> Path:
+    import roost
+
+    return Path(roost.__file__).parent / "_bin" / "roost-agent"
+
+
+def put_agent(tree: Tree, agent: AgentBinary) -> bool:
+    """True where it had to be written."""
+    found = tree.digest(".roost/agent", len(agent.content), AGENT_MODE)
+    if found is not None and f"sha256:{found}" == agent.digest:
+        return False
+    tree.make_directory(".roost", 0o755)
+    tree.write(".roost/agent", agent.content, AGENT_MODE)
+    return True
+
+
+def prepare(
+    root: Path,
+    agent: AgentBinary,
+    *,
+    has_agent: bool,
+    hostname: str,
+    nameserver: str,
+    host_ca: bool,
+) -> None:
+    """Before each start. ``has_agent``: the disk is fresh from an image that carries this very agent."""
+    with Tree(root) as tree:
+        if not has_agent:
+            try:
+                put_agent(tree, agent)
+            except OSError as exc:
+                raise MachineError(
+                    f"The agent cannot be put on the machine's disk: {exc.strerror}. Free space in the "
+                    "machine or grow its storage.",
+                    code="MACHINE_FAILED",
+                ) from exc
+        _put(tree, "etc/resolv.conf", f"nameserver {nameserver}\noptions timeout:2 attempts:3\n")
+        _put(tree, "etc/hostname", f"{hostname}\n")
+        own = f"127.0.1.1\t{hostname}"
+        hosts = tree.read("etc/hosts", _SMALL)
+        if hosts is None or own.encode() not in hosts.splitlines():
+            _put(tree, "etc/hosts", f"127.0.0.1\tlocalhost\n{own}\n::1\tlocalhost ip6-localhost\n")
+        if host_ca and _HOST_CA.exists():
+            _put(tree, _CA_FILE, _HOST_CA.read_text())
+
+
+def _put(tree: Tree, path: str, text: str) -> None:
+    data = text.encode()
+    if tree.read(path, max(_SMALL, len(data))) != data:
+        with contextlib.suppress(OSError):
+            tree.write(path, data, 0o644)
