@@ -26,7 +26,9 @@ BENCHES = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(BENCHES)} (default: all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"of {', '.join(BENCHES)} (default: all)"
+    )
     parser.add_argument("-n", type=int, default=20, help="samples of each (default 20)")
     parser.add_argument("--json", type=Path, help="write all samples here")
     args = parser.parse_args()
@@ -39,7 +41,10 @@ def main() -> int:
         print(f"   ({name} took {time.monotonic() - begun:.0f} s)")
     if args.json:
         args.json.write_text(
-            json.dumps({"host": platform.uname()._asdict(), "rows": [r.to_json() for r in report.rows]}, indent=1)
+            json.dumps(
+                {"host": platform.uname()._asdict(), "rows": [r.to_json() for r in report.rows]},
+                indent=1,
+            )
         )
     missed = [r for r in report.rows if r.met is False]
     print(f"\n{len(report.rows)} rows, {len(missed)} over their bound")

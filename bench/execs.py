@@ -14,7 +14,7 @@ BOUNDS = {"gvisor": 0.7, "runc": 0.5}
 def run(report: Report, n: int) -> None:
     for driver, bound in BOUNDS.items():
         with Machine.create(driver=driver) as m:
-            raw_exec = [*runtime_command(driver), "exec", m.id, "/bin/true"]
+            raw_exec = [*runtime_command(driver, m.id), "exec", m.id, "/bin/true"]
             ours, raw = paired(
                 max(n, 50),
                 lambda m=m: ms(lambda: m.exec(["/bin/true"])),  # type: ignore[misc]

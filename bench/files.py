@@ -17,7 +17,9 @@ def run(report: Report, n: int) -> None:
         up, down = [], []
         with Machine.create(driver=driver, storage_gib=10) as m:
             for _ in range(max(5, n // 2)):
-                up.append(SIZE / 1e6 / ms(lambda: m.files.write("/workspace/big", io.BytesIO(data))) * 1e3)
+                up.append(
+                    SIZE / 1e6 / ms(lambda: m.files.write("/workspace/big", io.BytesIO(data))) * 1e3
+                )
                 got = b""
 
                 def read() -> None:

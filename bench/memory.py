@@ -28,8 +28,18 @@ def run(report: Report, n: int) -> None:
         start = rss_mb(pid)
         result = m.exec(BIG, timeout=300)
         assert result.truncated
-        report.add("daemon RSS growth over an exec of 4 GB, waited for", "MB", [rss_mb(pid) - start], bound=20)
+        report.add(
+            "daemon RSS growth over an exec of 4 GB, waited for",
+            "MB",
+            [rss_mb(pid) - start],
+            bound=20,
+        )
         start = rss_mb(pid)
         total = sum(len(chunk.data) for chunk in m.exec_stream(BIG))
         assert total == 4_000_000_000, total
-        report.add("daemon RSS growth over an exec of 4 GB, streamed", "MB", [rss_mb(pid) - start], bound=20)
+        report.add(
+            "daemon RSS growth over an exec of 4 GB, streamed",
+            "MB",
+            [rss_mb(pid) - start],
+            bound=20,
+        )

@@ -37,8 +37,16 @@ class Row:
         return {**self.__dict__, "median": self.median, "ratio": self.ratio, "met": self.met}
 
     def __str__(self) -> str:
-        raw = f" raw {statistics.median(self.raw):8.1f}  ratio {self.ratio:.2f}" if self.raw else " " * 25
-        bound = "" if self.bound is None else f"  bound {'>=' if self.at_least else '<='} {self.bound:g}"
+        raw = (
+            f" raw {statistics.median(self.raw):8.1f}  ratio {self.ratio:.2f}"
+            if self.raw
+            else " " * 25
+        )
+        bound = (
+            ""
+            if self.bound is None
+            else f"  bound {'>=' if self.at_least else '<='} {self.bound:g}"
+        )
         met = {True: "  met", False: "  MISSED", None: ""}[self.met]
         low, high = min(self.samples), max(self.samples)
         return (
@@ -73,7 +81,9 @@ def ms(fn: Callable[[], object]) -> float:
     return (time.perf_counter() - begun) * 1e3
 
 
-def paired(n: int, ours: Callable[[], float], raw: Callable[[], float]) -> tuple[list[float], list[float]]:
+def paired(
+    n: int, ours: Callable[[], float], raw: Callable[[], float]
+) -> tuple[list[float], list[float]]:
     """``n`` samples of each, in turns, so that a noisy minute hits both."""
     ours(), raw()  # warm
     pairs = [(ours(), raw()) for _ in range(n)]
