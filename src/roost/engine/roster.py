@@ -42,13 +42,11 @@ class Roster:
         self._monotonic = monotonic
         self._on_exit = on_exit
 
-    def get(self, machine_id: str) -> Running | None:
+    def touch(self, machine_id: str) -> None:
         """Counts as activity."""
         entry = self._entries.get(machine_id)
-        if entry is None:
-            return None
-        entry.touched = self._monotonic()
-        return entry.running
+        if entry is not None:
+            entry.touched = self._monotonic()
 
     def peek(self, machine_id: str) -> Running | None:
         entry = self._entries.get(machine_id)

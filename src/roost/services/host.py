@@ -2,10 +2,87 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
+
+import roost
+from roost.engine import reservations
+from roost.engine.engine import Engine
+from roost.engine.lifecycle import HOLDING
+from roost.engine.machine import capabilities_to_json
+from roost.settings import Settings
+from roost.store import machines as rows
+
+Checks = Callable[[], Awaitable[Sequence[Mapping[str, Any]]]]  # {name, ok, detail, remedy} each
+
+
+async def no_checks() -> Sequence[Mapping[str, Any]]:
+    return []
 
 
 class Host:
+    """``checks`` looks at what the daemon needs of the host (``roost.host.doctor``)."""
+
+    def __init__(
+        self, engine: Engine, settings: Settings, url: str, checks: Checks = no_checks
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._url = url
+        self._checks = checks
+        self._started_at = engine.clock.now()
+
     async def describe(self) -> dict[str, Any]:
-        """As SPECIFICATION says; plus ``stuck``: operations that could not be undone."""
-        raise NotImplementedError
+        """As SPECIFICATION says; plus ``stuck``: operations that could neither be done nor undone."""
+        await self._engine.rungs.probe()
+        return {
+            "daemon": {
+                "pid": os.getpid(),
+                "version": roost.__version__,
+                "started_at": self._started_at,
+                "data_dir": str(self._settings.data_dir),
+                "url": self._url,
+            },
+            "node_id": self._engine.identity.node_id,
+            "rungs": self._rungs(),
+            "checks": [dict(check) for check in await self._checks()],
+            "default_driver": self._engine.rungs.default,
+            "capacity": await self._capacity(),
+            "pool": asdict(await self._engine.parts.storage.usage()),
+            "stuck": await self._engine.stuck(),
+        }
+
+    def _rungs(self) -> list[dict[str, Any]]:
+        rungs = self._engine.rungs
+        described = []
+        for name in rungs.offered:
+            probe = rungs.probes[name]
+            capabilities = rungs.capabilities(name)
+            described.append(
+                {
+                    "driver": name,
+                    "isolation": capabilities.isolation.value if capabilities else None,
+                    "level": capabilities.level if capabilities else None,
+                    "available": probe.available,
+                    "version": probe.version,
+                    "reason": probe.reason,
+                    "remedy": probe.remedy,
+                    "capabilities": capabilities_to_json(capabilities) if capabilities else None,
+                }
+            )
+        return described
+
+    async def _capacity(self) -> dict[str, Any]:
+        host = self._engine.host()
+        limit = reservations.budget(self._settings, host)
+        vcpu, memory_mib, count = await self._engine.store.read(lambda c: rows.held(c, HOLDING))
+        return {
+            "host_vcpu": host.vcpu,
+            "host_memory_mib": host.memory_mib,
+            "available_memory_mib": host.available_mib,
+            "vcpu": {"held": vcpu, "limit": limit.vcpu},
+            "memory_mib": {"held": memory_mib, "limit": limit.memory_mib},
+            "machines_running": count,
+        }

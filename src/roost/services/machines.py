@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
+import builtins
+import json
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
 
-from roost.engine.engine import Engine
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from roost.engine import reservations
+from roost.engine.engine import REMEMBER_DESTROYED, Engine, check_revision
+from roost.engine.lifecycle import HOLDING, Desired, Phase
+from roost.engine.machine import Machine, capabilities_to_json
+from roost.engine.transitions import amend, not_found
+from roost.errors import ConflictError, InternalError, RoostError, UnsupportedError
+from roost.services import limits
 from roost.services.models import (
+    UNSET,
     CreateMachine,
     Live,
-    Machine,
     MachineEvent,
     MachineUsage,
     Page,
     PatchMachine,
 )
 from roost.services.templates import Templates
+from roost.store import machines as rows
+from roost.store.cursor import Cursors
+
+if TYPE_CHECKING:
+    from roost.agent.client import AgentClient
+
+ROOM_BYTES = 64 * 2**20  # that must be free in the pool for one more disk
+STATS_S = 2.0
+_TRIES = 20
 
 
 class Machines:
@@ -24,16 +48,56 @@ class Machines:
     (REVISION_MISMATCH otherwise).
     """
 
-    def __init__(self, engine: Engine, templates: Templates) -> None: ...
+    def __init__(self, engine: Engine, templates: Templates) -> None:
+        self._engine = engine
+        self._store = engine.store
+        self._templates = templates
+        self._cursors = Cursors(engine.identity.secret)
+        self._ensuring: dict[tuple[str, str], asyncio.Task[tuple[Machine, bool]]] = {}
 
     async def create(self, tenant: str, req: CreateMachine, wait: bool = True) -> Machine:
         """A running machine; with ``wait=False`` an accepted one.
 
         Raises VALIDATION_FAILED, TEMPLATE_NOT_FOUND, INVALID_STATE (template not built), RUNG_UNAVAILABLE,
         ALREADY_EXISTS (the key; details.machine_id), QUOTA_EXCEEDED, CAPACITY_EXCEEDED, STORAGE_FULL: nothing
-        was made. MACHINE_FAILED (details.machine_id): the machine exists as ``failed``.
+        was made. Any error with details.machine_id (MACHINE_FAILED, TIMEOUT, ...) but ALREADY_EXISTS: the
+        machine exists as ``failed``.
         """
-        raise NotImplementedError
+        limits.check_create(req)
+        engine = self._engine
+        driver, capabilities = engine.rungs.choose(req.isolation, req.driver)
+        reservations.check_size(engine.host(), req.vcpu, req.memory_mib)
+        template = await self._templates.resolve(tenant, req.template)
+        await engine.parts.storage.require(ROOM_BYTES)
+        expires = None
+        if req.ttl_seconds is not None:
+            expires = engine.clock.now() + timedelta(seconds=req.ttl_seconds)
+        values = {
+            "tenant_id": tenant,
+            "key": req.key,
+            "name": req.name,
+            "labels": dict(req.labels),
+            "template_id": template.id,
+            "template": template.name,
+            "image_digest": template.digest,
+            "driver": driver,
+            "isolation": capabilities.isolation.value,
+            "capabilities": capabilities_to_json(capabilities),
+            "vcpu": float(req.vcpu),
+            "memory_mib": req.memory_mib,
+            "storage_gib": req.storage_gib,
+            "env": dict(req.env),
+            "autosleep_seconds": req.autosleep_seconds,
+            "ttl_seconds": req.ttl_seconds,
+            "expires_at": expires,
+        }
+        try:
+            machine = await engine.create(values, template.config)
+        except IntegrityError as error:
+            raise await self._taken(tenant, req.key, error) from error
+        if not wait:
+            return machine
+        return await engine.settled(machine.id)
 
     async def ensure(self, tenant: str, key: str, req: CreateMachine) -> tuple[Machine, bool]:
         """The running machine of this key, and whether this call made it. However many ask, one is made.
@@ -41,10 +105,26 @@ class Machines:
         A sleeping machine is woken, a failed one started again, a destroyed one replaced. ``req`` counts
         only where one is made; its own ``key`` is ignored.
         """
-        raise NotImplementedError
+        limits.key(key)
+        flight = (tenant, key)
+        task = self._ensuring.get(flight)
+        mine = task is None
+        if task is None:
+            task = asyncio.ensure_future(self._ensure(tenant, key, replace(req, key=key)))
+            self._ensuring[flight] = task
+            task.add_done_callback(lambda done: self._ensured(flight, done))
+        machine, created = await asyncio.shield(task)
+        return machine, created and mine
 
     async def get(self, tenant: str, machine_id: str) -> Machine:
-        raise NotImplementedError
+        row = await self._store.read(lambda c: rows.get(c, machine_id))
+        if row is None or row["tenant_id"] != tenant:
+            raise not_found(machine_id)
+        machine = Machine.from_row(row)
+        age = self._engine.clock.now() - machine.last_transition_at
+        if machine.phase == Phase.DESTROYED and age >= REMEMBER_DESTROYED:
+            raise not_found(machine_id)
+        return machine
 
     async def list(
         self,
@@ -57,37 +137,125 @@ class Machines:
         cursor: str | None = None,
     ) -> Page[Machine]:
         """Newest first; destroyed ones only with ``phase="destroyed"``. Raises INVALID_CURSOR."""
-        raise NotImplementedError
+        if not 1 <= limit <= 500:
+            raise limits.bad("limit", "is from 1 to 500")
+        if phase is not None and phase not in set(Phase):
+            raise limits.bad("phase", f"is one of {', '.join(Phase)}")
+        wanted = dict(labels or {})
+        limits.labels(wanted)
+        scope = json.dumps(["machines", tenant, phase, key, wanted, template], sort_keys=True)
+        after = None if cursor is None else self._cursors.decode(scope, cursor)
+        found = await self._store.read(
+            lambda c: rows.page(
+                c,
+                tenant,
+                phase=phase,
+                key=key,
+                labels=wanted,
+                template=template,
+                limit=limit + 1,
+                after=after,
+            )
+        )
+        items = [Machine.from_row(row) for row in found[:limit]]
+        more = len(found) > limit
+        last = items[-1] if more else None
+        return Page(items, self._cursors.encode(scope, last.created_at, last.id) if last else None)
 
     async def patch(
         self, tenant: str, machine_id: str, patch: PatchMachine, if_match: int | None = None
     ) -> Machine:
         """Raises REVISION_MISMATCH, VALIDATION_FAILED, CAPACITY_EXCEEDED, UNSUPPORTED (a size this rung cannot
         change while it runs: sleep it first)."""
-        raise NotImplementedError
+        before = await self.get(tenant, machine_id)
+        values = self._patched(before, patch)
+        engine = self._engine
+
+        def fn(connection: sa.Connection) -> Machine:
+            machine = self._mine(connection, tenant, machine_id)
+            check_revision(machine, if_match)
+            if machine.phase in (Phase.DESTROYING, Phase.DESTROYED):
+                raise ConflictError(
+                    f"The machine is {machine.phase}: it cannot be changed any more.",
+                    details={"phase": machine.phase},
+                )
+            return amend(connection, machine_id, values, engine.clock.now())
+
+        resized = {k: values[k] for k in ("vcpu", "memory_mib") if k in values}
+        if not resized:
+            if not values:
+                check_revision(before, if_match)
+                return before
+            machine = await self._store.write(fn)
+            engine.amended(machine)
+            return machine
+
+        async def resize() -> None:
+            now = await engine.load(machine_id)
+            check_revision(now, if_match)
+            size = replace(now.size, **resized)
+            running = engine.roster.peek(machine_id)
+            if running is None:
+                reservations.check_size(engine.host(), size.vcpu, size.memory_mib)
+                return
+            held = await self._store.read(lambda c: rows.held(c, HOLDING, without=machine_id))
+            reservations.admit(
+                engine.settings,
+                engine.host(),
+                reservations.Held(*held),
+                size.vcpu,
+                size.memory_mib,
+            )
+            await engine.rungs.driver(now.driver).resize(running.handle, size)
+
+        return await engine.change(machine_id, fn, before=resize)
 
     async def delete(
         self, tenant: str, machine_id: str, wait: bool = True, if_match: int | None = None
     ) -> Machine:
         """Destroys it, whatever it is doing; ``destroyed``, or ``destroying`` with ``wait=False``. Again: the
         same, for an hour."""
-        raise NotImplementedError
+        machine = await self.get(tenant, machine_id)
+        if machine.phase == Phase.DESTROYED:
+            return machine
+        return await self._engine.destroy(machine_id, wait=wait, revision=if_match)
 
     async def sleep(self, tenant: str, machine_id: str) -> Machine:
         """Ends its processes and keeps its disk. Asleep already: nothing happens."""
-        raise NotImplementedError
+        await self.get(tenant, machine_id)
+        return await self._engine.sleep(machine_id)
 
     async def wake(self, tenant: str, machine_id: str) -> Machine:
         """Running again, from its disk; also the way back from ``failed``."""
-        raise NotImplementedError
+        await self.get(tenant, machine_id)
+        return await self._engine.wake(machine_id)
 
     async def usage(self, tenant: str, machine_id: str) -> MachineUsage:
         """Raises INVALID_STATE when it does not run (it is not woken for this)."""
-        raise NotImplementedError
+        machine = await self.get(tenant, machine_id)
+        running = self._engine.roster.peek(machine_id)
+        if running is None:
+            raise ConflictError(
+                f"The machine is {machine.phase}: only a running one uses anything. Wake it first.",
+                details={"phase": machine.phase},
+            )
+        driver = self._engine.rungs.driver(machine.driver)
+        usage, stats = await asyncio.gather(driver.usage(running.handle), _stats(running.agent))
+        return MachineUsage(
+            cpu_usage_us=usage.cpu_usage_us,
+            memory_bytes=usage.memory_bytes,
+            memory_limit_bytes=usage.memory_limit_bytes,
+            pids=usage.pids,
+            disk_total_bytes=None if stats is None else stats.disk_total_bytes,
+            disk_used_bytes=None if stats is None else stats.disk_used_bytes,
+            uptime_ms=None if stats is None else stats.uptime_ms,
+        )
 
-    async def events(self, tenant: str, machine_id: str) -> list[MachineEvent]:
+    async def events(self, tenant: str, machine_id: str) -> builtins.list[MachineEvent]:
         """Its own life, oldest first, the last 200."""
-        raise NotImplementedError
+        await self.get(tenant, machine_id)
+        found = await self._store.read(lambda c: rows.events(c, machine_id))
+        return [MachineEvent(row["at"], row["event"], row["message"]) for row in found]
 
     async def awake(self, tenant: str, machine_id: str) -> Live:
         """The machine running, woken if it slept; counts as activity. Microseconds when it runs.
@@ -95,7 +263,125 @@ class Machines:
         Raises INVALID_STATE (being destroyed, ...), MACHINE_FAILED (wake it to start it from its disk) and
         what a wake raises (CAPACITY_EXCEEDED, MACHINE_FAILED, TIMEOUT).
         """
-        raise NotImplementedError
+        roster = self._engine.roster
+        running = roster.peek(machine_id)
+        if running is None:
+            await self.get(tenant, machine_id)
+            await self._engine.wake(machine_id, from_failed=False)
+            running = roster.peek(machine_id)
+            if running is None:  # it ended again at once
+                machine = await self.get(tenant, machine_id)
+                raise ConflictError(
+                    f"The machine woke and is {machine.phase} again ({machine.reason}).",
+                    details={"phase": machine.phase},
+                )
+        if running.machine.tenant_id != tenant:
+            raise not_found(machine_id)
+        roster.touch(machine_id)
+        return Live(running.machine, cast("AgentClient", running.agent), running.config)
 
     def touch(self, machine_id: str) -> None:
         """Counts as activity (a terminal's keystroke, preview traffic); no I/O."""
+        self._engine.roster.touch(machine_id)
+
+    # --- helpers --------------------------------------------------------------------------------
+
+    async def _ensure(self, tenant: str, key: str, req: CreateMachine) -> tuple[Machine, bool]:
+        engine = self._engine
+        for _ in range(_TRIES):
+            row = await self._store.read(lambda c: rows.by_key(c, tenant, key))
+            if row is None:
+                try:
+                    return await self.create(tenant, req), True
+                except ConflictError as error:
+                    if error.code != "ALREADY_EXISTS":
+                        raise
+                    continue
+            machine = Machine.from_row(row)
+            running = engine.roster.peek(machine.id)
+            if running is not None:
+                return running.machine, False
+            if machine.desired_state == Desired.DESTROYED:
+                await engine.destroy(machine.id)
+                continue
+            try:
+                return await engine.wake(machine.id), False
+            except RoostError as error:
+                after = await engine.load(machine.id)
+                if error.code in ("INVALID_STATE", "MACHINE_NOT_FOUND") and (
+                    after.desired_state == Desired.DESTROYED
+                ):
+                    continue  # it was deleted meanwhile
+                raise
+        raise InternalError(
+            f"The machine of key {key} changed too often; try again.", retryable=True
+        )
+
+    def _ensured(self, flight: tuple[str, str], task: asyncio.Task[tuple[Machine, bool]]) -> None:
+        self._ensuring.pop(flight, None)
+        if not task.cancelled():
+            task.exception()
+
+    async def _taken(self, tenant: str, key: str | None, error: IntegrityError) -> RoostError:
+        row = None
+        if key is not None:
+            row = await self._store.read(lambda c: rows.by_key(c, tenant, key))
+        if row is None:
+            return InternalError(
+                "The machine's row could not be made.", details={"cause": str(error)[:200]}
+            )
+        return ConflictError(
+            f"You have a machine of key {key}: {row['id']}. PUT /v1/machines/by-key/{key} gives it.",
+            code="ALREADY_EXISTS",
+            details={"machine_id": row["id"], "key": key},
+        )
+
+    def _mine(self, connection: sa.Connection, tenant: str, machine_id: str) -> Machine:
+        row = rows.get(connection, machine_id)
+        if row is None or row["tenant_id"] != tenant:
+            raise not_found(machine_id)
+        return Machine.from_row(row)
+
+    def _patched(self, before: Machine, patch: PatchMachine) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        if patch.name is not UNSET:
+            limits.name(patch.name)
+            values["name"] = patch.name
+        if patch.labels is not UNSET:
+            limits.labels(patch.labels)
+            values["labels"] = dict(patch.labels)
+        if patch.autosleep_seconds is not UNSET:
+            limits.seconds("autosleep", patch.autosleep_seconds)
+            values["autosleep_seconds"] = patch.autosleep_seconds
+        if patch.ttl_seconds is not UNSET:
+            limits.seconds("ttl", patch.ttl_seconds)
+            values["ttl_seconds"] = patch.ttl_seconds
+            values["expires_at"] = (
+                None
+                if patch.ttl_seconds is None
+                else self._engine.clock.now() + timedelta(seconds=patch.ttl_seconds)
+            )
+        if patch.vcpu is not UNSET and patch.vcpu != before.vcpu:
+            limits.vcpu(patch.vcpu)
+            values["vcpu"] = float(patch.vcpu)
+        if patch.memory_mib is not UNSET and patch.memory_mib != before.memory_mib:
+            limits.memory(patch.memory_mib)
+            values["memory_mib"] = patch.memory_mib
+        if patch.storage_gib is not UNSET and patch.storage_gib != before.storage_gib:
+            limits.storage(patch.storage_gib)
+            if patch.storage_gib < before.storage_gib:
+                raise limits.bad("storage_gib", f"can only grow: it is {before.storage_gib}")
+            raise UnsupportedError(
+                "Disks cannot grow yet: make a machine with the size you need.",
+                details={"field": "storage_gib"},
+            )
+        return values
+
+
+async def _stats(agent: Any) -> Any:
+    """What the agent says of itself; None when it is silent: usage is the host's view first."""
+    try:
+        async with asyncio.timeout(STATS_S):
+            return await agent.stats()
+    except (RoostError, TimeoutError):
+        return None

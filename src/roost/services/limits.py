@@ -1,0 +1,108 @@
+"""What a machine may be asked to be; SPECIFICATION's limits, checked in one place."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from roost.errors import InvalidRequestError
+from roost.services.models import CreateMachine
+from roost.units import MAX_SECONDS
+
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}", re.ASCII)
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+_ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+
+def check_create(req: CreateMachine) -> None:
+    """Raises VALIDATION_FAILED naming the field."""
+    template(req.template)
+    if req.key is not None:
+        key(req.key)
+    name(req.name)
+    vcpu(req.vcpu)
+    memory(req.memory_mib)
+    storage(req.storage_gib)
+    env(req.env)
+    labels(req.labels)
+    seconds("autosleep", req.autosleep_seconds)
+    seconds("ttl", req.ttl_seconds)
+
+
+def template(value: str) -> None:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise bad("template", "is 1-63 of [a-z0-9-], starting and ending with a letter or digit")
+
+
+def key(value: str) -> None:
+    if not isinstance(value, str) or not _KEY.fullmatch(value):
+        raise bad("key", "is 1-128 of [A-Za-z0-9._:@-], starting with a letter or digit")
+
+
+def name(value: str | None) -> None:
+    if value is not None and (not isinstance(value, str) or not _NAME.fullmatch(value)):
+        raise bad("name", "is 1-63 of [a-z0-9-], starting and ending with a letter or digit")
+
+
+def vcpu(value: float) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not 0.1 <= value <= 64:
+        raise bad("vcpu", "is a number from 0.1 to 64")
+
+
+def memory(value: int) -> None:
+    if not _whole(value) or not 64 <= value <= 1_048_576:
+        raise bad("memory_mib", "is a whole number from 64 to 1048576")
+
+
+def storage(value: int) -> None:
+    if not _whole(value) or not 1 <= value <= 1024:
+        raise bad("storage_gib", "is a whole number from 1 to 1024")
+
+
+def seconds(field: str, value: int | None) -> None:
+    if value is not None and (not _whole(value) or not 1 <= value <= MAX_SECONDS):
+        raise bad(field, "is from 1 s to 10 years")
+
+
+def labels(value: Mapping[str, str]) -> None:
+    if len(value) > 64:
+        raise bad("labels", "are 64 at most")
+    for label, text in value.items():
+        if not isinstance(label, str) or not _KEY.fullmatch(label):
+            raise bad(
+                "labels", "have names of 1-128 of [A-Za-z0-9._:@-], starting with a letter or digit"
+            )
+        if not isinstance(text, str) or len(text) > 256 or "\0" in text or not _utf8(text):
+            raise bad("labels", "have values of at most 256 characters")
+
+
+def env(value: Mapping[str, str]) -> None:
+    if len(value) > 256:
+        raise bad("env", "has 256 names at most")
+    size = 0
+    for variable, text in value.items():
+        if not isinstance(variable, str) or not _ENV.fullmatch(variable):
+            raise bad("env", "has names of [A-Za-z_][A-Za-z0-9_]*")
+        if not isinstance(text, str) or "\0" in text or not _utf8(text):
+            raise bad("env", "has values of text without NUL")
+        size += len(variable) + len(text.encode()) + 2
+    if size > 128 * 1024:
+        raise bad("env", "is 128 KiB at most")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def bad(field: str, rule: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{field} {rule}.", details={"field": field})
