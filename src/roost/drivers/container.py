@@ -226,19 +226,22 @@ class ContainerDriver(Driver):
             env={"PATH": os.environ.get("PATH", os.defpath)},
             process_group=0,
         )
+        # Not Popen.wait(timeout): it looks only every 50 ms.
+        pidfd = os.pidfd_open(process.pid)
         try:
-            code = process.wait(self.settings.operation_timeout_s)
-        except subprocess.TimeoutExpired:
-            raise MachineError(
-                f"The machine did not start within {self.settings.operation_timeout_s:.0f} s; try again.",
-                code="TIMEOUT",
-            ) from None
+            if not processes.wait_pidfds([pidfd], self.settings.operation_timeout_s):
+                raise MachineError(
+                    f"The machine did not start within {self.settings.operation_timeout_s:.0f} s; "
+                    "try again.",
+                    code="TIMEOUT",
+                )
         finally:
-            if process.returncode is None:
+            os.close(pidfd)
+            if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        if code != 0:
+        if (code := process.returncode) != 0:
             raise MachineError(
                 f"The runtime refused to start the machine: {_last(fifo.tail())}",
                 code="MACHINE_FAILED",

@@ -137,9 +137,9 @@ class _TrimRange(ctypes.Structure):
     )
 
 
-def trim(target: Path) -> int:
-    """Tells the device which blocks are free; the bytes told of."""
-    span = _TrimRange(0, 2**64 - 1, 0)
+def trim(target: Path, minlen: int = 0) -> int:
+    """Tells the device which blocks are free (in runs of ``minlen`` or more); the bytes told of."""
+    span = _TrimRange(0, 2**64 - 1, minlen)
     fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, _FITRIM, span)

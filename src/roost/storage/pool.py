@@ -12,7 +12,10 @@ from roost.host import files, loop, mounts, run
 from roost.storage.interface import PoolUsage
 
 _DIRECTORIES = ("images", "variants", "disks", "tmp")
-_OPTIONS = "discard"  # freed blocks go back to the file system under the pool
+# No `discard`: freeing blocks at once costs each later sync of a new disk 10 ms and more. `trim` does it
+# in bulk.
+_OPTIONS = "nodiscard"
+_TRIM_MIN = 256 << 10
 
 
 class Pool:
@@ -129,6 +132,10 @@ class Pool:
                         "needed_bytes": bytes_needed,
                     },
                 )
+
+    def trim(self) -> int:
+        """Gives freed blocks back to the file system under a loop-backed pool."""
+        return mounts.trim(self.root, minlen=_TRIM_MIN) if self.kind == "xfs-loop" else 0
 
     def purge(self) -> None:
         if self.kind == "xfs-loop" or self._file.exists():

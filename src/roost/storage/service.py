@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from roost.storage.pool import Pool
 T = TypeVar("T")
 
 _CLONE_BYTES = 16 << 20  # what a new machine writes before it does anything
+_TRIM_DELAY_S = 60.0  # deletions come in bursts
 
 
 class PoolStorage:
@@ -30,6 +32,7 @@ class PoolStorage:
         self.pool = Pool(settings.data_dir, settings.pool_gib, settings.pool_reserve_percent)
         self.image_store = Images(self.pool)
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="storage")
+        self._trimmer: asyncio.Task[None] | None = None
         self._sizing: dict[tuple[str, int], asyncio.Lock] = {}
 
     async def _run(self, function: Callable[..., T], *args: object, **kwargs: object) -> T:
@@ -84,6 +87,7 @@ class PoolStorage:
 
     async def delete(self, machine_id: str) -> None:
         await self._run(self._delete, self.disk(machine_id))
+        self._trim_later()
 
     @staticmethod
     def _delete(disk: Path) -> None:
@@ -105,9 +109,25 @@ class PoolStorage:
 
     async def delete_image(self, digest: str) -> None:
         await self._run(self.image_store.delete, digest)
+        self._trim_later()
+
+    def _trim_later(self) -> None:
+        if self._trimmer is None or self._trimmer.done():
+            self._trimmer = asyncio.create_task(self._trim_soon(), name="pool-trim")
+
+    async def _trim_soon(self) -> None:
+        await asyncio.sleep(_TRIM_DELAY_S)
+        with contextlib.suppress(OSError):
+            await self.trim()
+
+    async def trim(self) -> int:
+        """Gives space freed in the pool back to what is under it; the bytes looked at."""
+        return await self._run(self.pool.trim)
 
     async def close(self) -> None:
         """The pool stays mounted: machines outlive the daemon."""
+        if self._trimmer is not None:
+            self._trimmer.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def purge(self) -> None:
