@@ -1,0 +1,296 @@
+"""Every request's way in: an id, an app, a tenant, a body; and its way out: an answer, a line in the log.
+
+Pure ASGI: a streamed body passes through untouched. Apps find ``scope["roost"]`` (a ``Caller``); the credential
+is not in it. A body that the app does not stream itself is read here, whole and bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+from starlette.types import Message, Receive, Scope, Send
+
+from roost import ids
+from roost.errors import (
+    AuthError,
+    InvalidRequestError,
+    NotFoundError,
+    RoostError,
+    TimeoutExpired,
+    UnavailableError,
+)
+from roost.gateway import auth, idempotent, respond
+from roost.gateway.dispatch import Table, Target
+from roost.gateway.metrics import Metrics, resource_of
+from roost.services.models import Principal
+from roost.store.idempotency import Idempotency
+
+log = structlog.get_logger("roost.access")
+
+JSON_BYTES = 4 * 2**20
+BODY_S = 30.0
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Authenticator(Protocol):
+    async def authenticate(self, secret_form: str) -> Principal:
+        """Raises AUTH_INVALID."""
+
+
+@dataclass(slots=True)
+class Caller:
+    """Who asks. ``principal`` is None only on paths that need no key."""
+
+    request_id: str
+    principal: Principal | None
+    subprotocol: str | None = None
+
+    @property
+    def tenant(self) -> str:
+        if self.principal is None:
+            raise AuthError("This call needs a key.", code="AUTH_REQUIRED")
+        return self.principal.tenant
+
+
+class Gateway:
+    def __init__(
+        self, table: Table, keys: Authenticator, idempotency: Idempotency, metrics: Metrics
+    ) -> None:
+        self._table = table
+        self._keys = keys
+        self._idempotency = idempotency
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+
+    # --- HTTP -----------------------------------------------------------------------------------
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
+        out = _Out(send, ids.new())
+        caller = Caller(out.request_id, None)
+        try:
+            target = await self._admit(scope, caller)
+            await self._serve(target, scope, receive, out, caller)
+        except RoostError as failure:
+            await out.fail(failure)
+        except respond.Broken as broken:
+            log.warning(
+                "request.broken", request_id=out.request_id, cause=repr(broken.__cause__)[:300]
+            )
+            raise
+        except asyncio.CancelledError as stop:
+            if stop.args != (respond.SHUTDOWN,):
+                raise
+            await out.fail(UnavailableError("The daemon is stopping.", code="SHUTTING_DOWN"))
+        except Exception as failure:
+            await out.fail(respond.unexpected(failure, out.request_id))
+        finally:
+            self._record(scope, caller, out, time.perf_counter() - began)
+
+    async def _admit(self, scope: Scope, caller: Caller) -> Target:
+        """The target, once the caller may use it."""
+        offered = scope.get("subprotocols", ())
+        key = auth.credential(scope["headers"], offered)
+        host = next((v for n, v in scope["headers"] if n == b"host"), b"").decode("latin-1")
+        path = scope["path"]
+        target = self._table.find(host, path, auth.prefix(key) if key else None)
+        if target is not None and path in target.public:
+            return target
+        if key is None:
+            raise AuthError(
+                "This call needs a key: send Authorization: Bearer <key>.", code="AUTH_REQUIRED"
+            )
+        caller.principal = await self._keys.authenticate(key)
+        caller.subprotocol = auth.subprotocol(offered)
+        if target is None:
+            raise NotFoundError(f"Nothing is served at {path[:200]}.")
+        return target
+
+    async def _serve(
+        self, target: Target, scope: Scope, receive: Receive, out: _Out, caller: Caller
+    ) -> None:
+        method = scope["method"]
+        body: bytes | None = b""
+        if target.streams(method, scope["path"]):
+            body = None
+        elif _has_body(scope):
+            body = await _read(receive, scope)
+            receive = _again(body, receive)
+        child = {
+            **scope,
+            "roost": caller,
+            "headers": [(n, v) for n, v in scope["headers"] if n not in _SECRET],
+        }
+        key = idempotent.key_of(scope["headers"]) if method in idempotent.METHODS else None
+        if key is None or caller.principal is None:
+            await target.app(child, receive, out.send)
+            return
+        print_ = idempotent.fingerprint(
+            method, scope["raw_path"], scope["query_string"], body, scope["headers"]
+        )
+        tenant = caller.principal.tenant
+        found = await idempotent.claim(self._idempotency, tenant, key, print_)
+        if found is not None:
+            headers, kept = idempotent.replayed(found)
+            await out.whole(found.status, headers, kept)
+            return
+        keeper = idempotent.Keeper(self._idempotency, tenant, key, out.send)
+        out.through = keeper.send
+        try:
+            await target.app(child, receive, keeper.send)
+        except RoostError as failure:
+            await out.fail(failure)
+        finally:
+            await asyncio.shield(keeper.settle())
+
+    # --- WebSocket ------------------------------------------------------------------------------
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
+        out = _Out(send, ids.new(), websocket="websocket.http.response" in scope["extensions"])
+        caller = Caller(out.request_id, None)
+        try:
+            target = await self._admit(scope, caller)
+            headers = [(n, v) for n, v in scope["headers"] if n not in _SECRET]
+            child = {**scope, "roost": caller, "headers": headers}
+            await target.app(child, receive, out.send)
+        except RoostError as failure:
+            await out.fail(failure)
+        except Exception as failure:
+            await out.fail(respond.unexpected(failure, out.request_id))
+        finally:
+            self._record(scope, caller, out, time.perf_counter() - began)
+
+    def _record(self, scope: Scope, caller: Caller, out: _Out, seconds: float) -> None:
+        method = scope.get("method", "WEBSOCKET")
+        kind = resource_of(scope["path"])
+        shown = method if method in _METHODS or method == "WEBSOCKET" else "other"
+        self._metrics.answered(kind, shown, out.status, seconds)
+        client = scope.get("client")
+        log.info(
+            "request",
+            method=method,
+            path=scope["path"][:300],
+            status=out.status,
+            ms=round(seconds * 1000, 2),
+            bytes=out.bytes,
+            peer=client[0] if client else None,
+            request_id=out.request_id,
+            tenant=caller.principal.tenant if caller.principal else None,
+            key_id=caller.principal.key_id if caller.principal else None,
+        )
+
+
+_SECRET = frozenset({b"authorization", b"x-api-key", b"sec-websocket-protocol", b"cookie"})
+
+
+class _Out:
+    """The way out: counts, adds the request's id, and can still turn into an error until it has begun."""
+
+    def __init__(self, send: Send, request_id: str, websocket: bool | None = None) -> None:
+        self._send = send
+        self.through: Send | None = None  # the whole way, where more listens than this
+        self.request_id = request_id
+        self.status = 0
+        self.bytes = 0
+        self._websocket = websocket  # None: HTTP; else whether a refusal may have a body
+        self._over = False
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        if kind in ("http.response.start", "websocket.http.response.start"):
+            self.status = message["status"]
+            headers = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+            message = {**message, "headers": headers}
+        elif kind == "http.response.body":
+            self.bytes += len(message.get("body", b""))
+            self._over = not message.get("more_body", False)
+        elif kind == "websocket.accept":
+            self.status = 101
+        elif kind == "websocket.close":
+            self.status = self.status or 403
+            self._over = True
+        await self._send(message)
+
+    async def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        send = self.through or self.send
+        prefix = "websocket." if self._websocket else ""
+        length = (b"content-length", str(len(body)).encode())
+        await send(
+            {
+                "type": f"{prefix}http.response.start",
+                "status": status,
+                "headers": [*headers, length],
+            }
+        )
+        await send({"type": f"{prefix}http.response.body", "body": body, "more_body": False})
+
+    async def fail(self, failure: RoostError) -> None:
+        """The error as the answer; after the answer's begin, its end is all that can be had."""
+        if self._over:
+            return
+        if self.status == 0 and self._websocket is not False:
+            body = respond.error_body(failure, self.request_id)
+            await self.whole(failure.status, respond.error_headers(failure), body)
+        elif self._websocket is not None:
+            with contextlib.suppress(RuntimeError):
+                await self.send({"type": "websocket.close", "code": 1011, "reason": failure.code})
+        else:
+            raise respond.Broken from failure
+
+
+def _has_body(scope: Scope) -> bool:
+    for name, value in scope["headers"]:
+        if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
+            return True
+    return False
+
+
+async def _read(receive: Receive, scope: Scope) -> bytes:
+    """The whole body. Raises PAYLOAD_TOO_LARGE, TIMEOUT."""
+    too_large = InvalidRequestError(
+        "A JSON body is at most 4 MiB.", code="PAYLOAD_TOO_LARGE", details={"limit": JSON_BYTES}
+    )
+    for name, value in scope["headers"]:
+        if name == b"content-length" and (not value.isdigit() or int(value) > JSON_BYTES):
+            raise too_large
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise InvalidRequestError("The request broke off.", code="INVALID_BODY")
+                part = message.get("body", b"")
+                size += len(part)
+                if size > JSON_BYTES:
+                    raise too_large
+                parts.append(part)
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+    except TimeoutError as failure:
+        raise TimeoutExpired("The request's body did not come within 30 s.") from failure
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

@@ -1,0 +1,59 @@
+"""Which app serves a request: by host, path and the prefix of its key. First match wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _never(method: str, path: str) -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An app and what must hold before it is called."""
+
+    name: str
+    app: Any  # ASGI
+    paths: tuple[str, ...]  # path prefixes, whole segments: "/v1" is "/v1" and "/v1/..."; "" is all
+    hosts: tuple[str, ...] = ()  # exact, or "*.domain"; none: any
+    prefixes: tuple[str, ...] = ()  # of keys; none: any
+    public: frozenset[str] = field(default_factory=frozenset)  # paths that need no key
+    streams: Callable[[str, str], bool] = _never  # (method, path) whose body the app reads itself
+
+
+class Table:
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self._targets = tuple(targets)
+
+    def find(self, host: str, path: str, prefix: str | None) -> Target | None:
+        """``host`` as the client sent it; ``prefix`` None where there is no key."""
+        name = host_name(host)
+        for target in self._targets:
+            if (
+                (not target.hosts or any(_host_matches(each, name) for each in target.hosts))
+                and (not target.prefixes or prefix in target.prefixes)
+                and any(_below(each, path) for each in target.paths)
+            ):
+                return target
+        return None
+
+
+def host_name(host: str) -> str:
+    """Without port, in lower case, without a final dot."""
+    name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
+    return name.lower().rstrip(".")
+
+
+def _host_matches(pattern: str, name: str) -> bool:
+    if pattern.startswith("*."):
+        return name.endswith(pattern[1:]) and len(name) > len(pattern) - 1
+    return name == pattern
+
+
+def _below(prefix: str, path: str) -> bool:
+    return path.startswith(prefix) and (
+        len(path) == len(prefix) or path[len(prefix)] == "/" or prefix in ("", "/")
+    )

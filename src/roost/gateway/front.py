@@ -1,0 +1,233 @@
+"""The one port. The first bytes of a connection decide what it is.
+
+```
+ accept --> (nothing for 10 s: closed) --> "PRI * HTTP/2.0" --> relay --> gRPC server
+   |                                   '-> anything else ----> HTTP/1.1 on this very transport
+   '-- above the cap: 503, closed
+```
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import structlog
+from uvicorn.config import Config
+
+from roost.errors import ConflictError, InvalidRequestError
+from roost.gateway import relay
+from roost.gateway.http import HttpProtocol, State, WsProtocol, raw_error
+from roost.gateway.respond import SHUTDOWN
+
+log = structlog.get_logger(__name__)
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+FIRST_BYTES_S = 10.0
+KEEP_ALIVE_S = 75
+WS_MESSAGE_BYTES = 2 * 2**20
+BACKLOG = 1024
+
+
+class Front:
+    """Listens and hands connections on. ``app`` is ASGI; ``rpc_socket`` is where the gRPC server listens."""
+
+    def __init__(
+        self,
+        app: Any,
+        rpc_socket: Path,
+        host: str,
+        port: int,
+        max_connections: int = 4096,
+        first_bytes_s: float = FIRST_BYTES_S,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._max = max_connections
+        self.first_bytes_s = first_bytes_s
+        self.rpc_socket = rpc_socket
+        self.open_connections = 0
+        self.config = Config(
+            app=app,
+            http=HttpProtocol,
+            ws=WsProtocol,
+            ws_max_size=WS_MESSAGE_BYTES,
+            ws_ping_interval=30.0,
+            ws_ping_timeout=30.0,
+            ws_per_message_deflate=False,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )
+        self.state = State(self._released)
+        self._waiting: set[_Sniff] = set()
+        self._endless: set[asyncio.Task[None]] = set()  # answers that end only when told to
+        self._relays: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._tick: asyncio.TimerHandle | None = None
+        self._sockets: list[socket.socket] = []
+
+    def bind(self) -> None:
+        """Takes the address, before anything else of the daemon is touched. Raises PORT_IN_USE."""
+        self._sockets = bind(self._host, self._port)
+
+    @property
+    def port(self) -> int:
+        """The port listened on (of use when 0 was asked for)."""
+        return int(self._sockets[0].getsockname()[1])
+
+    async def start(self) -> None:
+        if not self._sockets:
+            self.bind()
+        loop = asyncio.get_running_loop()
+        self.config.load()
+        self._date()
+        for sock in self._sockets:
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+        self._listeners = [
+            await loop.create_server(lambda: _Sniff(self), sock=sock, backlog=BACKLOG)
+            for sock in self._sockets
+        ]
+
+    async def stop(self, grace_s: float) -> None:
+        """Accepts no more, lets what is under way end within ``grace_s``, then cuts it off."""
+        for listener in self._listeners:
+            listener.close()
+        for waiting in list(self._waiting):
+            waiting.transport.close()
+        for connection in list(self.state.connections):
+            connection.shutdown()
+        for task in list(self._endless):
+            task.cancel(SHUTDOWN)
+        deadline = time.monotonic() + grace_s
+        while self.state.tasks and time.monotonic() < deadline:
+            await asyncio.wait(set(self.state.tasks), timeout=deadline - time.monotonic())
+        for task in list(self.state.tasks):
+            task.cancel(SHUTDOWN)
+        if self.state.tasks:
+            await asyncio.wait(set(self.state.tasks), timeout=2)
+        for connection in list(self.state.connections):
+            connection.transport.close()
+        for task in self._relays:
+            task.cancel()
+        if self._tick is not None:
+            self._tick.cancel()
+
+    def _date(self) -> None:
+        self.state.default_headers[:] = [(b"date", formatdate(time.time(), usegmt=True).encode())]
+        self._tick = asyncio.get_running_loop().call_later(1.0, self._date)
+
+    # --- for the connections --------------------------------------------------------------------
+
+    def admit(self) -> bool:
+        self.open_connections += 1
+        return self.open_connections <= self._max
+
+    def _released(self) -> None:
+        self.open_connections -= 1
+
+    def released(self) -> None:
+        self._released()
+
+    def to_http(self, transport: asyncio.Transport, first: bytes) -> None:
+        protocol = HttpProtocol(self.config, self.state, {"endless": self._endless})
+        protocol.connection_made(transport)
+        transport.set_protocol(protocol)
+        protocol.data_received(first)
+
+    def to_rpc(self, transport: asyncio.Transport, first: bytes) -> None:
+        work = relay.start(transport, first, self.rpc_socket, self._released)
+        task = asyncio.get_running_loop().create_task(work)
+        self._relays.add(task)
+        task.add_done_callback(self._relays.discard)
+
+
+class _Sniff(asyncio.Protocol):
+    """A connection until it has said enough to be known."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._seen = b""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        front = self._front
+        if not front.admit():
+            message = "Too many connections are open; try again soon."
+            transport.write(raw_error(503, "CAPACITY_EXCEEDED", message, retryable=True))
+            transport.close()
+            return
+        front._waiting.add(self)
+        sock = transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(front.first_bytes_s, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        if self._timer is None:
+            return
+        self._seen += data
+        if len(self._seen) < len(PREFACE) and PREFACE.startswith(self._seen):
+            return
+        self._leave()
+        if self._seen.startswith(PREFACE):
+            self._front.to_rpc(self.transport, self._seen)
+        else:
+            self._front.to_http(self.transport, self._seen)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+        self._front.released()
+
+    def _leave(self) -> None:
+        self._front._waiting.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Listening-to-be sockets for every address ``host`` names. Raises PORT_IN_USE, CONFIG_INVALID."""
+    try:
+        found = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise InvalidRequestError(
+            f"ROOST_HOST {host!r} is no address of this host: {error}.", code="CONFIG_INVALID"
+        ) from error
+    sockets: list[socket.socket] = []
+    for family, kind, proto, _, address in dict.fromkeys(found):
+        sock = socket.socket(family, kind, proto)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+            sock.listen(BACKLOG)
+        except OSError as error:
+            sock.close()
+            for each in sockets:
+                each.close()
+            raise ConflictError(
+                f"Cannot listen on {host}:{port}: {error.strerror}. Stop what listens there or set ROOST_PORT.",
+                code="PORT_IN_USE",
+                details={"host": host, "port": port},
+            ) from error
+        sockets.append(sock)
+    return sockets

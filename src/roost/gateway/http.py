@@ -1,0 +1,134 @@
+"""uvicorn's HTTP/1.1 and WebSocket protocols, bounded: headers, idleness, what is read in vain."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+
+HEADER_BYTES = 64 * 1024
+HEADER_S = 20.0
+BODY_BUFFER = 1024 * 1024
+WRITE_BUFFER = 1024 * 1024
+DISCARD_BYTES = 32 * 1024 * 1024  # of a body that came after its answer
+
+
+class State(ServerState):
+    """What connections share. ``released`` is told once of each that ends."""
+
+    def __init__(self, released: Callable[[], None]) -> None:
+        super().__init__()
+        self.released = released
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """A body is taken in megabytes, not in kilobytes: fewer turns of the loop for an upload."""
+
+    server_state: State
+    _loris: asyncio.TimerHandle | None = None
+    _in_headers = False
+    _header_bytes = 0
+    _discarded = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=WRITE_BUFFER)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._quiet()
+        self.server_state.released()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.parser is None:
+            return
+        super().data_received(data)
+        if self._in_headers:
+            self._header_bytes += len(data)
+            if self._header_bytes > HEADER_BYTES:
+                self._refuse(431, "PAYLOAD_TOO_LARGE", "The request's headers are above 64 KiB.")
+        elif self.timeout_keep_alive_task is None and not self.transport.is_closing():
+            cycle = self.cycle
+            if cycle is None or (cycle.response_complete and not self.pipeline):
+                # Line ends between requests: still idle.
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_headers = True
+        self._header_bytes = 0
+        self._discarded = 0
+        self._loris = self.loop.call_later(HEADER_S, self.transport.close)
+
+    def on_headers_complete(self) -> None:
+        self._in_headers = False
+        self._quiet()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self.parser.should_upgrade() and self._should_upgrade():
+            return
+        cycle = self.cycle
+        if cycle.response_complete:
+            self._discarded += len(body)
+            if self._discarded > DISCARD_BYTES:
+                self.transport.close()
+            return
+        cycle.body += body
+        if len(cycle.body) > BODY_BUFFER:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "INVALID_BODY", "This is not an HTTP request that can be read.")
+
+    def handle_websocket_upgrade(self) -> None:
+        self._quiet()
+        super().handle_websocket_upgrade()
+
+    def _quiet(self) -> None:
+        if self._loris is not None:
+            self._loris.cancel()
+            self._loris = None
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        self._in_headers = False
+        if not self.transport.is_closing():
+            self.transport.write(raw_error(status, code, message))
+            self.transport.close()
+
+
+class WsProtocol(WebSocketsSansIOProtocol):
+    released: Callable[[], None]
+
+    def __init__(
+        self, config: Any, server_state: State, app_state: dict[str, Any], **kw: Any
+    ) -> None:
+        super().__init__(config, server_state, app_state, **kw)
+        self.released = server_state.released
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.released()
+        super().connection_lost(exc)
+
+
+def raw_error(status: int, code: str, message: str, retryable: bool = False) -> bytes:
+    """A whole answer, for connections that never become a request."""
+    body = json.dumps(
+        {"error_code": code, "message": message, "retryable": retryable, "details": {}}
+    ).encode()
+    head = (
+        f"HTTP/1.1 {status} {_PHRASES[status]}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+_PHRASES = {400: "Bad Request", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}

@@ -1,0 +1,145 @@
+"""``Idempotency-Key``: the first request of a key runs, those that come again get its answer.
+
+The request is its method, path, query and body. A body that an app streams (file and tar uploads, stdin) is
+told by its length and digest headers instead, for it is never held whole. Kept are answers below 500 (429 apart), up to
+``KEPT_BYTES``; of a longer one only that it came, so that nothing is ever done twice. A stream of events is
+not kept: the key is free again when it ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import structlog
+from starlette.types import Message, Send
+
+from roost.errors import ConflictError, InvalidRequestError, RoostError
+from roost.store.idempotency import Idempotency, InProgress, Mismatch, Replay
+
+log = structlog.get_logger(__name__)
+
+METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+KEPT_BYTES = 8 * 2**20
+_TOO_LONG = "x-roost-not-kept"
+_KEPT_HEADERS = frozenset({"content-type", "etag", "location", "last-modified"})
+_OF_BODY = (b"content-length", b"content-digest", b"content-md5", b"content-encoding")
+
+
+def key_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Raises VALIDATION_FAILED for one that is not 1-255 printable ASCII characters."""
+    for name, value in headers:
+        if name == b"idempotency-key":
+            if not 1 <= len(value) <= 255 or any(not 0x20 <= byte <= 0x7E for byte in value):
+                raise InvalidRequestError(
+                    "Idempotency-Key: 1 to 255 printable ASCII characters.",
+                    details={"field": "Idempotency-Key"},
+                )
+            return value.decode("ascii")
+    return None
+
+
+def fingerprint(
+    method: str,
+    path: bytes,
+    query: bytes,
+    body: bytes | None,
+    headers: Iterable[tuple[bytes, bytes]],
+) -> str:
+    """``body`` None: it is streamed."""
+    digest = hashlib.sha256()
+    parts = [method.encode(), path, query]
+    if body is None:
+        found = {name: value for name, value in headers if name in _OF_BODY}
+        parts += [b"streamed", *(found.get(name, b"") for name in _OF_BODY)]
+    else:
+        parts.append(body)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+class Keeper:
+    """One claimed key: listens to the answer on its way out and keeps it."""
+
+    def __init__(self, store: Idempotency, tenant: str, key: str, send: Send) -> None:
+        self._store = store
+        self._tenant = tenant
+        self._key = key
+        self._send = send
+        self._status = 0
+        self._headers: dict[str, str] = {}
+        self._body: bytearray | None = bytearray()
+        self._stream = False
+        self._settled = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            for name, value in message.get("headers", ()):
+                text = name.decode("latin-1").lower()
+                if text in _KEPT_HEADERS:
+                    self._headers[text] = value.decode("latin-1")
+            self._stream = self._headers.get("content-type", "").startswith("text/event-stream")
+        elif message["type"] == "http.response.body":
+            body = message.get("body", b"")
+            if self._body is not None and not self._stream:
+                if len(self._body) + len(body) > KEPT_BYTES:
+                    self._body = None
+                else:
+                    self._body += body
+            if not message.get("more_body", False):
+                await self.settle()  # before its last byte leaves: a retry must find it
+        await self._send(message)
+
+    async def settle(self) -> None:
+        """Keeps the answer, or frees the key when there is none to keep."""
+        if self._settled:
+            return
+        self._settled = True
+        try:
+            if self._stream or not 200 <= self._status < 500 or self._status == 429:
+                await self._store.abandon(self._tenant, self._key)
+            elif self._body is None:
+                await self._store.finish(
+                    self._tenant, self._key, self._status, {_TOO_LONG: "1"}, b""
+                )
+            else:
+                await self._store.finish(
+                    self._tenant, self._key, self._status, self._headers, bytes(self._body)
+                )
+        except RoostError as failure:
+            log.warning("idempotency.keep", error=failure.code)
+
+
+async def claim(store: Idempotency, tenant: str, key: str, request: str) -> Replay | None:
+    """None: it is ours to run. Raises IDEMPOTENCY_KEY_REUSED, IDEMPOTENCY_IN_PROGRESS."""
+    found = await store.claim(tenant, key, request)
+    match found:
+        case InProgress():
+            raise ConflictError(
+                "The first request with this Idempotency-Key is still running; ask again soon.",
+                code="IDEMPOTENCY_IN_PROGRESS",
+            )
+        case Mismatch():
+            raise ConflictError(
+                "This Idempotency-Key was used with another request; use a new one.",
+                code="IDEMPOTENCY_KEY_REUSED",
+            )
+        case Replay() if _TOO_LONG in found.headers:
+            raise ConflictError(
+                "The first request with this Idempotency-Key was done, but its answer was too long to keep.",
+                details={"first_status": found.status},
+            )
+        case Replay():
+            return found
+    return None
+
+
+def replayed(found: Replay) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    headers: list[tuple[bytes, bytes]] = [
+        (name.encode("latin-1"), value.encode("latin-1")) for name, value in found.headers.items()
+    ]
+    headers.append((b"idempotent-replayed", b"true"))
+    return headers, found.body
