@@ -1,0 +1,347 @@
+"""A host in memory: what outlives a daemon (database, machines, slots, disks) apart from the daemon itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import sqlalchemy as sa
+
+from roost.clock import Clock, SystemClock
+from roost.drivers.fake import FakeDriver
+from roost.drivers.interface import NetworkSlot
+from roost.engine.engine import Engine
+from roost.engine.identity import HostIdentity
+from roost.engine.journal import Hook
+from roost.engine.reservations import HostSize
+from roost.errors import CapacityError, MachineError
+from roost.services.machines import Machines
+from roost.services.models import CreateMachine, Progress
+from roost.services.templates import Recipe, Templates
+from roost.settings import Settings
+from roost.storage.interface import Image, PoolUsage
+from roost.store import Store
+from roost.store import keys as key_rows
+
+TENANT = "tenant-a"
+OTHER = "tenant-b"
+
+
+class Scripted:
+    """Per method: errors raised once each, in order; hangs until an event."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.errors: dict[str, list[BaseException]] = {}
+        self.hangs: dict[str, asyncio.Event] = {}
+
+    def fail(self, method: str, *errors: BaseException) -> None:
+        self.errors.setdefault(method, []).extend(errors)
+
+    def hang(self, method: str) -> asyncio.Event:
+        return self.hangs.setdefault(method, asyncio.Event())
+
+    async def enter(self, method: str) -> None:
+        self.calls[method] += 1
+        if (event := self.hangs.get(method)) is not None:
+            await event.wait()
+        await asyncio.sleep(0)
+        if errors := self.errors.get(method):
+            raise errors.pop(0)
+
+
+class FakeNetwork(Scripted):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots: dict[str, int] = {}
+        self.size = 1000
+
+    def _slot(self, index: int) -> NetworkSlot:
+        netns = Path(f"/run/netns/fake{index}")
+        return NetworkSlot(
+            index,
+            netns,
+            "eth0",
+            "02:00:00:00:00:01",
+            "10.0.0.2/30",
+            "10.0.0.1",
+            f"10.201.0.{index}",
+        )
+
+    async def open(self, in_use: Mapping[str, int]) -> None:
+        await self.enter("open")
+        self.slots = {m: i for m, i in self.slots.items() if in_use.get(m) == i}
+
+    async def take(self, machine_id: str) -> NetworkSlot:
+        await self.enter("take")
+        free = set(range(self.size)) - set(self.slots.values())
+        if not free:
+            raise CapacityError("no slot is left")
+        self.slots[machine_id] = min(free)
+        return self._slot(self.slots[machine_id])
+
+    async def reattach(self, machine_id: str, index: int) -> NetworkSlot:
+        await self.enter("reattach")
+        self.slots[machine_id] = index
+        return self._slot(index)
+
+    async def release(self, machine_id: str) -> None:
+        await self.enter("release")
+        self.slots.pop(machine_id, None)
+
+    async def close(self) -> None:
+        await self.enter("close")
+
+    async def purge(self) -> None:
+        self.slots.clear()
+
+
+class FakeStorage(Scripted):
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self.directory = directory
+        self.disks: set[str] = set()
+        self.list: dict[str, Image] = {}
+
+    def add_image(self, letter: str) -> Image:
+        digest = "sha256:" + letter * 64
+        path = self.directory / f"image-{letter}"
+        path.touch()
+        self.list[digest] = Image(digest, path, 10, 5, False, False, None)
+        return self.list[digest]
+
+    async def open(self) -> None:
+        await self.enter("open")
+
+    async def usage(self) -> PoolUsage:
+        return PoolUsage(100, 50, 100, 50, "fake")
+
+    async def require(self, bytes_needed: int) -> None:
+        await self.enter("require")
+
+    async def clone(self, image: Image, machine_id: str, storage_gib: int) -> Path:
+        await self.enter("clone")
+        self.disks.add(machine_id)
+        return self.disk(machine_id)
+
+    def disk(self, machine_id: str) -> Path:
+        return self.directory / machine_id
+
+    async def delete(self, machine_id: str) -> None:
+        await self.enter("delete")
+        self.disks.discard(machine_id)
+
+    async def list_disks(self) -> set[str]:
+        return set(self.disks)
+
+    async def images(self) -> list[Image]:
+        return list(self.list.values())
+
+    async def delete_image(self, digest: str) -> None:
+        self.list.pop(digest).path.unlink()
+
+    async def close(self) -> None:
+        await self.enter("close")
+
+    async def purge(self) -> None:
+        self.disks.clear()
+
+
+class FakeAgent:
+    def __init__(self, machine_id: str, target: str, token: str, agents: FakeAgents) -> None:
+        self.machine_id, self.target, self.token, self.agents = machine_id, target, token, agents
+
+    async def wait_ready(self, timeout_s: float) -> Any:
+        await self.agents.enter("wait_ready")
+        expected = self.agents.driver.machines[self.machine_id].spec.agent_token
+        if expected != self.token:
+            raise MachineError("it refused the token", code="MACHINE_FAILED")
+
+    async def reseed(self, entropy: bytes) -> None:
+        await self.agents.enter("reseed")
+
+    async def renew_identity(self, request: Any) -> None:
+        await self.agents.enter("renew_identity")
+
+    async def set_clock(self, unix_ns: int) -> None:
+        await self.agents.enter("set_clock")
+
+    async def shutdown(self, grace_s: float) -> None:
+        await self.agents.enter("shutdown")
+
+    async def stats(self) -> Any:
+        await self.agents.enter("stats")
+        return SimpleNamespace(disk_total_bytes=100, disk_used_bytes=10, uptime_ms=5)
+
+
+class FakeAgents(Scripted):
+    def __init__(self, driver: FakeDriver) -> None:
+        super().__init__()
+        self.driver = driver
+        self.kept: dict[str, FakeAgent] = {}
+
+    def get(self, machine_id: str, target: str, token: str) -> FakeAgent:
+        kept = self.kept.get(machine_id)
+        if kept is None or (kept.target, kept.token) != (target, token):
+            kept = self.kept[machine_id] = FakeAgent(machine_id, target, token, self)
+        return kept
+
+    def drop(self, machine_id: str) -> None:
+        self.kept.pop(machine_id, None)
+
+
+class FakeRecipes(Scripted):
+    def __init__(self, storage: FakeStorage) -> None:
+        super().__init__()
+        self.storage = storage
+        self.digest = "sha256:r1"
+        self.letter = "a"
+
+    def names(self) -> list[str]:
+        return ["base", "other"]
+
+    def recipe(self, name: str) -> Recipe:
+        return Recipe(name, self.digest, {"env": {"FROM": name}})
+
+    async def build(self, name: str, progress: Progress) -> Image:
+        progress("unpack", 10, "unpacking")
+        await self.enter("build")
+        progress("done", 100, "done")
+        return self.storage.add_image(self.letter)
+
+
+@dataclass
+class Host:
+    """Outlives daemons."""
+
+    directory: Path
+    clock: Clock = field(default_factory=SystemClock)
+    boot_id: str = "fake-boot"
+    size: HostSize = field(default_factory=lambda: HostSize(4.0, 1_000_000, None))
+
+    def __post_init__(self) -> None:
+        self.driver = FakeDriver()
+        self.network = FakeNetwork()
+        self.storage = FakeStorage(self.directory)
+        self.recipes = FakeRecipes(self.storage)
+
+    def reboot(self) -> None:
+        self.driver.machines.clear()
+        self.network.slots.clear()
+        self.boot_id += "+"
+
+    def leaks(self, machines: list[Any]) -> list[str]:
+        """What is on the host and belongs to no machine that may have it, or is missing of one that runs."""
+        running = {m.id for m in machines if m.phase == "running"}
+        with_disk = {m.id for m in machines if m.phase != "destroyed" and m.disk_ready}
+        found = []
+        for what, have, want in (
+            ("process", set(self.driver.machines) | self.driver.debris, running),
+            ("slot", set(self.network.slots), running),
+            ("disk", self.storage.disks, with_disk),
+        ):
+            found += [f"leaked {what} of {m}" for m in sorted(have - want)]
+            found += [f"missing {what} of {m}" for m in sorted(want - have)]
+        return found
+
+
+@dataclass
+class Daemon:
+    host: Host
+    store: Store
+    engine: Engine
+    templates: Templates
+    machines: Machines
+    agents: FakeAgents
+
+    @classmethod
+    async def start(
+        cls, host: Host, *, hook: Hook | None = None, build: bool = True, **settings: Any
+    ) -> Daemon:
+        store = Store.open(host.directory / "roost.db", host.clock)
+        now = host.clock.now()
+
+        def tenants(connection: sa.Connection) -> None:
+            for tenant in (TENANT, OTHER):
+                key_rows.put_tenant(connection, tenant, now)
+
+        await store.write(tenants)
+        agents = FakeAgents(host.driver)
+        engine = Engine(
+            store,
+            Settings(
+                data_dir=host.directory,
+                drivers="fake",
+                **{"operation_timeout_s": 5.0, "memory_reserve_mib": 0, **settings},
+            ),
+            host.clock,
+            drivers={"fake": host.driver},
+            network=host.network,
+            storage=host.storage,
+            agents=agents,
+            identity=HostIdentity.load(host.directory),
+            host=lambda: host.size,
+            boot_id=lambda: host.boot_id,
+            hook=hook,
+            retry_delay_s=0.0,
+        )
+        templates = Templates(store, host.storage, host.clock, host.recipes)
+        await templates.open()
+        if build:
+            await templates.build("base")
+        await engine.open()
+        return cls(host, store, engine, templates, Machines(engine, templates), agents)
+
+    async def stop(self) -> None:
+        await self.engine.close(1.0)
+        await self.templates.close()
+        await self.store.close()
+
+    async def kill(self) -> None:
+        """As ``kill -9``: nothing is tidied up."""
+        await self.engine.kill()
+        await self.templates.close()
+        await self.store.close()
+
+    async def all(self) -> list[Any]:
+        found = await self.machines.list(TENANT, limit=500)
+        gone = await self.machines.list(TENANT, phase="destroyed", limit=500)
+        return found.items + gone.items
+
+    async def open_operations(self) -> list[Any]:
+        from roost.store import operations
+
+        return await self.store.read(operations.open_ones)
+
+
+@contextlib.asynccontextmanager
+async def daemon(
+    directory: Path, clock: Clock | None = None, **settings: Any
+) -> AsyncIterator[Daemon]:
+    host = Host(directory, clock or SystemClock())
+    running = await Daemon.start(host, **settings)
+    try:
+        yield running
+    finally:
+        await running.stop()
+
+
+def small(**changes: Any) -> CreateMachine:
+    return CreateMachine(**{"vcpu": 0.1, "memory_mib": 64, **changes})
+
+
+async def until(condition: Any, timeout_s: float = 5.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while True:
+            value = condition()
+            if asyncio.iscoroutine(value):
+                value = await value
+            if value:
+                return
+            await asyncio.sleep(0.002)
