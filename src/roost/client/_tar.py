@@ -231,7 +231,7 @@ class Unpacker:
         finally:
             os.close(parent)
         os.fchmod(made, mode | 0o600)
-        return open(made, "wb", buffering=0)
+        return open(made, "wb")
 
     def _hard_link(self, parts: list[str], target: list[str]) -> None:
         if not parts or not target:

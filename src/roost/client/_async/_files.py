@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path, PurePath
 from typing import IO, Any
 
@@ -18,7 +18,9 @@ from roost.client._wire import given, path_query, segment
 from roost.errors import NotFoundError, RoostError
 
 RemotePath = str | bytes | PurePath
-Data = bytes | bytearray | memoryview | str | Path | IO[bytes] | AsyncIterator[bytes]
+Data = (
+    bytes | bytearray | memoryview | str | Path | IO[bytes] | Iterable[bytes] | AsyncIterator[bytes]
+)
 
 
 class AsyncFiles:
@@ -68,7 +70,7 @@ class AsyncFiles:
                 return await self._put(params, source)
         return await self._put(params, data)
 
-    async def _put(self, params: dict[str, Any], data: Data) -> FileInfo:
+    async def _put(self, params: dict[str, Any], data: Any) -> FileInfo:
         headers = {"Content-Type": "application/octet-stream"}
         content: Content
         timeout: float | None = self._http.timeout
@@ -81,8 +83,10 @@ class AsyncFiles:
             if size is not None:
                 headers["Content-Length"] = str(size)
             content = from_iterator(blocks(data, size))
+        elif hasattr(data, "__aiter__"):
+            content = data
         else:
-            content = data  # type: ignore[assignment]
+            content = from_iterator(iter(data))
         answer = await self._http.call(
             "PUT", self._path, params=params, content=content, headers=headers, timeout=timeout
         )
@@ -191,18 +195,33 @@ class AsyncFiles:
     # --- trees ----------------------------------------------------------------------------------
 
     async def upload(
-        self, local: str | os.PathLike[str], remote: RemotePath, *, owner: str | None = None
+        self,
+        local: str | os.PathLike[str],
+        remote: RemotePath,
+        *,
+        owner: str | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> Transfer:
-        """A local file to ``remote``, or a local directory's contents into ``remote``."""
-        return await upload(self, Path(local), remote, owner)
+        """A local file to ``remote``, or a local directory's contents into ``remote``.
 
-    async def download(self, remote: RemotePath, local: str | os.PathLike[str]) -> Transfer:
+        ``progress`` is called with the size of each piece that went (bytes). Raises OSError for what
+        is wrong on this side.
+        """
+        return await upload(self, Path(local), remote, owner, progress)
+
+    async def download(
+        self,
+        remote: RemotePath,
+        local: str | os.PathLike[str],
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> Transfer:
         """A file to ``local``, or a directory's contents into ``local``.
 
         Nothing outside ``local`` is touched, whatever the machine sends: links that lead out are
         left away (``skipped``), anything worse raises InvalidRequestError INVALID_PATH.
         """
-        return await download(self, remote, Path(local))
+        return await download(self, remote, Path(local), progress)
 
     async def read_tar(self, path: RemotePath) -> AsyncIterator[bytes]:
         """A directory (its contents) or a file as a tar stream."""
@@ -238,13 +257,14 @@ def byte_range(offset: int, length: int | None) -> dict[str, str]:
 
 
 def remaining(source: Any) -> int | None:
-    """Bytes from here to the end of an open regular file; None where that is not known."""
+    """Bytes from here to the end of a seekable file; None where that is not known."""
     try:
-        size = os.fstat(source.fileno()).st_size
         at = source.tell()
+        end = source.seek(0, os.SEEK_END)
+        source.seek(at)
     except (OSError, AttributeError, ValueError):
         return None
-    return size - at if size > at else None
+    return int(end - at) if end > at else None
 
 
 def blocks(source: Any, size: int | None) -> Any:

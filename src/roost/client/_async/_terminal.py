@@ -8,12 +8,14 @@ import codecs
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from roost.client._async._http import AsyncHTTP
-from roost.client._async._socket import AsyncSocket
 from roost.client._wire import given, segment
 from roost.errors import error
+
+if TYPE_CHECKING:
+    from roost.client._async._socket import AsyncSocket
 
 
 class AsyncTerminal:
@@ -56,6 +58,8 @@ class AsyncTerminal:
 
     async def attach(self) -> Self:
         """Connects; what was on the screen before comes first. ``create`` has done it."""
+        from roost.client._async._socket import AsyncSocket  # websockets, only where it is used
+
         if self._socket is None:
             config = self._http.config
             self._socket = await AsyncSocket.connect(

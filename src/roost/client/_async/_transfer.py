@@ -6,55 +6,73 @@ import contextlib
 import os
 import stat
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roost.client._async._http import log
 from roost.client._async._io import from_iterator, in_thread
-from roost.client._tar import Transfer, Unpacker, pack
+from roost.client._tar import CHUNK, Transfer, Unpacker, pack
 
 if TYPE_CHECKING:
     from roost.client._async._files import AsyncFiles, RemotePath
 
+Progress = Callable[[int], object] | None
 
-async def upload(files: AsyncFiles, local: Path, remote: RemotePath, owner: str | None) -> Transfer:
+
+async def upload(
+    files: AsyncFiles, local: Path, remote: RemotePath, owner: str | None, progress: Progress
+) -> Transfer:
     found = await in_thread(os.stat, local)
     if stat.S_ISDIR(found.st_mode):
         await files.mkdir(remote)
-        answer = await files.write_tar(remote, from_iterator(pack(local)), owner=owner)
+        tar = from_iterator(counted(pack(local), progress))
+        answer = await files.write_tar(remote, tar, owner=owner)
         return Transfer(answer["entries"], answer["bytes"])
     mode = found.st_mode & 0o777
-    info = await files.write(remote, local, mode=mode, owner=owner)
+    if progress is None:
+        info = await files.write(remote, local, mode=mode, owner=owner)
+    else:
+        chunks = from_iterator(counted(pieces(local), progress))
+        info = await files.write(remote, chunks, mode=mode, owner=owner)
     return Transfer(1, info.size)
 
 
-async def download(files: AsyncFiles, remote: RemotePath, local: Path) -> Transfer:
+async def download(
+    files: AsyncFiles, remote: RemotePath, local: Path, progress: Progress
+) -> Transfer:
     info = await files.stat(remote)
     if info.is_dir:
-        return await _tree(files, remote, local)
-    return await _file(files, remote, local, info.mode)
+        return await _tree(files, remote, local, progress)
+    return await _file(files, remote, local, info.mode, progress)
 
 
-async def _tree(files: AsyncFiles, remote: RemotePath, local: Path) -> Transfer:
+async def _tree(files: AsyncFiles, remote: RemotePath, local: Path, progress: Progress) -> Transfer:
     await in_thread(os.makedirs, local, 0o777, True)
     with Unpacker(local) as unpacker:
         async for chunk in files.read_tar(remote):
             await in_thread(unpacker.feed, chunk)
+            if progress is not None:
+                progress(len(chunk))
         done = await in_thread(unpacker.finish)
     for name in done.skipped:
         log.warning("left away %a: a link that leads out of the tree", name)
     return done
 
 
-async def _file(files: AsyncFiles, remote: RemotePath, local: Path, mode: int) -> Transfer:
+async def _file(
+    files: AsyncFiles, remote: RemotePath, local: Path, mode: int, progress: Progress
+) -> Transfer:
     """Beside its place first, then renamed: a broken download leaves the old file."""
     descriptor, name = tempfile.mkstemp(prefix=".roost-", dir=local.parent)
     size = 0
     try:
-        with os.fdopen(descriptor, "wb", buffering=0) as sink:
+        with os.fdopen(descriptor, "wb") as sink:
             async for chunk in files.read_stream(remote):
                 await in_thread(sink.write, chunk)
                 size += len(chunk)
+                if progress is not None:
+                    progress(len(chunk))
         os.chmod(name, mode & 0o777)
         os.replace(name, local)
     except BaseException:
@@ -62,3 +80,16 @@ async def _file(files: AsyncFiles, remote: RemotePath, local: Path, mode: int) -
             os.unlink(name)
         raise
     return Transfer(1, size)
+
+
+def pieces(local: Path) -> Iterator[bytes]:
+    with open(local, "rb") as source:
+        while chunk := source.read(CHUNK):
+            yield chunk
+
+
+def counted(chunks: Iterator[bytes], progress: Progress) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+        if progress is not None:
+            progress(len(chunk))

@@ -57,6 +57,10 @@ class Client:
     def close(self) -> None:
         self.http.close()
 
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Any call of the API. Options: json, params, headers, content, timeout (s). Raises RoostError."""
+        return self.http.request(method, path, **options)
+
     def host(self) -> dict[str, Any]:
         """What this host is and can: {daemon, node_id, rungs, checks, default_driver, capacity, pool}."""
         host: dict[str, Any] = self.http.call("GET", "/v1/host")

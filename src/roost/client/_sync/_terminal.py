@@ -8,12 +8,14 @@ import codecs
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from roost.client._sync._http import HTTP
-from roost.client._sync._socket import Socket
 from roost.client._wire import given, segment
 from roost.errors import error
+
+if TYPE_CHECKING:
+    from roost.client._sync._socket import Socket
 
 
 class Terminal:
@@ -56,6 +58,8 @@ class Terminal:
 
     def attach(self) -> Self:
         """Connects; what was on the screen before comes first. ``create`` has done it."""
+        from roost.client._sync._socket import Socket  # websockets, only where it is used
+
         if self._socket is None:
             config = self._http.config
             self._socket = Socket.connect(

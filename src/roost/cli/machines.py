@@ -1,0 +1,310 @@
+"""Machines: create ensure ls show ps usage sleep wake rm."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from roost.cli._connect import MachineArg, MachineArgs, complete_machine, find, pairs
+from roost.cli._out import Json, age, fields, note, print_json, say, size, table, usage_error
+
+if TYPE_CHECKING:
+    from roost import Machine
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Template = Annotated[str, typer.Option("--template", "-t", help="Template it starts from.")]
+Name = Annotated[str | None, typer.Option(help="A name; need not be unique.")]
+Vcpu = Annotated[float | None, typer.Option(help="Virtual CPUs.")]
+Memory = Annotated[int | None, typer.Option("--memory", metavar="MIB", help="Memory, MiB.")]
+Storage = Annotated[int | None, typer.Option("--storage", metavar="GIB", help="Disk, GiB.")]
+Isolation = Annotated[
+    str | None,
+    typer.Option(metavar="RUNG", help="auto, workspace, user, container, microvm."),
+]
+Driver = Annotated[str | None, typer.Option(help="A driver by name (see roost doctor).")]
+Env = Annotated[list[str], typer.Option("--env", "-e", metavar="K=V", help="Repeatable.")]
+Labels = Annotated[list[str], typer.Option("--label", "-l", metavar="K=V", help="Repeatable.")]
+Autosleep = Annotated[str | None, typer.Option(metavar="TIME", help="Idle time; or never.")]
+Ttl = Annotated[str | None, typer.Option(metavar="TIME", help="Destroyed after this: 15m, 2h.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Until it runs.")]
+
+
+@app.command()
+def create(
+    template: Template = "base",
+    key: Annotated[str | None, typer.Option(help="Your own unique key for it.")] = None,
+    name: Name = None,
+    vcpu: Vcpu = None,
+    memory: Memory = None,
+    storage: Storage = None,
+    isolation: Isolation = None,
+    driver: Driver = None,
+    env: Env = [],  # noqa: B006
+    label: Labels = [],  # noqa: B006
+    autosleep: Autosleep = None,
+    ttl: Ttl = None,
+    wait: Wait = True,
+    json: Json = False,
+) -> None:
+    """Make a machine; prints its id."""
+    from roost import Machine
+
+    settings = _settings(name, vcpu, memory, storage, isolation, driver, env, label, autosleep, ttl)
+    _made(Machine.create(template, key=key, wait=wait, **settings), json)
+
+
+@app.command()
+def ensure(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Whose machine, for example user-42.")],
+    template: Template = "base",
+    name: Name = None,
+    vcpu: Vcpu = None,
+    memory: Memory = None,
+    storage: Storage = None,
+    isolation: Isolation = None,
+    driver: Driver = None,
+    env: Env = [],  # noqa: B006
+    label: Labels = [],  # noqa: B006
+    autosleep: Autosleep = None,
+    ttl: Ttl = None,
+    json: Json = False,
+) -> None:
+    """The machine of KEY: made if there is none, woken if it slept; prints its id.
+
+    The settings count only when it is made.
+    """
+    from roost import Machine
+
+    settings = _settings(name, vcpu, memory, storage, isolation, driver, env, label, autosleep, ttl)
+    _made(Machine.ensure(key, template=template, **settings), json)
+
+
+def _settings(
+    name: str | None,
+    vcpu: float | None,
+    memory: int | None,
+    storage: int | None,
+    isolation: str | None,
+    driver: str | None,
+    env: list[str],
+    label: list[str],
+    autosleep: str | None,
+    ttl: str | None,
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "vcpu": vcpu,
+        "memory_mib": memory,
+        "storage_gib": storage,
+        "isolation": isolation,
+        "driver": driver,
+        "env": pairs(env, "--env") or None,
+        "labels": pairs(label, "--label") or None,
+        "autosleep": autosleep,
+        "ttl": ttl,
+    }
+
+
+def _made(machine: Machine, json: bool) -> None:
+    if json:
+        print_json(machine.to_json())
+        return
+    if not sys.stdout.isatty():
+        say(machine.id)
+        return
+    say(machine.id)
+    _list([machine])
+
+
+@app.command("ls")
+def list_(
+    phase: Annotated[str | None, typer.Option(help="running, sleeping, failed, ...")] = None,
+    label: Labels = [],  # noqa: B006
+    key: Annotated[str | None, typer.Option(help="The one with this key.")] = None,
+    template: Annotated[str | None, typer.Option("--template", "-t")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Ids only.")] = False,
+    json: Json = False,
+) -> None:
+    """List machines, newest first."""
+    from roost import Machine
+
+    machines = Machine.list(
+        phase=phase,
+        key=key,
+        labels=pairs(label, "--label"),
+        template=template,
+        limit=limit,
+    )
+    if json:
+        print_json({"items": [m.to_json() for m in machines]})
+    elif quiet:
+        for machine in machines:
+            say(machine.id)
+    else:
+        _list(machines)
+
+
+def _list(machines: list[Machine]) -> None:
+    table(
+        ["ID", "KEY", "NAME", "PHASE", "ISOLATION", "VCPU", "MEMORY", "DISK", "AGE"],
+        [
+            (
+                m.id,
+                m.key,
+                m.name,
+                m.phase,
+                m.isolation.get("driver"),
+                f"{m.vcpu:g}",
+                f"{m.memory_mib} MiB",
+                f"{m.storage_gib} GiB",
+                age(m.to_json().get("created_at")),
+            )
+            for m in machines
+        ],
+        empty="No machines. Make one: roost create",
+    )
+
+
+@app.command()
+def show(machine: MachineArg, json: Json = False) -> None:
+    """Everything about one machine."""
+    m = find(machine)
+    if json:
+        print_json(m.to_json())
+        return
+    data, isolation = m.to_json(), m.isolation
+    status = data["status"]
+    fields(
+        [
+            ("id", m.id),
+            ("key", m.key),
+            ("name", m.name),
+            ("phase", f"{m.phase} ({status['reason']})" if status.get("reason") else m.phase),
+            *([("error", status["last_error"])] if status.get("last_error") else []),
+            ("template", m.template),
+            ("size", f"{m.vcpu:g} vCPU, {m.memory_mib} MiB, {m.storage_gib} GiB disk"),
+            ("isolation", f"{isolation.get('claim')} [{isolation.get('driver')}]"),
+            ("boundary", isolation.get("boundary")),
+            ("autosleep", "never" if m.autosleep is None else f"after {m.autosleep} s idle"),
+            ("expires", data.get("expires_at")),
+            ("labels", ", ".join(f"{k}={v}" for k, v in m.labels.items()) or None),
+            ("env", ", ".join(sorted(m.env)) or None),
+            ("created", f"{data.get('created_at')} ({age(data.get('created_at'))} ago)"),
+        ]
+    )
+
+
+@app.command()
+def ps(
+    machine: MachineArg,
+    every: Annotated[bool, typer.Option("--all", "-a", help="Ended ones too.")] = False,
+    json: Json = False,
+) -> None:
+    """Commands that run in a machine."""
+    found = find(machine).executions.list(status=None if every else "running")
+    if json:
+        print_json({"items": [e.to_json() for e in found]})
+        return
+    table(
+        ["ID", "STATUS", "EXIT", "AGE", "COMMAND"],
+        [
+            (e.id, e.status, e.exit_code, age(e.to_json().get("created_at")), _command(e.command))
+            for e in found
+        ],
+        empty="Nothing runs." if not every else "Nothing was run.",
+    )
+
+
+def _command(command: str | list[str]) -> str:
+    import shlex
+
+    text = command if isinstance(command, str) else shlex.join(command)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+@app.command()
+def usage(machine: MachineArg, json: Json = False) -> None:
+    """What a machine uses now."""
+    data = find(machine).usage()
+    if json:
+        print_json(data)
+        return
+    fields(
+        [
+            ("cpu", f"{(data.get('cpu_usage_us') or 0) / 1e6:.1f} s in all"),
+            (
+                "memory",
+                f"{size(data.get('memory_bytes'))} of {size(data.get('memory_limit_bytes'))}",
+            ),
+            ("processes", data.get("pids")),
+            (
+                "disk",
+                f"{size(data.get('disk_used_bytes'))} of {size(data.get('disk_total_bytes'))}",
+            ),
+            ("uptime", f"{(data.get('uptime_ms') or 0) / 1000:.0f} s"),
+        ]
+    )
+
+
+@app.command()
+def sleep(machines: MachineArgs, json: Json = False) -> None:
+    """End machines' processes, keep their disks; whatever needs them wakes them."""
+    _each(machines, "sleep", json)
+
+
+@app.command()
+def wake(machines: MachineArgs, json: Json = False) -> None:
+    """Start sleeping machines."""
+    _each(machines, "wake", json)
+
+
+def _each(names: list[str], verb: str, json: bool) -> None:
+    done = []
+    for name in names:
+        machine = getattr(find(name), verb)()
+        done.append(machine.to_json())
+        if not json:
+            say(f"{machine.id} {machine.phase}")
+    if json:
+        print_json({"items": done})
+
+
+@app.command()
+def rm(
+    machines: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MACHINE...", autocompletion=complete_machine),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every machine of this key's tenant.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Destroy machines and their disks.
+
+    Asks first on a terminal, unless --yes.
+    """
+    from roost import Machine
+
+    if bool(machines) == every:
+        raise usage_error("name the machines to destroy, or --all.")
+    found = Machine.list() if every else [find(name) for name in machines or []]
+    if not found:
+        note("No machines.")
+    ask = not yes and not json and sys.stdin.isatty() and sys.stdout.isatty()
+    if found and ask:
+        _list(found)
+        if not typer.confirm(f"Destroy {len(found)} with their disks?"):
+            raise typer.Exit(1)
+    done = []
+    for machine in found:
+        done.append(machine.destroy().to_json())
+        if not json:
+            say(machine.id)
+    if json:
+        print_json({"items": done})
