@@ -1,0 +1,106 @@
+//! Remove: one entry, or a tree of any depth, never through a link.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, renameat, statat, unlinkat};
+use rustix::io::Errno;
+
+use crate::errors::{Code, Context, Result, fail};
+use crate::files::write::random;
+use crate::files::{info, show};
+use crate::pb::{FileKind, RemoveRequest};
+
+/// Open directories while descending; a deeper one is first moved up beside the root of the removal.
+const MAX_DEPTH: usize = 64;
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+pub fn remove(request: &RemoveRequest) -> Result<()> {
+    let path = crate::files::path(&request.path)?;
+    let stat = statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW).at(show(&path))?;
+    let root = statat(CWD, "/", AtFlags::empty()).at("/")?;
+    if (stat.st_dev, stat.st_ino) == (root.st_dev, root.st_ino) {
+        return Err(fail(
+            Code::InvalidArgument,
+            "the root directory cannot be removed",
+        ));
+    }
+    if info::kind(&stat) != FileKind::Directory {
+        return unlinkat(CWD, &path, AtFlags::empty()).at(show(&path));
+    }
+    if request.recursive {
+        let directory = openat(CWD, &path, DIRECTORY, Mode::empty()).at(show(&path))?;
+        empty(directory.as_fd()).at(show(&path))?;
+    }
+    unlinkat(CWD, &path, AtFlags::REMOVEDIR).at(show(&path))
+}
+
+/// Removes everything below `root`, with a stack of open directories instead of recursion.
+fn empty(root: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let top = openat(root, ".", DIRECTORY, Mode::empty())?;
+    let mut stack: Vec<(OsString, OwnedFd)> = vec![(OsString::new(), top)];
+    while let Some((_, directory)) = stack.last() {
+        match clear(directory.as_fd())? {
+            None => {
+                let Some((name, _)) = stack.pop() else {
+                    return Ok(());
+                };
+                if let Some((_, parent)) = stack.last() {
+                    match unlinkat(parent, Path::new(&name), AtFlags::REMOVEDIR) {
+                        // Someone is adding to it: it is looked at again from its parent.
+                        Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+            Some(child) if stack.len() >= MAX_DEPTH => {
+                let moved = format!(".roost-{:016x}", random().map_err(|_| Errno::IO)?);
+                renameat(directory, Path::new(&child), root, &moved)?;
+            }
+            Some(child) => {
+                let opened = openat(directory, Path::new(&child), DIRECTORY, Mode::empty())?;
+                stack.push((child, opened));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes the entries of one directory up to the first subdirectory that is not empty, and names that one.
+fn clear(directory: BorrowedFd<'_>) -> rustix::io::Result<Option<OsString>> {
+    for _ in 0..1000 {
+        let listing = openat(directory, ".", DIRECTORY, Mode::empty())?;
+        let mut seen = false;
+        for entry in Dir::read_from(&listing)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name.to_bytes() == b"." || name.to_bytes() == b".." {
+                continue;
+            }
+            seen = true;
+            let path = Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()));
+            match unlinkat(directory, path, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => continue,
+                Err(Errno::ISDIR | Errno::PERM) => {}
+                Err(error) => return Err(error),
+            }
+            match unlinkat(directory, path, AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                    return Ok(Some(OsString::from_vec(name.to_bytes().to_vec())));
+                }
+                Err(Errno::NOTDIR) => return Err(Errno::PERM),
+                Err(error) => return Err(error),
+            }
+        }
+        if !seen {
+            return Ok(None);
+        }
+    }
+    Err(Errno::NOTEMPTY)
+}

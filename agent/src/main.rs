@@ -1,0 +1,3 @@
+fn main() {
+    roost_agent::start::main();
+}

@@ -1,0 +1,276 @@
+//! The agent's side of supervisors: a few idle ones at hand, each talked to over its own socket.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdStream;
+use std::sync::{Arc, Mutex};
+
+use prost::Message;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+use crate::errors::{Code, Result, code_of_errno, fail};
+use crate::sync::lock;
+use crate::wire::{self, Event, Launch, Step};
+use crate::zygote;
+
+/// Idle supervisors kept for the next executions; more than these are let go.
+const KEEP_IDLE: usize = 4;
+const READY: usize = 1;
+
+pub struct Pool {
+    zygote: tokio::sync::Mutex<UnixStream>,
+    idle: Mutex<Vec<Supervisor>>,
+    /// Every supervisor's pid, which a shutdown must spare until its end.
+    pids: Arc<Mutex<HashSet<i32>>>,
+    refilling: std::sync::atomic::AtomicBool,
+}
+
+pub struct Supervisor {
+    stream: UnixStream,
+    pid: i32,
+    pids: Arc<Mutex<HashSet<i32>>>,
+    partial: [u8; wire::EVENT],
+    filled: usize,
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        lock(&self.pids).remove(&self.pid);
+    }
+}
+
+impl Pool {
+    pub fn new(zygote: StdStream) -> io::Result<Arc<Pool>> {
+        zygote.set_nonblocking(true)?;
+        let pool = Arc::new(Pool {
+            zygote: tokio::sync::Mutex::new(UnixStream::from_std(zygote)?),
+            idle: Mutex::default(),
+            pids: Arc::default(),
+            refilling: false.into(),
+        });
+        pool.refill();
+        Ok(pool)
+    }
+
+    pub fn supervisor_pids(&self) -> HashSet<i32> {
+        lock(&self.pids).clone()
+    }
+
+    /// Starts a program. The supervisor is back in the pool if that fails.
+    pub async fn launch(
+        self: &Arc<Self>,
+        request: &Launch,
+        descriptors: [BorrowedFd<'_>; 3],
+    ) -> Result<(Supervisor, i32)> {
+        let payload = request.encode_to_vec();
+        loop {
+            let (mut supervisor, reused) = self.take().await?;
+            let event = match supervisor.launch(&payload, descriptors).await {
+                Ok(event) => event,
+                // Someone killed it while it was idle; the next one will do.
+                Err(_) if reused => continue,
+                Err(error) => {
+                    return Err(fail(Code::Internal, format!("supervisor lost: {error}")));
+                }
+            };
+            self.refill();
+            return match event {
+                Event::Launched { pid } => Ok((supervisor, pid)),
+                Event::Failed { step, errno } => {
+                    self.give_back(supervisor);
+                    Err(launch_error(request, step, errno))
+                }
+                other => Err(fail(Code::Internal, format!("unexpected answer {other:?}"))),
+            };
+        }
+    }
+
+    /// For a supervisor below which nothing lives.
+    pub fn give_back(&self, supervisor: Supervisor) {
+        let mut idle = lock(&self.idle);
+        if idle.len() < KEEP_IDLE {
+            idle.push(supervisor);
+        }
+    }
+
+    async fn take(&self) -> Result<(Supervisor, bool)> {
+        if let Some(supervisor) = lock(&self.idle).pop() {
+            return Ok((supervisor, true));
+        }
+        let made = self
+            .make()
+            .await
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::ENOMEM) => fail(
+                    Code::LimitExceeded,
+                    "the machine has no room for another process",
+                ),
+                _ => fail(Code::Internal, format!("cannot make a supervisor: {error}")),
+            })?;
+        Ok((made, false))
+    }
+
+    fn refill(self: &Arc<Self>) {
+        use std::sync::atomic::Ordering::Relaxed;
+        if lock(&self.idle).len() >= READY || self.refilling.swap(true, Relaxed) {
+            return;
+        }
+        let pool = self.clone();
+        tokio::spawn(async move {
+            if let Ok(supervisor) = pool.make().await {
+                pool.give_back(supervisor);
+            }
+            pool.refilling.store(false, Relaxed);
+        });
+    }
+
+    async fn make(&self) -> io::Result<Supervisor> {
+        let mut zygote = self.zygote.lock().await;
+        let first = self.ask(&zygote).await;
+        match first {
+            Err(error) if error.raw_os_error().is_none() || broken(&error) => {
+                let fresh = zygote::respawn()?;
+                fresh.set_nonblocking(true)?;
+                *zygote = UnixStream::from_std(fresh)?;
+                self.ask(&zygote).await
+            }
+            other => other,
+        }
+    }
+
+    async fn ask(&self, zygote: &UnixStream) -> io::Result<Supervisor> {
+        send_all(zygote, &[1], &[]).await?;
+        let mut record = [0; wire::EVENT];
+        let mut filled = 0;
+        let mut rights: Vec<OwnedFd> = Vec::new();
+        while filled < record.len() {
+            let got = zygote
+                .async_io(Interest::READABLE, || {
+                    wire::receive(zygote.as_fd(), &mut record[filled..], &mut rights)
+                })
+                .await?;
+            if got == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            filled += got;
+        }
+        match (Event::decode(&record)?, rights.pop()) {
+            (Event::Supervisor { pid }, Some(socket)) => {
+                let socket = StdStream::from(socket);
+                socket.set_nonblocking(true)?;
+                lock(&self.pids).insert(pid);
+                Ok(Supervisor {
+                    stream: UnixStream::from_std(socket)?,
+                    pid,
+                    pids: self.pids.clone(),
+                    partial: [0; wire::EVENT],
+                    filled: 0,
+                })
+            }
+            (Event::Failed { errno, .. }, _) => Err(io::Error::from_raw_os_error(errno)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+fn broken(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET))
+}
+
+async fn send_all(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut sent = 0;
+    while sent < bytes.len() {
+        let rights = if sent == 0 { fds } else { &[] };
+        let part = &bytes[sent..];
+        sent += stream
+            .async_io(Interest::WRITABLE, || {
+                wire::send(stream.as_fd(), part, rights)
+            })
+            .await?;
+    }
+    Ok(())
+}
+
+impl Supervisor {
+    async fn launch(&mut self, payload: &[u8], fds: [BorrowedFd<'_>; 3]) -> io::Result<Event> {
+        let mut message = Vec::with_capacity(wire::HEADER + payload.len());
+        message.extend_from_slice(&wire::header(wire::LAUNCH, payload.len()));
+        message.extend_from_slice(payload);
+        send_all(&self.stream, &message, &fds).await?;
+        self.event().await
+    }
+
+    /// The next event. Cancelling it loses nothing.
+    pub async fn event(&mut self) -> io::Result<Event> {
+        loop {
+            if self.filled == wire::EVENT {
+                self.filled = 0;
+                return Event::decode(&self.partial);
+            }
+            match self.stream.try_read(&mut self.partial[self.filled..]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => self.filled += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.stream.readable().await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Asks for a signal; `Event::Signalled` answers.
+    pub async fn signal(&self, signal: i32, tree: bool) -> io::Result<()> {
+        let mut message = wire::header(wire::SIGNAL, 8).to_vec();
+        message.extend_from_slice(&wire::signal_payload(signal, tree));
+        send_all(&self.stream, &message, &[]).await
+    }
+
+    /// Asks for the death of everything below; `empty` in an event says it is done.
+    pub async fn kill_tree(&self) -> io::Result<()> {
+        send_all(&self.stream, &wire::header(wire::KILL_TREE, 0), &[]).await
+    }
+}
+
+fn launch_error(request: &Launch, step: Step, errno: i32) -> tonic::Status {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let cause = io::Error::from_raw_os_error(errno);
+    let program = request
+        .argv
+        .first()
+        .map(|name| text(name))
+        .unwrap_or_default();
+    match (step, errno) {
+        (Step::Execute, libc::ENOENT | libc::ENOTDIR) => fail(
+            Code::CommandNotFound,
+            format!("{program}: command not found"),
+        ),
+        (Step::Execute, libc::E2BIG) => fail(
+            Code::InvalidArgument,
+            format!("{program}: arguments and environment too long"),
+        ),
+        (Step::Execute, libc::ENOEXEC) => fail(
+            Code::InvalidArgument,
+            format!("{program}: not a program for this machine"),
+        ),
+        (Step::Execute, _) => fail(code_of_errno(errno), format!("{program}: {cause}")),
+        (Step::Directory, _) => {
+            let code = code_of_errno(errno);
+            fail(
+                code,
+                format!("working directory {}: {cause}", text(&request.cwd)),
+            )
+        }
+        (Step::Credentials, _) => fail(
+            Code::PermissionDenied,
+            format!("cannot become the user: {cause}"),
+        ),
+        (Step::Terminal, _) => fail(Code::Internal, format!("no controlling terminal: {cause}")),
+        (Step::Clone, libc::EAGAIN | libc::ENOMEM) => fail(
+            Code::LimitExceeded,
+            "the machine has no room for another process",
+        ),
+        (Step::Clone, _) => fail(Code::Internal, format!("cannot start {program}: {cause}")),
+    }
+}

@@ -1,0 +1,201 @@
+//! From the command line to the running server.
+
+use std::io::Write;
+use std::os::unix::ffi::OsStringExt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Server;
+
+use crate::auth::Token;
+use crate::exec::Executions;
+use crate::launch::{INHERITED, Inherited};
+use crate::listen::{self, Address};
+use crate::machine::{self, Machine};
+use crate::pb::agent_server::AgentServer;
+use crate::pool::Pool;
+use crate::program::Programs;
+use crate::service::Service;
+use crate::{limits, zygote};
+
+const USAGE: &str = "usage: roost-agent --listen ADDRESS... [--token-file PATH] [--workdir DIR]
+
+  --listen ADDRESS   tcp:ADDR:PORT, unix:PATH, serial:PATH or serial-stdio; may be given again
+  --token-file PATH  read the token there and remove the file; otherwise from ROOST_AGENT_TOKEN
+  --workdir DIR      home of the agent's own user, in place of the one in /etc/passwd
+  --version
+";
+const TOKEN_VARIABLE: &std::ffi::CStr = c"ROOST_AGENT_TOKEN";
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Arguments {
+    listen: Vec<Address>,
+    token_file: Option<String>,
+    workdir: Option<String>,
+}
+
+pub fn main() {
+    let arguments: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|argument| String::from_utf8_lossy(&argument.into_vec()).into_owned())
+        .collect();
+    if arguments == ["--version"] {
+        println!("roost-agent {}", env!("CARGO_PKG_VERSION"));
+        return;
+    }
+    if arguments == ["--zygote"] {
+        zygote::run_on_stdin();
+    }
+    let arguments = match parse(arguments) {
+        Ok(arguments) => arguments,
+        Err(problem) => {
+            let _ = write!(std::io::stderr(), "roost-agent: {problem}\n{USAGE}");
+            std::process::exit(2);
+        }
+    };
+    if let Err(problem) = run(arguments) {
+        let _ = writeln!(std::io::stderr(), "roost-agent: {problem}");
+        std::process::exit(1);
+    }
+}
+
+fn parse(arguments: Vec<String>) -> Result<Arguments, String> {
+    let mut parsed = Arguments::default();
+    let mut rest = arguments.into_iter();
+    while let Some(argument) = rest.next() {
+        let (name, value) = match argument.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (argument, None),
+        };
+        let mut value = || {
+            value
+                .clone()
+                .or_else(|| rest.next())
+                .ok_or(format!("{name} needs a value"))
+        };
+        match name.as_str() {
+            "--listen" => parsed.listen.push(value()?.parse()?),
+            "--token-file" => parsed.token_file = Some(value()?),
+            "--workdir" => parsed.workdir = Some(value()?),
+            _ => return Err(format!("unknown argument {name:?}")),
+        }
+    }
+    if parsed.listen.is_empty() {
+        return Err("nothing to listen on".to_owned());
+    }
+    Ok(parsed)
+}
+
+fn run(arguments: Arguments) -> Result<(), String> {
+    let text = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
+    let pid1 = std::process::id() == 1;
+    settle_process(pid1);
+    let mut token = take_token(arguments.token_file.as_deref())?;
+    let (zygote, zygote_pid) = zygote::fork(|| token.fill(0)).map_err(text("cannot fork"))?;
+    // SAFETY: prctl with constant arguments. The agent's memory holds the token: programs of the same user
+    // must not read it.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+    let token = Token::new(token);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(16)
+        .thread_stack_size(512 << 10)
+        .thread_keep_alive(Duration::from_secs(10))
+        .build()
+        .map_err(text("cannot start"))?;
+    runtime.block_on(async {
+        tokio::spawn(machine::reap_orphans());
+        let pool = Pool::new(zygote).map_err(text("cannot start"))?;
+        let (incoming, _ports) = listen::listen(&arguments.listen, &token)
+            .await
+            .map_err(text("cannot listen"))?;
+        let programs = Arc::new(Programs::new(arguments.workdir));
+        let executions =
+            Executions::new(pool.clone(), programs.clone()).map_err(text("cannot start"))?;
+        let service = Service {
+            programs,
+            executions,
+            machine: Machine {
+                pool,
+                zygote: zygote_pid,
+            },
+            started: SystemTime::now(),
+        };
+        let server = AgentServer::new(service).max_decoding_message_size(limits::MESSAGE_BYTES);
+        Server::builder()
+            .initial_stream_window_size(4 << 20)
+            .initial_connection_window_size(8 << 20)
+            .max_frame_size(1 << 20)
+            .max_concurrent_streams(limits::STREAMS)
+            .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+            .add_service(InterceptedService::new(server, token))
+            .serve_with_incoming(ReceiverStream::new(incoming))
+            .await
+            .map_err(|error| format!("the server ended: {error}"))
+    })
+}
+
+/// Signals, descriptors, limits and the kernel's out-of-memory choice, before anything else is started.
+fn settle_process(pid1: bool) {
+    // SAFETY: plain system calls while the process has one thread.
+    unsafe {
+        // Whatever the starter left open is not for the programs of this machine.
+        if libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) != 0 {
+            for descriptor in 3..1024 {
+                libc::close(descriptor);
+            }
+        }
+        // A memory arena per thread would be most of an idle agent.
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::umask(0o022);
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+        for polite in [libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2] {
+            if pid1 {
+                libc::signal(polite, libc::SIG_IGN);
+            }
+        }
+        if !pid1 {
+            libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+        }
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        let reset_oom_score = pid1 && std::fs::write("/proc/self/oom_score_adj", "-900").is_ok();
+        let _ = INHERITED.set(Inherited {
+            open_files: limit,
+            reset_oom_score,
+        });
+        limit.rlim_cur = limit.rlim_max.min(65_536);
+        libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+    }
+    if pid1 {
+        // gVisor lays an empty /tmp over one that has nothing in it.
+        let _ = std::fs::write("/tmp/.roost-keep", "");
+    }
+}
+
+/// The token, after which neither the environment, as /proc shows it, nor the file has it.
+fn take_token(file: Option<&str>) -> Result<Vec<u8>, String> {
+    let mut token = Vec::new();
+    // SAFETY: one thread, and nothing else holds the pointer. Overwritten in place because /proc/PID/environ
+    // shows the memory that the process began with.
+    unsafe {
+        let value = libc::getenv(TOKEN_VARIABLE.as_ptr());
+        if !value.is_null() {
+            token = std::ffi::CStr::from_ptr(value).to_bytes().to_vec();
+            std::ptr::write_bytes(value, b'x', token.len());
+            libc::unsetenv(TOKEN_VARIABLE.as_ptr());
+        }
+    }
+    if let Some(path) = file {
+        token = std::fs::read(path).map_err(|error| format!("{path}: {error}"))?;
+        std::fs::remove_file(path).map_err(|error| format!("{path}: {error}"))?;
+        token.truncate(token.trim_ascii_end().len());
+    }
+    match token.len() {
+        0 => Err("no token: set ROOST_AGENT_TOKEN or give --token-file".to_owned()),
+        _ => Ok(token),
+    }
+}
