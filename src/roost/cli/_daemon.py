@@ -1,0 +1,199 @@
+"""The daemon's process on this host: is it there, start it, stop it.
+
+A pid from a file counts only while ``/proc`` says that it is a Roost daemon with this data directory;
+it is signalled through a pidfd, so never another process that got its number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from roost.client._config import DEFAULT_DATA_DIR, data_dir, default_url, is_loopback
+from roost.errors import RoostError, error
+
+UNIT = Path("/etc/systemd/system/roost.service")
+START_S = 60.0
+STOP_S = 40.0
+
+
+def run_dir() -> Path:
+    return Path(os.environ.get("ROOST_RUN_DIR") or "/run/roost")
+
+
+def local_url() -> str:
+    """Raises InvalidRequestError where ROOST_URL names another host: its daemon is not ours to drive."""
+    url = default_url()
+    if not is_loopback(urlsplit(url).hostname or ""):
+        raise error(
+            "CONFIG_INVALID",
+            f"ROOST_URL is {url}, another host: `roost up` and `roost down` drive this host's daemon. "
+            "Unset it, or run them there.",
+        )
+    return url
+
+
+def healthy(url: str, timeout: float = 2.0) -> bool:
+    """True if a Roost daemon answers there."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(
+        parts.hostname or "127.0.0.1", parts.port or 80, timeout=timeout
+    )
+    try:
+        connection.request("GET", "/healthz")
+        answer = connection.getresponse()
+        return answer.status == 200 and b'"ok"' in answer.read(4096)
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def find() -> int | None:
+    """A pidfd of the daemon of this data directory; None where it does not run. The caller closes it."""
+    for pid in _candidates():
+        try:
+            descriptor = os.pidfd_open(pid)
+        except OSError:
+            continue
+        if _is_daemon(pid):
+            return descriptor
+        os.close(descriptor)
+    return None
+
+
+def _candidates() -> list[int]:
+    """The pid file's first, then whatever looks like one."""
+    found: list[int] = []
+    with contextlib.suppress(OSError, ValueError):
+        found.append(int((run_dir() / "daemon.pid").read_text().split()[0]))
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"roost.daemon" in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+def _is_daemon(pid: int) -> bool:
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    if b"roost.daemon" not in arguments:
+        return False
+    theirs = next((v[15:] for v in environment if v.startswith(b"ROOST_DATA_DIR=")), None)
+    where = os.fsdecode(theirs) if theirs else DEFAULT_DATA_DIR
+    return os.path.realpath(where) == os.path.realpath(data_dir())
+
+
+def start() -> None:
+    """Starts it and waits until it answers. Raises UnavailableError with the end of its log."""
+    url = local_url()
+    if _systemd():
+        subprocess.run(["systemctl", "start", "roost"], check=False)
+        process = None
+    else:
+        process = _spawn()
+    deadline = time.monotonic() + START_S
+    while not healthy(url):
+        if process is not None and process.poll() is not None and not healthy(url):
+            raise _failed(f"The daemon ended at once (exit code {process.returncode}).")
+        if time.monotonic() > deadline:
+            raise _failed(f"The daemon did not answer at {url} within {START_S:g} s.")
+        time.sleep(0.05)
+
+
+def foreground() -> None:
+    """Becomes the daemon."""
+    os.execv(sys.executable, [sys.executable, "-m", "roost.daemon"])  # noqa: S606
+
+
+def _spawn() -> subprocess.Popen[bytes]:
+    logs = data_dir() / "logs"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        path = logs / "daemon.err"
+        if path.exists() and path.stat().st_size > 1 << 20:
+            path.unlink()
+        with open(path, "ab") as err:
+            return subprocess.Popen(
+                [sys.executable, "-m", "roost.daemon"],
+                stdin=subprocess.DEVNULL,
+                stdout=err,
+                stderr=err,
+                start_new_session=True,
+                cwd="/",
+            )
+    except PermissionError as exc:
+        raise error(
+            "FORBIDDEN",
+            f"{exc.filename} cannot be written. Run as root, or set ROOST_DATA_DIR.",
+        ) from exc
+
+
+def _failed(what: str) -> RoostError:
+    from roost.cli.logs import tail
+
+    lines: list[str] = []
+    for name in ("daemon.log", "daemon.err"):
+        with contextlib.suppress(OSError):
+            lines += tail(data_dir() / "logs" / name, 12)
+    for line in lines:
+        print(f"  {line}", file=sys.stderr)
+    return error("DEPENDENCY_UNAVAILABLE", f"{what} Its last words stand above.")
+
+
+def stop() -> bool:
+    """SIGTERM, then waits for its end. False where none runs. Raises ConflictError past the deadline."""
+    descriptor = find()
+    if descriptor is None:
+        return False
+    try:
+        if _systemd():
+            subprocess.run(["systemctl", "stop", "roost"], check=False)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        if not poll.poll(STOP_S * 1000):
+            raise error(
+                "INVALID_STATE",
+                f"The daemon did not stop within {STOP_S:g} s. See `roost logs --daemon`.",
+            )
+    finally:
+        os.close(descriptor)
+    return True
+
+
+# --- systemd ------------------------------------------------------------------------------------
+
+
+def _systemd() -> bool:
+    """True where systemd runs this host and our unit is installed for the default directories."""
+    return (
+        UNIT.exists()
+        and Path("/run/systemd/system").is_dir()
+        and os.path.realpath(data_dir()) == DEFAULT_DATA_DIR
+    )
+
+
+def install_service() -> None:
+    """Installs and enables the shipped unit. Raises UnsupportedError where there is no systemd."""
+    if not Path("/run/systemd/system").is_dir():
+        raise error("HOST_UNSUPPORTED", "This host does not run systemd; `roost up` needs none.")
+    shipped = Path(__file__).resolve().parents[3] / "packaging/systemd/roost.service"
+    if not shipped.exists():
+        raise error("UNSUPPORTED", f"This install ships no unit ({shipped}).")
+    text = shipped.read_text().replace("@EXEC@", f"{sys.executable} -m roost.daemon")
+    UNIT.write_text(text)
+    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    subprocess.run(["systemctl", "enable", "roost"], check=True)

@@ -1,0 +1,125 @@
+"""``roost doctor``: what this host can do, why not more, and the command that mends it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import typer
+
+from roost.cli._inert import plain
+from roost.cli._out import Json, print_json, say, table
+from roost.errors import RoostError
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """What this host can do, and how to mend the rest.
+
+    Asks the daemon; where none answers, looks itself. Exit code 1 where no rung is available.
+    """
+    from roost.cli._connect import client
+
+    try:
+        host = client().host()
+    except RoostError as exc:
+        if exc.code not in ("DAEMON_UNREACHABLE", "AUTH_REQUIRED"):
+            raise
+        host = asyncio.run(look())
+    if json:
+        print_json(host)
+    else:
+        _show(host)
+    if not any(rung["available"] for rung in host["rungs"]):
+        raise typer.Exit(1)
+
+
+def _show(host: dict[str, Any]) -> None:
+    daemon = host.get("daemon") or {}
+    if daemon.get("pid"):
+        say(f"daemon {daemon['version']} at {daemon['url']}, pid {daemon['pid']}")
+    else:
+        say("daemon: none answers here (roost up)")
+    print()
+    table(
+        ["RUNG", "DRIVER", "AVAILABLE", "VERSION", "ISOLATION OR REASON"],
+        [
+            (
+                f"{rung['level']} {rung['isolation']}" if rung.get("isolation") else "-",
+                rung["driver"] + ("*" if rung["driver"] == host.get("default_driver") else ""),
+                "yes" if rung["available"] else "no",
+                rung.get("version"),
+                (rung.get("capabilities") or {}).get("claim")
+                if rung["available"]
+                else rung.get("reason"),
+            )
+            for rung in host["rungs"]
+        ],
+        empty="No driver is offered: ROOST_DRIVERS is empty.",
+    )
+    if host.get("default_driver"):
+        print("* isolation=auto takes this one")
+    bad = [c for c in host.get("checks") or [] if not c["ok"]]
+    if bad:
+        print()
+        table(["CHECK", "FOUND"], [(c["name"], c["detail"]) for c in bad])
+    remedies = [r.get("remedy") for r in host["rungs"] if not r["available"]]
+    remedies += [c.get("remedy") for c in bad]
+    if wanted := list(dict.fromkeys(r for r in remedies if r)):
+        print("\nTo mend:")
+        for remedy in wanted:
+            print(f"  {plain(remedy)}")
+
+
+async def look() -> dict[str, Any]:
+    """The daemon's answer as far as it can be told without one."""
+    from roost import __version__
+    from roost.client._config import data_dir, default_url
+    from roost.drivers import registry
+    from roost.settings import Settings
+
+    settings = Settings.model_validate({})
+    rungs = []
+    for name in settings.driver_names:
+        driver = registry.create(name, settings)
+        probe = await driver.probe()
+        what = driver.capabilities() if probe.available else None
+        rungs.append(
+            {
+                "driver": name,
+                "isolation": what.isolation.value if what else None,
+                "level": what.level if what else None,
+                "available": probe.available,
+                "version": probe.version,
+                "reason": probe.reason,
+                "remedy": probe.remedy,
+                "capabilities": {"claim": what.claim, "boundary": what.boundary} if what else None,
+            }
+        )
+    return {
+        "daemon": {
+            "pid": None,
+            "version": __version__,
+            "started_at": None,
+            "data_dir": str(data_dir()),
+            "url": default_url(),
+        },
+        "node_id": None,
+        "rungs": rungs,
+        "checks": await _checks(settings),
+        "default_driver": next((r["driver"] for r in rungs if r["available"]), None),
+        "capacity": None,
+        "pool": None,
+    }
+
+
+async def _checks(settings: Any) -> list[dict[str, Any]]:
+    from importlib import import_module
+
+    try:
+        module = import_module("roost.host.doctor")
+    except ModuleNotFoundError:
+        return []
+    return [dict(check) for check in await module.checks(settings)]

@@ -1,0 +1,204 @@
+"""``roost exec``: a command in a machine as if it ran here: stdin, stdout, stderr, signals, exit code."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import signal
+import stat
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from roost.cli._connect import MachineArg, find, pairs
+from roost.cli._inert import Inert
+from roost.cli._out import Json, note, print_json, say, usage_error
+from roost.errors import RoostError
+
+if TYPE_CHECKING:
+    from roost import ExecStream, Execution
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+TIMED_OUT = 124
+
+
+@app.command("exec")
+def exec_(
+    machine: MachineArg,
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="-- COMMAND [ARG]...", show_default=False)
+    ] = None,
+    shell: Annotated[
+        str | None, typer.Option("--shell", "-c", metavar="SCRIPT", help="Run under /bin/sh -c.")
+    ] = None,
+    cwd: Annotated[
+        str | None, typer.Option("--cwd", "-w", help="Directory in the machine.")
+    ] = None,
+    env: Annotated[list[str], typer.Option("--env", "-e", metavar="K=V", help="Repeatable.")] = [],  # noqa: B006
+    user: Annotated[str | None, typer.Option("--user", "-u", help="User in the machine.")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0.001, metavar="SECONDS", help="Then all it started is killed; exit 124."),
+    ] = None,
+    stdin: Annotated[
+        bool | None,
+        typer.Option(
+            "--stdin/--no-stdin",
+            "-i",
+            help="Pass stdin on; by itself where stdin is no terminal.",
+            show_default=False,
+        ),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Print the execution's id and leave it running.")
+    ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Let output drive this terminal (colours pass anyway).")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Run a command in a machine; its exit code is this command's.
+
+    Ctrl-C sends SIGINT to the command. A third one kills it.
+    """
+    if bool(command) == (shell is not None):
+        raise usage_error("give a command after --, or one as --shell; not both.")
+    what: str | list[str] = shell if shell is not None else list(command or [])
+    feed = stdin if stdin is not None else not detach and _has_stdin()
+    options: dict[str, Any] = {
+        "cwd": cwd,
+        "env": pairs(env, "--env") or None,
+        "user": user,
+        "timeout": timeout,
+        "stdin_stream": feed and not detach,
+    }
+    m = find(machine)
+    if detach:
+        execution = m.start(what, **options)
+        print_json(execution.to_json()) if json else say(execution.id)
+        return
+    raise typer.Exit(_follow(m.exec_stream(what, **options), feed, raw, json))
+
+
+def _follow(stream: ExecStream, feed: bool, raw: bool, json: bool) -> int:
+    """Output as it comes; the exit code."""
+    from roost import ExecTimeout
+
+    execution = stream.start()
+    if feed:
+        threading.Thread(target=_pump, args=(execution,), daemon=True).start()
+    restore = _forward_signals(execution)
+    late = False
+    try:
+        if json:
+            for _ in stream:
+                pass
+        else:
+            _show(stream, raw)
+    except ExecTimeout:
+        late = True
+    finally:
+        restore()
+    code = TIMED_OUT if late else _code(stream)
+    if json:
+        result = execution.refresh().output()
+        data = execution.to_json() | {"stdout": result.stdout, "stderr": result.stderr}
+        print_json(data | {"truncated": result.truncated})
+    elif late:
+        note("error: the command's time ran out; all it started was killed. [TIMEOUT]")
+    return code
+
+
+def _code(stream: ExecStream) -> int:
+    assert stream.exit is not None
+    if stream.exit.exit_code >= 0:
+        return stream.exit.exit_code
+    note(f"error: the command's end is not known: {stream.exit.reason or stream.exit.status}")
+    return 1
+
+
+def _show(stream: ExecStream, raw: bool) -> None:
+    sinks = {"stdout": _sink(sys.stdout, raw), "stderr": _sink(sys.stderr, raw)}
+    for chunk in stream:
+        if chunk.dropped:
+            note(f"[{chunk.dropped} bytes of {chunk.stream} were dropped]")
+        sinks[chunk.stream](chunk.data)
+    for sink in sinks.values():
+        sink(None)
+
+
+def _sink(file: Any, raw: bool) -> Callable[[bytes | None], None]:
+    """Bytes as they are to a pipe; made inert on a terminal. None is the end."""
+    file.flush()
+    binary = file.buffer
+    if raw or not file.isatty():
+
+        def put(data: bytes | None) -> None:
+            if data:
+                binary.write(data)
+                binary.flush()
+
+        return put
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    inert = Inert()
+
+    def show(data: bytes | None) -> None:
+        text = inert.feed(decoder.decode(data or b"", final=data is None))
+        if data is None:
+            text += inert.end()
+        binary.write(text.encode("utf-8", "replace"))
+        binary.flush()
+
+    return show
+
+
+def _has_stdin() -> bool:
+    """False on a terminal and where stdin is /dev/null or closed."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISCHR(mode)
+
+
+def _pump(execution: Execution) -> None:
+    """stdin, until its end or the command's."""
+    try:
+        while data := os.read(0, 1 << 16):
+            execution.write_stdin(data)
+        execution.close_stdin()
+    except (RoostError, OSError):
+        return  # the command has ended or does not read; how is told by the stream
+
+
+def _forward_signals(execution: Execution) -> Callable[[], None]:
+    """Ctrl-C and SIGTERM go to the command. The call goes out in a thread: a handler must not wait."""
+    count = 0
+
+    def send(number: int) -> None:
+        try:
+            if count > 2:
+                execution.kill()
+            else:
+                execution.signal(signal.Signals(number).name)
+        except RoostError as exc:
+            note(f"error: {exc.message}")
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal count
+        count += 1
+        if count > 3:
+            os._exit(128 + number)
+        threading.Thread(target=send, args=(number,), daemon=True).start()
+
+    old = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+    return restore

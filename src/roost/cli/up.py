@@ -1,0 +1,98 @@
+"""``roost up``: from nothing to a first machine; what is done already is skipped."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from roost.cli import _daemon
+from roost.cli._connect import client
+from roost.cli._inert import plain
+from roost.cli._out import Json, note, print_json, say
+from roost.errors import NotFoundError
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+TEMPLATE = "base"
+KEY = "first"
+GREETING = "uname -srm; . /etc/os-release; echo $PRETTY_NAME; echo $(nproc) CPU, $(free -m | awk '/Mem/{print $2}') MiB"
+
+
+@app.command()
+def up(
+    machine: Annotated[
+        bool, typer.Option("--machine/--no-machine", help="Make a first machine and use it.")
+    ] = True,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Be the daemon, until it is stopped.")
+    ] = False,
+    install_service: Annotated[
+        bool, typer.Option("--install-service", help="Install the systemd unit first.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Start the daemon, bake the base template, make a first machine.
+
+    Safe to repeat: what is done already is skipped.
+    """
+    url = _daemon.local_url()
+    if install_service:
+        _daemon.install_service()
+    if foreground:
+        _daemon.foreground()
+    begun = time.monotonic()
+    started = not _daemon.healthy(url)
+    if started:
+        _daemon.start()
+    if not json:
+        took = f"started in {time.monotonic() - begun:.1f} s" if started else "runs already"
+        say(f"daemon    {took}, {url}")
+    template = _template(json)
+    if not json:
+        say(f"template  {TEMPLATE} is {template['status']}")
+    done: dict[str, Any] = {"url": url, "started": started, "template": template}
+    if machine:
+        done |= _machine(json)
+    if json:
+        print_json(done)
+
+
+def _template(quiet: bool) -> dict[str, Any]:
+    from roost.cli.template import follow
+
+    try:
+        found = client().template(TEMPLATE)
+        if found["status"] == "ready":
+            return found
+    except NotFoundError:
+        pass
+    if not quiet:
+        note(f"Building the template {TEMPLATE}: once, a minute or two.")
+    made = follow(client().build_template(TEMPLATE), f"template {TEMPLATE}", quiet=quiet)
+    return made or client().template(TEMPLATE)
+
+
+def _machine(quiet: bool) -> dict[str, Any]:
+    from roost import Machine
+
+    begun = time.monotonic()
+    first = Machine.ensure(KEY)
+    ensured = time.monotonic()
+    result = first.exec(GREETING, timeout=60)
+    if not quiet:
+        say(
+            f"machine   {KEY} ({first.id}) ready in {ensured - begun:.2f} s, "
+            f"{first.isolation.get('claim')}"
+        )
+        for line in result.stdout.splitlines():
+            print(f"          {plain(line)}")
+        print(
+            "\nNext:\n"
+            f"  roost shell {KEY}              a terminal in it\n"
+            f"  roost exec {KEY} -- ls -la /   a command\n"
+            "  roost ensure user-42           another machine, kept under a key of yours\n"
+            "  roost doctor                   what isolates them here"
+        )
+    return {"machine": first.to_json(), "stdout": result.stdout, "exit_code": result.exit_code}
