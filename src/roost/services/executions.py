@@ -68,11 +68,15 @@ class Output:
     offset: int
     data: bytes
 
+    @property
+    def next(self) -> int:
+        return self.offset + len(self.data)
+
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
     stream: str
-    offset: int  # of what comes next
+    next: int  # offset of what comes after the gap
     bytes: int
 
 
@@ -199,8 +203,13 @@ class Executions:
         stderr_offset: int = 0,
     ) -> AsyncGenerator[Event, None]:
         """Output from the offsets on, then ``Ended``. The pace is the consumer's: one that is slow holds the
-        process back, and nothing piles up here."""
+        process back, and nothing piles up here. Close the generator."""
         row = await self._row(tenant, machine_id, execution_id, output=True)
+        return self._stream(row, stdout_offset, stderr_offset)
+
+    async def _stream(
+        self, row: ExecutionRow, stdout_offset: int, stderr_offset: int
+    ) -> AsyncGenerator[Event, None]:
         if row.status in LIVE:
             at = {"stdout": stdout_offset, "stderr": stderr_offset}
             try:

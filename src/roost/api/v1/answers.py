@@ -1,0 +1,201 @@
+"""What comes back, for the OpenAPI document and for tests that hold the API to it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+T = TypeVar("T")
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(Answer):
+    """Every error looks like this."""
+
+    error_code: str = Field(examples=["MACHINE_NOT_FOUND"])
+    message: str
+    retryable: bool
+    details: dict[str, Any]
+
+
+class Page(Answer, Generic[T]):
+    items: list[T]
+    next_cursor: str | None
+
+
+Phase = Literal[
+    "accepted", "placement_pending", "starting", "running", "stopping", "sleeping", "waking",
+    "destroying", "destroyed", "failed",
+]  # fmt: skip
+
+
+class MachineStatus(Answer):
+    phase: Phase
+    reason: str | None
+    retryable: bool
+    revision: int
+    last_transition_at: datetime
+    last_progress_at: datetime
+    last_error: dict[str, Any] | None = None
+
+
+class Isolation(Answer):
+    level: int
+    name: str
+    driver: str
+    boundary: str
+    accelerated: bool | None
+    claim: str
+
+
+class Machine(Answer):
+    machine_id: str
+    key: str | None
+    name: str | None
+    labels: dict[str, str]
+    template: str
+    image_digest: str
+    vcpu: float
+    memory_mib: int
+    storage_gib: int
+    env: dict[str, str]
+    autosleep_seconds: int | None
+    ttl_seconds: int | None
+    expires_at: datetime | None
+    desired_state: Literal["running", "sleeping", "destroyed"]
+    phase: Phase
+    status: MachineStatus
+    isolation: Isolation
+    memory_kept: bool
+    node_id: str
+    created_at: datetime
+
+
+class Usage(Answer):
+    cpu_usage_us: int
+    memory_bytes: int
+    memory_limit_bytes: int | None
+    pids: int
+    disk_total_bytes: int | None
+    disk_used_bytes: int | None
+    uptime_ms: int | None
+
+
+class LogEntry(Answer):
+    at: datetime
+    event: str
+    message: str
+
+
+class Logs(Answer):
+    items: list[LogEntry]
+
+
+class Execution(Answer):
+    execution_id: str
+    machine_id: str
+    command: list[str]
+    cwd: str | None
+    user: str | None
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
+    exit_code: int | None
+    signal: int | None
+    reason: str | None
+    timeout_ms: int | None
+    stdout_bytes: int
+    stderr_bytes: int
+    stdout_truncated: bool
+    stderr_truncated: bool
+    duration_ms: float | None
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+class Finished(Execution):
+    stdout: str
+    stderr: str
+    stdout_b64: str | None = None
+    stderr_b64: str | None = None
+
+
+class Output(Answer):
+    execution_id: str
+    stdout: str
+    stderr: str
+    stdout_b64: str | None = None
+    stderr_b64: str | None = None
+    stdout_bytes: int
+    stderr_bytes: int
+    stdout_truncated: bool
+    stderr_truncated: bool
+
+
+class Written(Answer):
+    written: int
+
+
+class Terminal(Answer):
+    terminal_id: str
+    machine_id: str
+    status: Literal["ready", "closed"]
+    width: int
+    height: int
+    protocol: Literal["websocket"]
+    stream_url: str
+    exit_code: int | None
+    viewers: int
+    created_at: datetime
+
+
+class FileInfo(Answer):
+    path: str
+    name: str
+    kind: Literal["file", "directory", "symlink", "other"]
+    size: int
+    mode: str
+    uid: int
+    gid: int
+    owner: str
+    group: str
+    mtime: datetime
+    link_target: str | None = None
+    target_kind: str | None = None
+    path_b64: str | None = None
+
+
+class Unpacked(Answer):
+    entries: int
+    bytes: int
+
+
+class Template(Answer):
+    name: str
+    template_id: str
+    status: Literal["unbuilt", "building", "ready", "failed"]
+    digest: str | None
+    size_bytes: int | None
+    config: dict[str, Any]
+    error: dict[str, Any] | None = None
+    created_at: datetime
+    updated_at: datetime
+
+
+class Key(Answer):
+    key_id: str
+    name: str
+    created_at: datetime
+    last_used_at: datetime | None
+
+
+class NewKey(Key):
+    key: str
+
+
+class Health(Answer):
+    status: Literal["ok"]

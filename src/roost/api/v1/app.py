@@ -1,0 +1,99 @@
+"""The application: routers, errors, and a document that says all of it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+import roost
+from roost.api.v1 import answers, executions, files, host, machines, problems, terminals
+from roost.api.v1.services import Services
+from roost.gateway.respond import Json
+
+PUBLIC = frozenset({"/healthz", "/openapi.json", "/docs"})
+_STREAMED = re.compile(r"/v1/machines/[^/]+/(files(/tar)?|executions/[^/]+/stdin)")
+
+
+def streams(method: str, path: str) -> bool:
+    """Whether the body of such a request is read by its handler."""
+    if method not in ("PUT", "POST"):
+        return False
+    match = _STREAMED.fullmatch(path)
+    return match is not None and (method == "POST") == path.endswith("/stdin")
+
+
+def create_app(s: Services) -> FastAPI:
+    app = FastAPI(
+        title="Roost",
+        version=roost.__version__,
+        description="A machine for every agent to come home to.",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        strict_content_type=False,
+        responses=problems.ERRORS,
+        generate_unique_id_function=lambda route: _operation(route),
+    )
+    problems.install(app)
+    for make in (executions, terminals, files, machines, host):
+        app.include_router(make.router(s))
+
+    @app.get("/healthz", tags=["host"], response_model=answers.Health)
+    async def healthz() -> Response:
+        return Json({"status": "ok"})
+
+    @app.get(
+        "/metrics",
+        tags=["host"],
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def metrics() -> Response:
+        return Response(s.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document(request: Request) -> Response:
+        return Json(openapi(app))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(_DOCS, media_type="text/html")
+
+    return app
+
+
+def openapi(app: FastAPI) -> dict[str, Any]:
+    """The document, with the ways to send a key."""
+    if app.openapi_schema is None:
+        schema = FastAPI.openapi(app)
+        schema.setdefault("components", {})["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        schema["security"] = [{"bearer": []}, {"key": []}]
+        for path in PUBLIC & set(schema["paths"]):
+            for operation in schema["paths"][path].values():
+                operation["security"] = []
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def _operation(route: Any) -> str:
+    tag = route.tags[0] if route.tags else "roost"
+    return f"{tag}_{route.name.strip('_')}"
+
+
+# No scripts from elsewhere: the page reads the document and lists it.
+_DOCS = """<!doctype html><meta charset="utf-8"><title>Roost API</title>
+<style>body{font:15px/1.5 system-ui;margin:2rem auto;max-width:60rem}code{background:#eee;padding:0 .3em}</style>
+<h1>Roost API</h1><p>The whole document: <a href="/openapi.json">/openapi.json</a></p><ul id="l"></ul>
+<script>fetch("/openapi.json").then(r=>r.json()).then(d=>{const l=document.getElementById("l");
+for(const[p,o]of Object.entries(d.paths))for(const[m,x]of Object.entries(o)){const i=document.createElement("li"),
+c=document.createElement("code");c.textContent=m.toUpperCase()+" "+p;i.append(c," "+(x.summary||""));l.append(i)}})
+</script>
+"""

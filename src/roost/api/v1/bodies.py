@@ -1,0 +1,133 @@
+"""What may be sent. Unknown fields are refused; what a field may hold is the service's to say unless it is
+a matter of form."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+
+Duration = StrictStr | StrictInt | StrictFloat
+Env = dict[str, str]
+Labels = dict[str, str]
+Mode = Annotated[str, Field(pattern=r"^[0-7]{3,5}$", examples=["0644"])]
+PathText = Annotated[str, Field(min_length=1, max_length=4096, examples=["/root/notes.txt"])]
+PathBytes = Annotated[
+    str, Field(max_length=8192, description="The path in base64, for bytes that are not UTF-8.")
+]
+
+
+class CreateMachine(Body):
+    template: str = Field("base", max_length=64)
+    key: str | None = Field(
+        None, max_length=128, description="Your own name for it, one machine per key."
+    )
+    name: str | None = Field(None, max_length=63)
+    vcpu: float = Field(1.0, examples=[1, 2.5])
+    memory_mib: int = 1024
+    storage_gib: int = 10
+    isolation: Literal["auto", "workspace", "user", "container", "microvm"] = "auto"
+    driver: str | None = Field(None, max_length=32)
+    env: Env = {}
+    labels: Labels = {}
+    autosleep: Duration | None = Field(
+        "300s", description='Idle time before it sleeps, or "never".'
+    )
+    ttl: Duration | None = Field(None, description="Time until it is destroyed.")
+
+
+class EnsureMachine(Body):
+    """As CreateMachine, without the key: that is in the path."""
+
+    template: str = Field("base", max_length=64)
+    name: str | None = Field(None, max_length=63)
+    vcpu: float = 1.0
+    memory_mib: int = 1024
+    storage_gib: int = 10
+    isolation: Literal["auto", "workspace", "user", "container", "microvm"] = "auto"
+    driver: str | None = Field(None, max_length=32)
+    env: Env = {}
+    labels: Labels = {}
+    autosleep: Duration | None = "300s"
+    ttl: Duration | None = None
+
+
+class PatchMachine(Body):
+    name: str | None = Field(None, max_length=63)
+    labels: Labels = {}
+    autosleep: Duration | None = None
+    ttl: Duration | None = None
+    vcpu: float = 1.0
+    memory_mib: int = 1024
+    storage_gib: int = Field(10, description="May only grow.")
+
+
+class StartExecution(Body):
+    command: list[str] | str = Field(
+        description="An argv, or a string for /bin/sh -c.",
+        examples=["echo hello", ["ls", "-l", "/"]],
+    )
+    cwd: str | None = None
+    env: Env = {}
+    user: str | None = None
+    stdin: str | None = None
+    stdin_b64: str | None = Field(None, description="Instead of stdin, for bytes.")
+    stdin_stream: bool = Field(False, description="Keep stdin open for later writes.")
+    timeout_ms: int | None = Field(None, ge=1, le=604_800_000)
+
+
+class Signal(Body):
+    signal: int | str = Field(examples=[15, "SIGTERM"])
+
+
+class OpenTerminal(Body):
+    width: int = Field(80, ge=1, le=1000)
+    height: int = Field(24, ge=1, le=1000)
+    command: list[str] | None = Field(None, description="Default: the user's login shell.")
+    shell: str | None = Field(None, description="Instead of command: a shell to run.")
+    cwd: str | None = None
+    env: Env = {}
+    user: str | None = None
+    term: str | None = Field(None, max_length=64, examples=["xterm-256color"])
+
+
+class ResizeTerminal(Body):
+    width: int = Field(ge=1, le=1000)
+    height: int = Field(ge=1, le=1000)
+
+
+class MakeDirectory(Body):
+    path: PathText | None = None
+    path_b64: PathBytes | None = None
+    parents: bool = True
+    mode: Mode | None = None
+    owner: str | None = Field(None, max_length=130)
+
+
+class Move(Body):
+    source: PathText | None = None
+    source_b64: PathBytes | None = None
+    destination: PathText | None = None
+    destination_b64: PathBytes | None = None
+    overwrite: bool = False
+
+
+class SetAttributes(Body):
+    path: PathText | None = None
+    path_b64: PathBytes | None = None
+    mode: Mode | None = None
+    owner: str | None = Field(None, max_length=130)
+    mtime: datetime | None = Field(None, strict=False)
+    recursive: bool = False
+
+
+class CreateKey(Body):
+    name: str = Field(min_length=1, max_length=63)

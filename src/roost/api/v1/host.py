@@ -1,0 +1,100 @@
+"""Templates, keys and the host over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from roost.api.v1 import answers, bodies, shapes
+from roost.api.v1.services import Services, caller, tenant
+from roost.gateway.respond import Events, Json, event
+from roost.services.models import Template
+
+SSE: dict[str, Any] = {
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "description": "Events: progress, done, error.",
+}
+
+
+class Templates(answers.Answer):
+    items: list[answers.Template]
+    next_cursor: None
+
+
+class Keys(answers.Answer):
+    items: list[answers.Key]
+    next_cursor: None
+
+
+def router(s: Services) -> APIRouter:
+    r = APIRouter(prefix="/v1")
+
+    @r.get("/templates", tags=["templates"], response_model=Templates)
+    async def templates(request: Request) -> Response:
+        found = await s.templates.list(tenant(request))
+        return Json({"items": [shapes.template(each) for each in found], "next_cursor": None})
+
+    @r.get("/templates/{name}", tags=["templates"], response_model=answers.Template)
+    async def template(request: Request, name: str) -> Response:
+        return Json(shapes.template(await s.templates.get(tenant(request), name)))
+
+    @r.post(
+        "/templates/{name}/build",
+        tags=["templates"],
+        response_class=Response,
+        responses={200: SSE},
+    )
+    async def build(request: Request, name: str, force: bool = False) -> Response:
+        await s.templates.get(tenant(request), name)
+        return Events(_building(s, name, force), caller(request).request_id)
+
+    @r.get("/keys", tags=["keys"], response_model=Keys)
+    async def keys(request: Request) -> Response:
+        found = await s.keys.list(tenant(request))
+        return Json({"items": [shapes.key(each) for each in found], "next_cursor": None})
+
+    @r.post("/keys", tags=["keys"], status_code=201, response_model=answers.NewKey)
+    async def create_key(request: Request, body: bodies.CreateKey) -> Response:
+        return Json(shapes.key(await s.keys.create(tenant(request), body.name)), 201)
+
+    @r.delete("/keys/{key_id}", tags=["keys"], status_code=204, response_class=Response)
+    async def revoke_key(request: Request, key_id: str) -> Response:
+        await s.keys.revoke(tenant(request), key_id)
+        return Response(status_code=204)
+
+    @r.get("/host", tags=["host"], response_model=dict[str, Any])
+    async def host(request: Request) -> Response:
+        tenant(request)
+        return Json(await s.host.describe())
+
+    return r
+
+
+async def _building(s: Services, name: str, force: bool) -> AsyncGenerator[bytes, None]:
+    """Progress as it comes; a client that goes away stops hearing, not the build."""
+    heard: asyncio.Queue[tuple[str, int | None, str]] = asyncio.Queue(256)
+    loop = asyncio.get_running_loop()
+
+    def progress(stage: str, percent: int | None, message: str) -> None:
+        def put() -> None:
+            with contextlib.suppress(asyncio.QueueFull):
+                heard.put_nowait((stage, percent, message))
+
+        loop.call_soon_threadsafe(put)
+
+    build: asyncio.Task[Template] = loop.create_task(s.templates.build(name, force, progress))
+    build.add_done_callback(lambda task: task.cancelled() or task.exception())
+    while not build.done() or not heard.empty():
+        waiting = asyncio.ensure_future(heard.get())
+        await asyncio.wait({build, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            waiting.cancel()
+            continue
+        stage, percent, message = waiting.result()
+        yield event("progress", {"stage": stage, "percent": percent, "message": message})
+    yield event("done", shapes.template(build.result()))

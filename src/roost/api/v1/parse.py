@@ -1,0 +1,107 @@
+"""What FastAPI cannot say: durations, revisions, bytes in text, signals, ranges."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import signal
+from urllib.parse import parse_qsl
+
+from starlette.requests import Request
+
+from roost.errors import ConflictError, InvalidRequestError
+
+_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII | re.IGNORECASE)
+
+
+def invalid(field: str, message: str, code: str = "VALIDATION_FAILED") -> InvalidRequestError:
+    return InvalidRequestError(f"{field}: {message}", code=code, details={"field": field})
+
+
+def if_match(request: Request) -> int | None:
+    """The revision of ``If-Match``; None where there is none or it is ``*``. Raises REVISION_MISMATCH for what
+    can be no revision of ours."""
+    value = request.headers.get("if-match")
+    if value is None or value.strip() == "*":
+        return None
+    digits = value.strip().removeprefix("W/").strip('"')
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 16):
+        raise ConflictError("If-Match: not a revision of this machine.", code="REVISION_MISMATCH")
+    return int(digits)
+
+
+def decode_b64(field: str, value: str) -> bytes:
+    """Raises VALIDATION_FAILED."""
+    try:
+        return base64.b64decode(value, validate=True)
+    except (ValueError, binascii.Error):
+        raise invalid(field, "not base64") from None
+
+
+def body_path(field: str, text: str | None, b64: str | None) -> bytes:
+    """The path of a body's ``field`` or ``field_b64``."""
+    if (text is None) == (b64 is None):
+        raise invalid(field, f"either {field} or {field}_b64", "INVALID_PATH")
+    if b64 is not None:
+        return decode_b64(f"{field}_b64", b64)
+    assert text is not None
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise invalid(field, "not Unicode text", "INVALID_PATH") from None
+
+
+def query_path(request: Request) -> bytes:
+    """The path of ``?path=`` or ``?path_b64=``; what is not UTF-8 is refused, not repaired."""
+    found: dict[str, str] = {}
+    try:
+        query = request.scope["query_string"].decode("ascii")
+        pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=100)
+    except ValueError:
+        raise invalid("path", "not UTF-8; send other bytes as path_b64", "INVALID_PATH") from None
+    for name, value in pairs:
+        if name in ("path", "path_b64"):
+            if name in found:
+                raise invalid("path", "more than one", "INVALID_PATH")
+            found[name] = value
+    return body_path("path", found.get("path"), found.get("path_b64"))
+
+
+def mode(text: str | None) -> int | None:
+    return None if text is None else int(text, 8) & 0o7777
+
+
+def signal_number(value: int | str) -> int:
+    """15, "15", "TERM" or "SIGTERM". Raises VALIDATION_FAILED."""
+    if isinstance(value, str):
+        name = value.strip().upper()
+        if name.isascii() and name.isdigit() and len(name) < 4:
+            number = int(name)
+        else:
+            known = signal.Signals.__members__.get(name if name.startswith("SIG") else f"SIG{name}")
+            if known is None:
+                raise invalid("signal", "no such signal")
+            number = int(known)
+    else:
+        number = value
+    if not 1 <= number <= 64:
+        raise invalid("signal", "from 1 to 64")
+    return number
+
+
+def byte_range(value: str | None) -> tuple[int, int | None] | None:
+    """``Range`` as (first, last) or (-suffix, None); None: all of it, also for ranges of a kind that need not
+    be served (several, other units, nonsense)."""
+    if value is None:
+        return None
+    match = _RANGE.fullmatch(value.replace(" ", ""))
+    if match is None or not (match[1] or match[2]):
+        return None
+    if not match[1]:
+        return -int(match[2]), None
+    first = int(match[1])
+    if not match[2]:
+        return first, None
+    last = int(match[2])
+    return None if last < first else (first, last)

@@ -1,0 +1,96 @@
+"""Failures, whoever found them, as the one error shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from roost.api.v1.answers import Problem
+from roost.api.v1.services import caller
+from roost.errors import InvalidRequestError, NotFoundError, RoostError, error
+from roost.gateway import respond
+
+_TEXT = {
+    400: "The request cannot be read.",
+    401: "No key, or none of ours.",
+    403: "Not allowed.",
+    404: "Missing, or another tenant's.",
+    405: "Not with this method.",
+    409: "The state does not allow it.",
+    412: "Not at this revision.",
+    413: "Too large.",
+    416: "Not in this file.",
+    422: "The request asks for what cannot be.",
+    429: "A limit is reached.",
+    431: "Headers too large.",
+    500: "Roost failed.",
+    501: "This rung cannot.",
+    502: "The machine failed.",
+    503: "Full, stopping or short of a dependency.",
+    504: "Not in time.",
+    507: "A disk is full.",
+}
+
+# Declared for every call: the gateway and the services can answer with any of them.
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": text} for status, text in _TEXT.items()
+}
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(RoostError, _roost)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+
+
+def answer(failure: RoostError, request: Request) -> Response:
+    response = Response(respond.error_body(failure, caller(request).request_id), failure.status)
+    response.raw_headers = [
+        (b"content-length", str(len(response.body)).encode()),
+        *respond.error_headers(failure),
+    ]
+    return response
+
+
+async def _roost(request: Request, failure: Exception) -> Response:
+    assert isinstance(failure, RoostError)
+    return answer(failure, request)
+
+
+async def _invalid(request: Request, failure: Exception) -> Response:
+    """Says where and what, never what was sent: it may be a secret."""
+    assert isinstance(failure, RequestValidationError)
+    found = [
+        {"field": ".".join(str(part) for part in each["loc"])[:200], "message": each["msg"][:300]}
+        for each in failure.errors()[:20]
+    ]
+    if any(each["type"] == "json_invalid" for each in failure.errors()):
+        wrong: RoostError = error(
+            "INVALID_BODY", "The body is not JSON.", details={"errors": found}
+        )
+    else:
+        first = found[0] if found else {"field": "request", "message": "invalid"}
+        wrong = InvalidRequestError(
+            f"{first['field']}: {first['message']}", details={"errors": found}
+        )
+    return answer(wrong, request)
+
+
+async def _http(request: Request, failure: Exception) -> Response:
+    assert isinstance(failure, HTTPException)
+    path = request.scope["path"][:200]
+    if failure.status_code == 404:
+        return answer(NotFoundError(f"Nothing is served at {path}."), request)
+    if failure.status_code == 405:
+        allow = (failure.headers or {}).get("Allow", "")
+        method = request.method[:20]
+        wrong = error(
+            "METHOD_NOT_ALLOWED", f"{method} is not served at {path}.", details={"allow": allow}
+        )
+        return answer(wrong, request)
+    return answer(error("INVALID_BODY", "The body is not JSON that can be read."), request)

@@ -1,0 +1,40 @@
+"""What the API calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import HTTPConnection
+
+from roost.gateway.app import Caller
+from roost.gateway.metrics import Metrics
+from roost.services.executions import Executions
+from roost.services.files import Files
+from roost.services.host import Host
+from roost.services.keys import Keys
+from roost.services.machines import Machines
+from roost.services.templates import Templates
+from roost.services.terminals import Terminals
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    machines: Machines
+    executions: Executions
+    terminals: Terminals
+    files: Files
+    templates: Templates
+    keys: Keys
+    host: Host
+    metrics: Metrics
+
+
+def caller(connection: HTTPConnection) -> Caller:
+    """Who asks, as the gateway found."""
+    found = connection.scope["roost"]
+    assert isinstance(found, Caller)
+    return found
+
+
+def tenant(connection: HTTPConnection) -> str:
+    return caller(connection).tenant
