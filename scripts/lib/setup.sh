@@ -90,10 +90,7 @@ install_python() {
 }
 
 build_agent() {
-  say_if_building=$([ -x src/roost/_bin/roost-agent ] || echo yes)
-  [ -n "$say_if_building" ] && say "Building the guest agent (a minute or two, once)"
-  install_rust_if_needed
+  install_rust
+  [ -x src/roost/_bin/roost-agent ] || say "Building the guest agent (a few minutes, once)"
   quiet agent/build.sh
 }
-
-install_rust_if_needed() { agent/build.sh --current >/dev/null 2>&1 || install_rust; }
