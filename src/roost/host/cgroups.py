@@ -68,6 +68,11 @@ class Cgroups:
         """The parent, with the controllers a machine needs. v1 runtimes make theirs themselves."""
         if not self.v2:
             return
+        if own := _delegated(self._root):
+            # v2 lets no group hold both processes and groups with controllers.
+            leaf = self._root / own / "daemon"
+            leaf.mkdir(exist_ok=True)
+            _write(leaf / "cgroup.procs", os.getpid())
         path = self._root
         for part in Path(self._parent).parts:
             _enable(path)
@@ -214,13 +219,7 @@ def _delegated(root: Path) -> str:
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         if line.startswith("0::"):
             own = line[3:].strip("/").removesuffix("/daemon")
-            if not own:
-                return ""
-            # v2 lets no group hold both processes and groups with controllers.
-            leaf = root / own / "daemon"
-            leaf.mkdir(exist_ok=True)
-            _write(leaf / "cgroup.procs", os.getpid())
-            return f"{own}/"
+            return f"{own}/" if own else ""
     return ""
 
 
