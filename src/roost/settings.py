@@ -41,6 +41,9 @@ class Settings(BaseSettings):
         512, ge=0, description="Kept for the host: create refuses below this."
     )
     max_machines: int = Field(1000, ge=1, description="Machines per tenant, asleep or not.")
+    max_connections: int = Field(
+        4096, ge=16, description="Open connections on the port; more get 503."
+    )
     host_ca: bool = Field(False, description="Give machines the host's CA bundle.")
     operation_timeout_s: float = Field(
         60.0, gt=0, description="Longest a create, wake or stop step may take."

@@ -46,7 +46,7 @@ class AgentClient:
 
     def _connect(self) -> None:
         self._channel = open_channel(self.target)
-        self._stub = agent_pb2_grpc.AgentAsyncStub(self._channel)
+        self._stub = agent_pb2_grpc.AgentStub(self._channel)
 
     def use_token(self, token: str) -> None:
         """For calls from now on (after ``renew_identity``)."""

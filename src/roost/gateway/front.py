@@ -35,19 +35,18 @@ BACKLOG = 1024
 
 
 class Front:
-    """Listens and hands connections on. ``app`` is ASGI; ``rpc_socket`` is where the gRPC server listens."""
+    """Listens and hands connections on. ``app`` is ASGI; ``rpc_socket`` is where the gRPC server listens,
+    ``sockets`` are from ``bind``."""
 
     def __init__(
         self,
         app: Any,
         rpc_socket: Path,
-        host: str,
-        port: int,
+        sockets: list[socket.socket],
         max_connections: int = 4096,
         first_bytes_s: float = FIRST_BYTES_S,
     ) -> None:
-        self._host = host
-        self._port = port
+        self._sockets = sockets
         self._max = max_connections
         self.first_bytes_s = first_bytes_s
         self.rpc_socket = rpc_socket
@@ -71,13 +70,8 @@ class Front:
         self._waiting: set[_Sniff] = set()
         self._endless: set[asyncio.Task[None]] = set()  # answers that end only when told to
         self._relays: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
         self._tick: asyncio.TimerHandle | None = None
-        self._sockets: list[socket.socket] = []
-
-    def bind(self) -> None:
-        """Takes the address, before anything else of the daemon is touched. Raises PORT_IN_USE."""
-        self._sockets = bind(self._host, self._port)
+        self._listeners: list[asyncio.Server] = []
 
     @property
     def port(self) -> int:
@@ -85,13 +79,10 @@ class Front:
         return int(self._sockets[0].getsockname()[1])
 
     async def start(self) -> None:
-        if not self._sockets:
-            self.bind()
         loop = asyncio.get_running_loop()
         self.config.load()
         self._date()
         for sock in self._sockets:
-            sock.listen(BACKLOG)
             sock.setblocking(False)
         self._listeners = [
             await loop.create_server(lambda: _Sniff(self), sock=sock, backlog=BACKLOG)

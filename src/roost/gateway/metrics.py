@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+
+from roost.errors import RoostError
+
+log = structlog.get_logger(__name__)
 
 _SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _PAGE = resource.getpagesize()
@@ -18,6 +23,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._measures: list[Callable[[], Awaitable[None]]] = []
         self.requests = Counter(
             "roost_requests",
             "Requests answered.",
@@ -43,39 +49,25 @@ class Metrics:
         rss = Gauge("roost_resident_bytes", "Memory of the daemon.", registry=self.registry)
         rss.set_function(resident_bytes)
 
-    def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A gauge read when asked for."""
-        Gauge(name, text, registry=self.registry).set_function(read)
+    def gauge(self, name: str, text: str, label: str | None = None) -> Gauge:
+        return Gauge(name, text, [label] if label else [], registry=self.registry)
 
-    def watch_by(
-        self, name: str, text: str, label: str, read: Callable[[], Iterable[tuple[str, float]]]
-    ) -> None:
-        """A gauge for each value of a label."""
-        self.registry.register(_Labelled(name, text, label, read))
+    def measure(self, look: Callable[[], Awaitable[None]]) -> None:
+        """``look`` sets gauges, each time the figures are asked for."""
+        self._measures.append(look)
 
     def answered(self, kind: str, method: str, status: int, seconds: float) -> None:
         self.requests.labels(kind, method, str(status)).inc()
         self.request_seconds.labels(kind).observe(seconds)
 
-    def render(self) -> bytes:
+    async def render(self) -> bytes:
+        for look in self._measures:
+            try:
+                async with asyncio.timeout(5):
+                    await look()
+            except (RoostError, TimeoutError) as failure:
+                log.warning("metrics.measure", error=str(failure)[:200])
         return generate_latest(self.registry)
-
-
-class _Labelled:
-    def __init__(
-        self,
-        name: str,
-        text: str,
-        label: str,
-        read: Callable[[], Iterable[tuple[str, float]]],
-    ) -> None:
-        self._name, self._text, self._label, self._read = name, text, label, read
-
-    def collect(self) -> Iterable[Metric]:
-        family = GaugeMetricFamily(self._name, self._text, labels=[self._label])
-        for value, number in self._read():
-            family.add_metric([value], number)
-        yield family
 
 
 def resident_bytes() -> float:

@@ -54,7 +54,7 @@ def create_app(s: Services) -> FastAPI:
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def metrics() -> Response:
-        return Response(s.metrics.render(), media_type="text/plain; version=0.0.4")
+        return Response(await s.metrics.render(), media_type="text/plain; version=0.0.4")
 
     @app.get("/openapi.json", include_in_schema=False)
     async def document(request: Request) -> Response:

@@ -1,0 +1,323 @@
+"""The daemon: everything put together, in order, and taken apart again.
+
+```
+settings -> lock on data_dir -> the port -> logs -> store -> storage, network, drivers -> engine
+         -> services -> gateway -> READY ... SIGTERM -> gateway first, store last; machines live on
+```
+
+Nothing of an earlier daemon is touched before the lock and the port are ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import ipaddress
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import sqlalchemy as sa
+import structlog
+import uvloop
+from pydantic import ValidationError
+
+import roost
+from roost.agent.client import Agents
+from roost.api.v1 import Services, create_app, streams
+from roost.api.v1.app import PUBLIC
+from roost.clock import SystemClock
+from roost.drivers import registry
+from roost.engine.engine import Engine
+from roost.errors import ConflictError, ForbiddenError, InvalidRequestError, RoostError
+from roost.gateway.app import Gateway
+from roost.gateway.dispatch import Table, Target
+from roost.gateway.front import Front, bind
+from roost.gateway.metrics import Metrics
+from roost.gateway.rpc import Rpc
+from roost.host.reaper import Reaper
+from roost.logs import Logs
+from roost.network import SlotNetwork
+from roost.services.executions import Executions
+from roost.services.files import Files
+from roost.services.host import Host
+from roost.services.keys import Keys
+from roost.services.machines import Machines
+from roost.services.templates import Recipes, Templates
+from roost.services.terminals import Terminals
+from roost.settings import Settings
+from roost.storage import PoolStorage
+from roost.store import Store
+from roost.store import executions as execution_rows
+from roost.store.cursor import Cursors
+from roost.store.idempotency import Idempotency
+from roost.store.schema import machines as machine_table
+from roost.templates import Library
+
+log = structlog.get_logger("roost.daemon")
+
+GRACE_S = 10.0
+REAP_S = 1.0
+HOUSEKEEPING_S = 60.0
+
+
+def main() -> int:
+    """``python -m roost.daemon``. 0 after a stop that was asked for; 1 with the reason on stderr."""
+    os.umask(0o077)
+    try:
+        settings = load_settings()
+        require_root(settings)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(lock(settings.data_dir))
+            sockets = bind(settings.host, settings.port)
+            for sock in sockets:
+                stack.callback(sock.close)
+            settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            logs = Logs(settings.data_dir / "logs", settings.log_level)
+            stack.callback(logs.close)
+            reaper = Reaper()
+            reaper.open()
+            uvloop.run(serve(settings, sockets, logs, reaper))
+    except RoostError as failure:
+        print(f"roost: {failure.message} [{failure.code}]", file=sys.stderr)
+        return 1
+    return 0
+
+
+def load_settings() -> Settings:
+    """Raises CONFIG_INVALID, naming the variable."""
+    try:
+        return Settings.model_validate({})
+    except ValidationError as failure:
+        said = "; ".join(
+            f"ROOST_{'.'.join(str(part) for part in each['loc']).upper()}: {each['msg']}"
+            for each in failure.errors()
+        )
+        raise InvalidRequestError(said, code="CONFIG_INVALID") from failure
+
+
+def require_root(settings: Settings) -> None:
+    """Raises FORBIDDEN."""
+    if os.geteuid() != 0 and settings.driver_names != ["fake"]:
+        raise ForbiddenError(
+            f"The drivers {settings.drivers} (rungs 2 and 3) make namespaces, mounts and firewall rules,"
+            " which needs root: run the daemon as root."
+        )
+
+
+@contextlib.contextmanager
+def lock(data_dir: Path) -> Iterator[None]:
+    """One daemon a data directory, for as long as the process lives. Raises DATA_DIR_IN_USE."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as failure:
+        raise InvalidRequestError(
+            f"ROOST_DATA_DIR {data_dir} cannot be used: {failure.strerror}.", code="CONFIG_INVALID"
+        ) from failure
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            raise ConflictError(
+                f"Another daemon (pid {pid or 'unknown'}) uses {data_dir}; stop it or set ROOST_DATA_DIR.",
+                code="DATA_DIR_IN_USE",
+                details={"pid": pid, "data_dir": str(data_dir)},
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def serve(
+    settings: Settings, sockets: list[socket.socket], logs: Logs, reaper: Reaper
+) -> None:
+    """Until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, logs.reopen)
+    warn_exposed(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        opened = asyncio.ensure_future(compose(settings, sockets, reaper, stack))
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({opened, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not opened.done():
+            opened.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await opened
+            return
+        try:
+            front = opened.result()
+        except RoostError as failure:
+            log.error("daemon.start", error_code=failure.code, message=failure.message)
+            raise
+        finally:
+            stopped.cancel()
+        pid_file = settings.run_dir / "daemon.pid"
+        pid_file.write_text(f"{os.getpid()}\n")
+        stack.callback(pid_file.unlink, missing_ok=True)
+        log.info("daemon.ready", version=roost.__version__, host=settings.host, port=front.port)
+        notify("READY=1")
+        await stop.wait()
+        notify("STOPPING=1")
+        log.info("daemon.stopping")
+    log.info("daemon.stopped")
+
+
+async def compose(
+    settings: Settings,
+    sockets: list[socket.socket],
+    reaper: Reaper,
+    stack: contextlib.AsyncExitStack,
+) -> Front:
+    """Makes and opens everything; ``stack`` closes what was opened, last first."""
+    clock = SystemClock()
+    store = await asyncio.to_thread(Store.open, settings.data_dir / "roost.db", clock)
+    stack.push_async_callback(store.close)
+    storage = PoolStorage(settings)
+    network = SlotNetwork(settings)
+    drivers = {name: registry.create(name, settings) for name in settings.driver_names}
+    agents = Agents()
+    stack.push_async_callback(agents.close)
+    engine = Engine(
+        store, settings, clock, drivers=drivers, network=network, storage=storage, agents=agents
+    )
+    templates = Templates(store, storage, clock, cast("Recipes", Library(storage)))
+    keys = Keys(store, clock, settings.data_dir)
+    stack.push_async_callback(keys.flush)
+    machines = Machines(engine, templates)
+    idempotency = Idempotency(store)
+    cursors = Cursors(engine.identity.secret)
+    executions = Executions(execution_rows.Executions(store), machines, agents, cursors, clock)
+    metrics = Metrics()
+    watch(metrics, engine, executions)
+
+    await idempotency.recover()
+    stack.push_async_callback(engine.close, GRACE_S)
+    await engine.open()
+    await templates.open()
+    stack.push_async_callback(templates.close)
+    if await keys.bootstrap() is not None:
+        log.info("daemon.first_key", path=str(settings.data_dir / "key"))
+    await executions.open()
+    stack.push_async_callback(executions.close)
+
+    services = Services(
+        machines=machines,
+        executions=executions,
+        terminals=Terminals(machines),
+        files=Files(machines),
+        templates=templates,
+        keys=keys,
+        host=Host(engine, settings, url(settings)),
+        metrics=metrics,
+    )
+    table = Table(
+        [Target("native", create_app(services), paths=("",), public=PUBLIC, streams=streams)]
+    )
+    rpc = Rpc(settings.run_dir / "grpc.sock")
+    await rpc.start()
+    stack.push_async_callback(rpc.stop, 2.0)
+    front = Front(
+        Gateway(table, keys, idempotency, metrics),
+        rpc.path,
+        sockets=sockets,
+        max_connections=settings.max_connections,
+    )
+    await front.start()
+    stack.push_async_callback(front.stop, GRACE_S)
+    rounds: list[tuple[Callable[[], Awaitable[object]], float]] = [
+        (_reap(reaper), REAP_S),
+        (idempotency.sweep, HOUSEKEEPING_S),
+        (keys.flush, HOUSEKEEPING_S),
+    ]
+    for work, pause in rounds:
+        task = asyncio.get_running_loop().create_task(every(pause, work))
+        stack.callback(task.cancel)
+    return front
+
+
+def watch(metrics: Metrics, engine: Engine, executions: Executions) -> None:
+    """The figures that are looked up when they are asked for."""
+    phases = metrics.gauge("roost_machines", "Machines by phase.", "phase")
+    pool = metrics.gauge("roost_pool_bytes", "The disk pool.", "state")
+    running = metrics.gauge("roost_executions_running", "Executions that run now.")
+
+    async def look() -> None:
+        running.set(executions.running)
+        counts = await engine.store.read(machines_by_phase)
+        phases.clear()
+        for phase, count in counts:
+            phases.labels(phase).set(count)
+        usage = await engine.parts.storage.usage()
+        pool.labels("total").set(usage.total)
+        pool.labels("free").set(usage.free)
+
+    metrics.measure(look)
+
+
+def machines_by_phase(connection: sa.Connection) -> list[tuple[str, int]]:
+    query = sa.select(machine_table.c.phase, sa.func.count()).group_by(machine_table.c.phase)
+    return [(row[0], row[1]) for row in connection.execute(query)]
+
+
+def _reap(reaper: Reaper) -> Callable[[], Awaitable[object]]:
+    async def sweep() -> None:
+        reaper.sweep()
+
+    return sweep
+
+
+async def every(pause: float, work: Callable[[], Awaitable[object]]) -> None:
+    """Again and again; a failure is logged and the next round comes."""
+    while True:
+        await asyncio.sleep(pause)
+        try:
+            await work()
+        except Exception as failure:
+            log.error("daemon.housekeeping", exc_info=failure)
+
+
+def url(settings: Settings) -> str:
+    """Where this host reaches the port."""
+    host = settings.host
+    if host in ("", "0.0.0.0", "::"):  # noqa: S104
+        host = "127.0.0.1"
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+
+def warn_exposed(settings: Settings) -> None:
+    try:
+        exposed = not ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        exposed = settings.host != "localhost"
+    if exposed:
+        log.warning(
+            "daemon.exposed",
+            host=settings.host,
+            message="The port speaks plain HTTP and gRPC: put TLS in front of it.",
+        )
+
+
+def notify(state: str) -> None:
+    """Tells systemd, where it asked to be told."""
+    target = os.environ.get("NOTIFY_SOCKET")
+    if not target:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\0" + target[1:] if target.startswith("@") else target)
+        sock.sendall(state.encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
