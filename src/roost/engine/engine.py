@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 
 from roost.clock import Clock
 from roost.drivers.interface import Driver, Exit
-from roost.engine import flows, recovery, reservations
+from roost.engine import admission, flows, recovery, reservations
 from roost.engine.desk import Desk
 from roost.engine.flows import Parts
 from roost.engine.identity import HostIdentity
@@ -134,8 +135,17 @@ class Engine:
         Raises QUOTA_EXCEEDED, CAPACITY_EXCEEDED; sqlalchemy's IntegrityError for a key in use.
         """
         host = self.host()
+        placing = not self._starts.locked()
         machine, operation = await self.store.write(
-            lambda c: recovery.reserve(c, self, host, values)
+            lambda c: admission.reserve(
+                c,
+                self.parts,
+                self.journal,
+                self.settings,
+                host,
+                values,
+                placing=placing,
+            )
         )
         self.timers.set(machine.id, machine.expires_at)
         self.desk.submit(
@@ -177,8 +187,8 @@ class Engine:
             change = advance(connection, machine_id, DestroyAsked(), self.clock.now())
             if Command.RUN_DESTROY not in change.commands:
                 return change, None
-            operations.supersede(connection, machine_id, self.clock.now())
-            return change, self.journal.open(connection, "destroy", machine_id)
+            operations.supersede(connection, machine_id, self.clock.now(), "stuck")
+            return change, self.journal.open(connection, "destroy", machine_id, step=1)
 
         change, operation = await self.store.write(fn)
         self.timers.set(machine_id, None)
@@ -286,7 +296,7 @@ class Engine:
                 "fresh_disk": not before.disk_ready,
                 "failed_before": before.reason if before.phase == Phase.FAILED else None,
             }
-            operation = self.journal.open(connection, "wake", machine_id, context)
+            operation = self.journal.open(connection, "wake", machine_id, context, step=1)
             return change, operation, flows.config_of(connection, before.template_id)
 
         change, operation, config = await self.store.write(fn)
@@ -315,7 +325,7 @@ class Engine:
             change = advance(connection, machine_id, SleepAsked(), self.clock.now())
             if Command.RUN_SLEEP not in change.commands:
                 return change, None
-            return change, self.journal.open(connection, "sleep", machine_id)
+            return change, self.journal.open(connection, "sleep", machine_id, step=1)
 
         change, operation = await self.store.write(fn)
         if operation is None:
@@ -340,7 +350,7 @@ class Engine:
             )
             event = Failed("oom" if oom else "crashed", True)
             change = advance(connection, machine.id, event, self.clock.now(), None, message)
-            return change.machine, self.journal.open(connection, "reap", machine.id)
+            return change.machine, self.journal.open(connection, "reap", machine.id, step=1)
 
         now, operation = await self.store.write(fn)
         if operation is not None:
@@ -395,8 +405,22 @@ class Engine:
             try:
                 await self.flush_activity()
                 await self.forget()
+                await self.settle_left_overs()
             except RoostError as error:
                 log.warning("housekeeping: %s", error)
+
+    async def settle_left_overs(self) -> None:
+        """Operations whose last row could not be written (the database was away) and nobody is at."""
+        before = self.clock.now() - timedelta(seconds=HOUSEKEEPING_S)
+        for machine_id in await self.store.read(lambda c: operations.idle_since(c, before)):
+            if self.desk.last(machine_id) is None:
+                self.desk.submit(
+                    machine_id, "settle", functools.partial(self._settle, machine_id), join=False
+                )
+
+    async def _settle(self, machine_id: str, _: asyncio.Event) -> Machine:
+        await recovery.settle(self, machine_id)
+        return await self.load(machine_id)
 
     async def forget(self) -> None:
         """Rows of what is long destroyed or done."""

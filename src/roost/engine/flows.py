@@ -44,7 +44,7 @@ from roost.engine.transitions import advance, load
 from roost.errors import CapacityError, InternalError, NotFoundError, RoostError, UnsupportedError
 from roost.network.interface import Network
 from roost.storage.interface import Image, Storage
-from roost.store import Store, machines
+from roost.store import Store, machines, operations
 from roost.store.schema import templates
 
 log = logging.getLogger(__name__)
@@ -297,6 +297,8 @@ def destroy(end: End) -> Plan:
         assert context.now is not None
         if load(connection, context.machine_id).phase == Phase.FAILED:  # it was stuck
             advance(connection, context.machine_id, DestroyAsked(), context.now)
+        for state in operations.OPEN:  # whatever was left of them, nothing of the machine is
+            operations.supersede(connection, context.machine_id, context.now, state)
         context.change = advance(
             connection,
             context.machine_id,

@@ -117,15 +117,18 @@ class Journal:
         kind: str,
         machine_id: str,
         context: Mapping[str, Any] | None = None,
+        step: int = 0,
     ) -> Operation:
-        """Writes an operation down, in the transaction of the transition that asks for it."""
-        operation = Operation(ids.new(), kind, machine_id, context=dict(context or {}))
+        """Writes an operation down, in the transaction of the transition that asks for it; with ``step=1``
+        its first stage is begun by that (and that stage's ``begin`` was done by the caller)."""
+        operation = Operation(ids.new(), kind, machine_id, step=step, context=dict(context or {}))
         operations.insert(
             connection,
             id=operation.id,
             kind=kind,
             machine_id=machine_id,
             context=operation.context,
+            step=step,
             now=self._store.clock.now(),
         )
         return operation
@@ -137,17 +140,19 @@ class Journal:
         context = Context(operation.machine_id, dict(operation.context))
         begun = 0
         try:
-            if plan.finishes:
-                interrupt = None
             for begun, stage in enumerate(plan.stages, 1):
-                self._check(interrupt)
-                await self._begin(operation, plan, context, begun, stage)
                 if plan.finishes:
-                    await self._repeat(lambda s=stage: self._do(plan, s, context, None))  # type: ignore[misc]
+                    await self._finish_stage(operation, plan, context, begun, stage)
                 else:
+                    self._check(interrupt)
+                    if begun > operation.step:
+                        await self._begin(operation, plan, context, begun, stage)
                     await self._do(plan, stage, context, interrupt)
-            self._check(interrupt)
-            await self._end(operation, plan, context, "done", plan.done)
+            if plan.finishes:
+                await self._finish(operation, plan, context)
+            else:
+                self._check(interrupt)
+                await self._end(operation, plan, context, "done", plan.done)
         except Exception as failure:
             error = as_error(failure)
             if plan.finishes:
@@ -162,14 +167,11 @@ class Journal:
         """After a crash, or for what is stuck: finishes it or undoes it. Raises what keeps it stuck."""
         context = Context(operation.machine_id, dict(operation.context))
         if plan.finishes:
-            stages = plan.stages[max(0, operation.step - 1) :]
+            again = max(1, operation.step)
             try:
-                for stage in stages:
-                    begun = plan.stages.index(stage) + 1
-                    if begun != operation.step:
-                        await self._begin(operation, plan, context, begun, stage)
-                    await self._repeat(lambda s=stage: self._do(plan, s, context, None))  # type: ignore[misc]
-                await self._end(operation, plan, context, "done", plan.done)
+                for number, stage in enumerate(plan.stages[again - 1 :], again):
+                    await self._finish_stage(operation, plan, context, number, stage)
+                await self._finish(operation, plan, context)
             except Exception as failure:
                 error = as_error(failure)
                 await self._stuck(operation, plan, context, error)
@@ -200,6 +202,16 @@ class Journal:
             )
 
         await self._store.write(fn)
+
+    async def _finish_stage(
+        self, operation: Operation, plan: Plan, context: Context, number: int, stage: Stage
+    ) -> None:
+        if number > operation.step:
+            await self._repeat(lambda: self._begin(operation, plan, context, number, stage))
+        await self._repeat(lambda: self._do(plan, stage, context, None))
+
+    async def _finish(self, operation: Operation, plan: Plan, context: Context) -> None:
+        await self._repeat(lambda: self._end(operation, plan, context, "done", plan.done))
 
     async def _do(
         self, plan: Plan, stage: Stage, context: Context, interrupt: asyncio.Event | None

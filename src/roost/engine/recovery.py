@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from roost import ids
-from roost.engine import flows, reservations
+from roost.engine import flows
 from roost.engine.journal import Operation, Plan
 from roost.engine.lifecycle import (
     HOLDING,
@@ -27,12 +25,10 @@ from roost.engine.lifecycle import (
     Failed,
     HostRestarted,
     Phase,
-    initial,
 )
 from roost.engine.machine import Machine
-from roost.engine.reservations import Held, HostSize
-from roost.engine.transitions import advance, load
-from roost.errors import LimitError, RoostError
+from roost.engine.transitions import advance
+from roost.errors import RoostError
 from roost.store import machines, operations
 
 if TYPE_CHECKING:
@@ -44,47 +40,6 @@ AT_ONCE = 8
 
 def host_boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def reserve(
-    connection: sa.Connection, engine: Engine, host: HostSize, values: Mapping[str, Any]
-) -> tuple[Machine, Operation]:
-    """The row of a machine to be made and of its making, if it fits: one transaction."""
-    tenant = values["tenant_id"]
-    limit = engine.settings.max_machines
-    if machines.count(connection, tenant) >= limit:
-        raise LimitError(
-            f"You have {limit} machines, which is the most you may have. Delete one, then retry.",
-            code="QUOTA_EXCEEDED",
-            details={"limit": limit},
-        )
-    held = Held(*machines.held(connection, HOLDING))
-    reservations.admit(engine.settings, host, held, values["vcpu"], values["memory_mib"])
-    state = initial()
-    now = engine.clock.now()
-    row = {
-        "id": ids.new(),
-        "node_id": engine.identity.node_id,
-        "desired_state": state.desired.value,
-        "phase": state.phase.value,
-        "reason": None,
-        "retryable": False,
-        "last_error": None,
-        "revision": 1,
-        "generation": 0,
-        "disk_ready": False,
-        "slot_index": None,
-        "handle": None,
-        "created_at": now,
-        "last_transition_at": now,
-        "last_progress_at": now,
-        "last_activity_at": None,
-        **values,
-    }
-    machines.insert(connection, row)
-    machines.record(connection, row["id"], now, "accepted", f"from template {row['template']}")
-    operation = engine.journal.open(connection, "create", row["id"])
-    return load(connection, row["id"]), operation
 
 
 async def recover(engine: Engine) -> None:
@@ -99,7 +54,7 @@ async def recover(engine: Engine) -> None:
             try:
                 if machine.phase == Phase.RUNNING:
                     await _adopt(engine, machine)
-                await _settle(engine, machine.id)
+                await settle(engine, machine.id)
             except Exception:
                 log.exception("machine %s could not be recovered", machine.id)
 
@@ -134,12 +89,12 @@ async def _adopt(engine: Engine, machine: Machine) -> None:
 
     def fn(connection: sa.Connection) -> None:
         advance(connection, machine.id, event, engine.clock.now(), None, message)
-        engine.journal.open(connection, "reap", machine.id)
+        engine.journal.open(connection, "reap", machine.id, step=1)
 
     await engine.store.write(fn)
 
 
-async def _settle(engine: Engine, machine_id: str) -> None:
+async def settle(engine: Engine, machine_id: str) -> None:
     """Every open operation of a machine, oldest first; then a state nobody is working on."""
     for row in await engine.store.read(lambda c: operations.open_ones(c, machine_id)):
         try:
@@ -154,7 +109,8 @@ async def _settle(engine: Engine, machine_id: str) -> None:
 
     def fn(connection: sa.Connection) -> Operation:
         advance(connection, machine_id, event, engine.clock.now())
-        return engine.journal.open(connection, "destroy" if destroying else "reap", machine_id)
+        kind = "destroy" if destroying else "reap"
+        return engine.journal.open(connection, kind, machine_id, step=1)
 
     await _recover_one(engine, await engine.store.write(fn))
 

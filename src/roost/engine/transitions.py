@@ -26,10 +26,14 @@ class Change:
 
 
 def load(connection: sa.Connection, machine_id: str) -> Machine:
+    return Machine.from_row(_row(connection, machine_id))
+
+
+def _row(connection: sa.Connection, machine_id: str) -> sa.RowMapping:
     row = machines.get(connection, machine_id)
     if row is None:
         raise not_found(machine_id)
-    return Machine.from_row(row)
+    return row
 
 
 def advance(
@@ -42,7 +46,8 @@ def advance(
 ) -> Change:
     """Applies ``event`` and sets ``values`` with it. Raises ConflictError INVALID_STATE (nothing changed) and
     MACHINE_NOT_FOUND."""
-    before = load(connection, machine_id)
+    row = _row(connection, machine_id)
+    before = Machine.from_row(row)
     old = before.state
     new, commands = step(old, event)
     changes = dict(values or {})
@@ -66,20 +71,17 @@ def advance(
     if new.phase is Phase.RUNNING and old.phase is not Phase.RUNNING:
         changes["last_error"] = None
     machines.update(connection, machine_id, changes)
-    return Change(load(connection, machine_id), commands)
+    return Change(Machine.from_row({**row, **changes}), commands)
 
 
 def amend(
     connection: sa.Connection, machine_id: str, values: Mapping[str, Any], now: datetime
 ) -> Machine:
     """Sets columns without a transition; a new revision all the same."""
-    before = load(connection, machine_id)
-    machines.update(
-        connection,
-        machine_id,
-        {**values, "revision": before.revision + 1, "last_progress_at": now},
-    )
-    return load(connection, machine_id)
+    row = _row(connection, machine_id)
+    changes = {**values, "revision": row["revision"] + 1, "last_progress_at": now}
+    machines.update(connection, machine_id, changes)
+    return Machine.from_row({**row, **changes})
 
 
 def not_found(machine_id: str) -> NotFoundError:

@@ -14,23 +14,44 @@ from roost.store.schema import machines as t
 EVENTS_PER_MACHINE = 200
 Row = sa.RowMapping
 
+# Built once: making a statement costs as much as running it.
+_GET = sa.select(t).where(t.c.id == sa.bindparam("b_id"))
+_BY_KEY = sa.select(t).where(
+    t.c.tenant_id == sa.bindparam("b_tenant"), t.c.key == sa.bindparam("b_key")
+)
+_UPDATE = sa.update(t).where(t.c.id == sa.bindparam("b_id"))
+_INSERT = sa.insert(t)
+_RECORD = sa.insert(machine_events)
+_COUNT = (
+    sa.select(sa.func.count())
+    .select_from(t)
+    .where(t.c.tenant_id == sa.bindparam("b_tenant"), t.c.phase != "destroyed")
+)
+_HELD = sa.select(
+    sa.func.coalesce(sa.func.sum(t.c.vcpu), 0.0),
+    sa.func.coalesce(sa.func.sum(t.c.memory_mib), 0),
+    sa.func.count(),
+).where(
+    t.c.phase.in_(sa.bindparam("b_phases", expanding=True)), t.c.id != sa.bindparam("b_without")
+)
+
 
 def insert(connection: sa.Connection, values: Mapping[str, Any]) -> None:
     """Raises sqlalchemy.exc.IntegrityError where the tenant has a living machine of that key."""
-    connection.execute(sa.insert(t).values(dict(values)))
+    connection.execute(_INSERT, dict(values))
 
 
 def get(connection: sa.Connection, machine_id: str) -> Row | None:
-    return connection.execute(sa.select(t).where(t.c.id == machine_id)).mappings().one_or_none()
+    return connection.execute(_GET, {"b_id": machine_id}).mappings().one_or_none()
 
 
 def by_key(connection: sa.Connection, tenant: str, key: str) -> Row | None:
-    query = sa.select(t).where(t.c.tenant_id == tenant, t.c.key == key)
-    return connection.execute(query).mappings().one_or_none()
+    values = {"b_tenant": tenant, "b_key": key}
+    return connection.execute(_BY_KEY, values).mappings().one_or_none()
 
 
 def update(connection: sa.Connection, machine_id: str, values: Mapping[str, Any]) -> None:
-    connection.execute(sa.update(t).where(t.c.id == machine_id).values(dict(values)))
+    connection.execute(_UPDATE, {"b_id": machine_id, **values})
 
 
 def living(connection: sa.Connection) -> list[Row]:
@@ -68,25 +89,13 @@ def held(
     connection: sa.Connection, phases: Iterable[str], without: str | None = None
 ) -> tuple[float, int, int]:
     """(vcpu, memory_mib, machines) summed over the machines in these phases, but for one."""
-    query = sa.select(
-        sa.func.coalesce(sa.func.sum(t.c.vcpu), 0.0),
-        sa.func.coalesce(sa.func.sum(t.c.memory_mib), 0),
-        sa.func.count(),
-    ).where(t.c.phase.in_(sorted(phases)))
-    if without is not None:
-        query = query.where(t.c.id != without)
-    row = connection.execute(query).one()
+    row = connection.execute(_HELD, {"b_phases": sorted(phases), "b_without": without or ""}).one()
     return float(row[0]), int(row[1]), int(row[2])
 
 
 def count(connection: sa.Connection, tenant: str) -> int:
     """Machines of a tenant that are not destroyed."""
-    query = (
-        sa.select(sa.func.count())
-        .select_from(t)
-        .where(t.c.tenant_id == tenant, t.c.phase != "destroyed")
-    )
-    return int(connection.execute(query).scalar_one())
+    return int(connection.execute(_COUNT, {"b_tenant": tenant}).scalar_one())
 
 
 def expiring(connection: sa.Connection) -> list[tuple[str, datetime]]:
@@ -100,11 +109,8 @@ def record(
     connection: sa.Connection, machine_id: str, at: datetime, event: str, message: str
 ) -> None:
     """One line of the machine's life."""
-    connection.execute(
-        sa.insert(machine_events).values(
-            machine_id=machine_id, at=at, event=event, message=message[:500]
-        )
-    )
+    values = {"machine_id": machine_id, "at": at, "event": event, "message": message[:500]}
+    connection.execute(_RECORD, values)
 
 
 def trim(connection: sa.Connection, machine_id: str) -> None:

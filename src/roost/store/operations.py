@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from roost.store.schema import operations as t
 
 OPEN = ("doing", "undoing", "stuck")
+_INSERT = sa.insert(t)
+_UPDATE = sa.update(t).where(t.c.id == sa.bindparam("b_id"))
 
 
 def insert(
@@ -20,24 +22,26 @@ def insert(
     kind: str,
     machine_id: str,
     context: Mapping[str, Any],
+    step: int,
     now: datetime,
 ) -> None:
     connection.execute(
-        sa.insert(t).values(
-            id=id,
-            kind=kind,
-            machine_id=machine_id,
-            state="doing",
-            step=0,
-            context=dict(context),
-            created_at=now,
-            updated_at=now,
-        )
+        _INSERT,
+        {
+            "id": id,
+            "kind": kind,
+            "machine_id": machine_id,
+            "state": "doing",
+            "step": step,
+            "context": dict(context),
+            "created_at": now,
+            "updated_at": now,
+        },
     )
 
 
 def update(connection: sa.Connection, id: str, now: datetime, **values: Any) -> None:
-    connection.execute(sa.update(t).where(t.c.id == id).values(updated_at=now, **values))
+    connection.execute(_UPDATE, {"b_id": id, "updated_at": now, **values})
 
 
 def open_ones(
@@ -50,13 +54,21 @@ def open_ones(
     return list(connection.execute(query.order_by(t.c.created_at, t.c.id)).mappings())
 
 
-def supersede(connection: sa.Connection, machine_id: str, now: datetime) -> None:
-    """A destroy takes over whatever was stuck on the machine."""
+def supersede(connection: sa.Connection, machine_id: str, now: datetime, state: str) -> None:
+    """Closes what is open on the machine in that state: a destroy takes over what was stuck."""
     connection.execute(
         sa.update(t)
-        .where(t.c.machine_id == machine_id, t.c.state == "stuck")
+        .where(t.c.machine_id == machine_id, t.c.state == state)
         .values(state="done", updated_at=now)
     )
+
+
+def idle_since(connection: sa.Connection, before: datetime) -> set[str]:
+    """Machines with an operation under way that nobody has moved since then."""
+    query = sa.select(t.c.machine_id).where(
+        t.c.state.in_(("doing", "undoing")), t.c.updated_at < before
+    )
+    return {row[0] for row in connection.execute(query)}
 
 
 def forget_ended(connection: sa.Connection, before: datetime) -> int:

@@ -43,7 +43,7 @@ async def test_create_sleep_wake_destroy(tmp_path: Path) -> None:
         assert not d.host.leaks(await d.all())
         events = [e.event for e in await d.machines.events(TENANT, m.id)]
         assert events == [
-            "accepted", "placement_pending", "starting", "running", "stopping", "sleeping",
+            "accepted", "starting", "running", "stopping", "sleeping",
             "waking", "running", "destroying", "destroyed",
         ]  # fmt: skip
         assert not await d.open_operations()
@@ -52,7 +52,7 @@ async def test_create_sleep_wake_destroy(tmp_path: Path) -> None:
 async def test_create_without_waiting(tmp_path: Path) -> None:
     async with daemon(tmp_path) as d:
         m = await d.machines.create(TENANT, small(), wait=False)
-        assert m.phase == "accepted"
+        assert m.phase in ("accepted", "placement_pending")
         live = await d.machines.awake(TENANT, m.id)
         assert live.machine.phase == "running"
         assert live.config == {"env": {"FROM": "base"}}

@@ -1,0 +1,69 @@
+"""Letting a machine in: its row and the row of its making, if it fits, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from roost import ids
+from roost.engine import reservations
+from roost.engine.flows import Parts
+from roost.engine.journal import Journal, Operation
+from roost.engine.lifecycle import HOLDING, Placing, initial, step
+from roost.engine.machine import Machine
+from roost.engine.reservations import Held, HostSize
+from roost.errors import LimitError
+from roost.settings import Settings
+from roost.store import machines
+
+
+def reserve(
+    connection: sa.Connection,
+    parts: Parts,
+    journal: Journal,
+    settings: Settings,
+    host: HostSize,
+    values: Mapping[str, Any],
+    *,
+    placing: bool,
+) -> tuple[Machine, Operation]:
+    """``placing``: its turn is now, so that its first stage begins with this. Raises QUOTA_EXCEEDED,
+    CAPACITY_EXCEEDED, IntegrityError (the key)."""
+    limit = settings.max_machines
+    if machines.count(connection, values["tenant_id"]) >= limit:
+        raise LimitError(
+            f"You have {limit} machines, which is the most you may have. Delete one, then retry.",
+            code="QUOTA_EXCEEDED",
+            details={"limit": limit},
+        )
+    held = Held(*machines.held(connection, HOLDING))
+    reservations.admit(settings, host, held, values["vcpu"], values["memory_mib"])
+    state = initial()
+    if placing:
+        state, _ = step(state, Placing())
+    now = parts.clock.now()
+    row = {
+        "id": ids.new(),
+        "node_id": parts.identity.node_id,
+        "desired_state": state.desired.value,
+        "phase": state.phase.value,
+        "reason": None,
+        "retryable": False,
+        "last_error": None,
+        "revision": 1,
+        "generation": 0,
+        "disk_ready": False,
+        "slot_index": None,
+        "handle": None,
+        "created_at": now,
+        "last_transition_at": now,
+        "last_progress_at": now,
+        "last_activity_at": None,
+        **values,
+    }
+    machines.insert(connection, row)
+    machines.record(connection, row["id"], now, "accepted", f"from template {row['template']}")
+    operation = journal.open(connection, "create", row["id"], step=1 if placing else 0)
+    return Machine.from_row(row), operation
