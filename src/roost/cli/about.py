@@ -12,7 +12,7 @@ from roost import __version__
 from roost.cli._out import Json, print_json, say
 from roost.errors import RoostError
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 
 @app.command()
@@ -41,7 +41,7 @@ def completion(
     ] = None,
 ) -> None:
     """Print a shell's completion script; `roost --install-completion` installs it."""
-    from typer.completion import get_completion_script
+    from typer._completion_shared import get_completion_script
 
     name = shell or os.path.basename(os.environ.get("SHELL") or "bash")
     script = get_completion_script(prog_name="roost", complete_var="_ROOST_COMPLETE", shell=name)

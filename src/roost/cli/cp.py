@@ -20,7 +20,7 @@ from roost.errors import NotFoundError
 if TYPE_CHECKING:
     from roost import FileInfo, Machine
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 Progress = Callable[[int], object] | None
 

@@ -11,7 +11,7 @@ from roost.cli._inert import plain
 from roost.cli._out import Json, print_json, say, table
 from roost.errors import RoostError
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 
 @app.command()

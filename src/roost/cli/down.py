@@ -10,7 +10,7 @@ import typer
 from roost.cli import _daemon
 from roost.cli._out import Json, note, print_json, say, usage_error
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from roost.errors import RoostError
 if TYPE_CHECKING:
     from roost import ExecStream, Execution
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 TIMED_OUT = 124
 

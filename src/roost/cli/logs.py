@@ -14,7 +14,7 @@ from roost.cli._out import Json, print_json, table, usage_error
 from roost.client._config import data_dir
 from roost.errors import error
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from roost.cli._out import Json, age, fields, note, print_json, say, size, table
 if TYPE_CHECKING:
     from roost import Machine
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 Template = Annotated[str, typer.Option("--template", "-t", help="Template it starts from.")]
 Name = Annotated[str | None, typer.Option(help="A name; need not be unique.")]

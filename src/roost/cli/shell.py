@@ -22,7 +22,7 @@ from roost.errors import RoostError
 if TYPE_CHECKING:
     from roost import Machine, Terminal
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 
 @app.command()

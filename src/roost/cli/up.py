@@ -13,7 +13,7 @@ from roost.cli._inert import plain
 from roost.cli._out import Json, note, print_json, say
 from roost.errors import NotFoundError
 
-app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 TEMPLATE = "base"
 KEY = "first"
