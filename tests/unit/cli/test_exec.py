@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.unit.client.stub import EXECUTION_ID, MACHINE_ID, Answer, Stub, execution, wire
+
+Roost = Callable[..., int]
+EXECUTIONS = f"/v1/machines/{MACHINE_ID}/executions"
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        ({}, 0),
+        ({"status": "failed", "exit_code": 7}, 7),
+        ({"status": "failed", "exit_code": None, "signal": 15}, 143),
+        ({"status": "cancelled", "exit_code": None, "signal": 9}, 137),
+        ({"status": "expired", "exit_code": None, "signal": 9}, 124),
+        ({"status": "failed", "exit_code": None, "reason": "agent lost"}, 1),
+    ],
+)
+def test_exit_codes_pass_through(
+    ends: Any, roost: Roost, capfdbinary: pytest.CaptureFixture[bytes], how: Any, code: int
+) -> None:
+    ends(("stdout", b"out \xff\x00\n"), ("stderr", b"err\n"), **how)
+    assert roost("exec", "user-42", "--no-stdin", "--", "x", "-l") == code
+    seen = capfdbinary.readouterr()
+    assert seen.out == b"out \xff\x00\n", "a pipe gets the exact bytes"
+    assert seen.err.startswith(b"err\n")
+
+
+def test_options(ends: Any, stub: Stub, roost: Roost) -> None:
+    ends()
+    options = ["--cwd", "/w", "-e", "A=b=c", "--env", "E=", "-u", "user", "--timeout", "1.5"]
+    assert roost("exec", MACHINE_ID, *options, "--no-stdin", "-c", "echo $A | wc") == 0
+    assert stub.asked("POST", EXECUTIONS)[0].json == {
+        "command": "echo $A | wc",
+        "cwd": "/w",
+        "env": {"A": "b=c", "E": ""},
+        "user": "user",
+        "timeout_ms": 1500,
+    }
+
+
+def test_json_is_all_there_is_on_stdout(
+    ends: Any, roost: Roost, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ends(("stdout", b"hi\n"), ("stderr", b"oh\n"), status="failed", exit_code=2)
+    assert roost("exec", "user-42", "--json", "--no-stdin", "--", "x") == 2
+    seen = capfd.readouterr()
+    data = json.loads(seen.out)
+    assert (data["stdout"], data["stderr"], data["exit_code"]) == ("hi\n", "oh\n", 2)
+    assert data["execution_id"] == EXECUTION_ID
+    assert seen.err == ""
+
+
+def test_detach(ends: Any, stub: Stub, roost: Roost, capsys: pytest.CaptureFixture[str]) -> None:
+    ends()
+    assert roost("exec", "user-42", "-d", "--", "sleep", "9") == 0
+    assert capsys.readouterr().out == f"{EXECUTION_ID}\n"
+    assert not stub.asked("GET", f"{EXECUTIONS}/.*/stream")
+
+
+def test_wrong_usage(stub: Stub, roost: Roost, capsys: pytest.CaptureFixture[str]) -> None:
+    assert roost("exec", "user-42") == 2
+    assert roost("exec", "user-42", "-c", "x", "--", "y") == 2
+    assert roost("exec") == 2
+    assert roost("exec", "user-42", "--env", "novalue", "--", "x") == 1
+    assert stub.seen == []
+    assert "NAME=VALUE" in capsys.readouterr().err
+
+
+def test_an_error_of_the_daemon(
+    stub: Stub, roost: Roost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.on(
+        "POST", EXECUTIONS, lambda _: Answer(wire("COMMAND_NOT_FOUND", "No \x1b[31mnope."), 422)
+    )
+    assert roost("exec", "user-42", "--no-stdin", "--", "nope") == 1
+    seen = capsys.readouterr()
+    assert seen.out == ""
+    assert seen.err == "error: No ^[[31mnope. [COMMAND_NOT_FOUND]\n"
+
+
+def test_stdin_goes_through_a_pipe(ends: Any, stub: Stub) -> None:
+    ends(("stdout", b"done\n"))
+    got: list[bytes] = []
+
+    def stdin(request: Any) -> dict[str, int]:
+        got.append(request.body)
+        return {"written": len(request.body)}
+
+    stub.on("POST", f"{EXECUTIONS}/{EXECUTION_ID}/stdin", stdin)
+    original = next(
+        r
+        for m, p, r in stub.routes
+        if m == "GET" and p.match(f"{EXECUTIONS}/{EXECUTION_ID}/stream")
+    )
+
+    def stream(request: Any) -> Any:
+        import time
+
+        deadline = time.monotonic() + 5
+        while (
+            not stub.asked("POST", ".*/stdin")
+            or "eof" not in stub.asked("POST", ".*/stdin")[-1].query
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return original(request)
+
+    stub.on("GET", f"{EXECUTIONS}/{EXECUTION_ID}/stream", stream)
+    out = subprocess.run(
+        [sys.executable, "-m", "roost.cli", "exec", "user-42", "--", "cat"],
+        input=b"typed\n",
+        capture_output=True,
+        env=os.environ.copy(),
+        timeout=30,
+        check=False,
+    )
+    assert (out.returncode, out.stdout, out.stderr) == (0, b"done\n", b"")
+    assert b"".join(got) == b"typed\n"
+    assert stub.asked("POST", EXECUTIONS)[0].json["stdin_stream"] is True
+
+
+def test_ctrl_c_goes_to_the_command(ends: Any, stub: Stub) -> None:
+    import signal
+    import time
+
+    ends(status="failed", exit_code=None, signal=2)
+    path = f"{EXECUTIONS}/{EXECUTION_ID}"
+    original = next(r for m, p, r in stub.routes if m == "GET" and p.match(f"{path}/stream"))
+    stub.on("POST", f"{path}/signal", lambda _: execution(status="running"))
+
+    def stream(request: Any) -> Any:
+        deadline = time.monotonic() + 10
+        while not stub.asked("POST", ".*/signal"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return original(request)
+
+    stub.on("GET", f"{path}/stream", stream)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "roost.cli", "exec", "user-42", "--no-stdin", "--", "sleep", "9"],
+        env=os.environ.copy(),
+    )
+    deadline = time.monotonic() + 10
+    while not stub.asked("GET", ".*/stream"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(15) == 130
+    assert stub.asked("POST", ".*/signal")[0].json == {"signal": "SIGINT"}
