@@ -93,7 +93,8 @@ class Gateway:
                 raise
             await out.fail(UnavailableError("The daemon is stopping.", code="SHUTTING_DOWN"))
         except Exception as failure:
-            await out.fail(respond.unexpected(failure, out.request_id))
+            if not out.over:  # else the app has said it, and logged it
+                await out.fail(respond.unexpected(failure, out.request_id))
         finally:
             self._record(scope, caller, out, time.perf_counter() - began)
 
@@ -167,7 +168,8 @@ class Gateway:
         except RoostError as failure:
             await out.fail(failure)
         except Exception as failure:
-            await out.fail(respond.unexpected(failure, out.request_id))
+            if not out.over:  # else the app has said it, and logged it
+                await out.fail(respond.unexpected(failure, out.request_id))
         finally:
             self._record(scope, caller, out, time.perf_counter() - began)
 
@@ -204,7 +206,7 @@ class _Out:
         self.status = 0
         self.bytes = 0
         self._websocket = websocket  # None: HTTP; else whether a refusal may have a body
-        self._over = False
+        self.over = False
 
     async def send(self, message: Message) -> None:
         kind = message["type"]
@@ -214,12 +216,12 @@ class _Out:
             message = {**message, "headers": headers}
         elif kind == "http.response.body":
             self.bytes += len(message.get("body", b""))
-            self._over = not message.get("more_body", False)
+            self.over = not message.get("more_body", False)
         elif kind == "websocket.accept":
             self.status = 101
         elif kind == "websocket.close":
             self.status = self.status or 403
-            self._over = True
+            self.over = True
         await self._send(message)
 
     async def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
@@ -237,7 +239,7 @@ class _Out:
 
     async def fail(self, failure: RoostError) -> None:
         """The error as the answer; after the answer's begin, its end is all that can be had."""
-        if self._over:
+        if self.over:
             return
         if self.status == 0 and self._websocket is not False:
             body = respond.error_body(failure, self.request_id)

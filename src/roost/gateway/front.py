@@ -15,7 +15,7 @@ import socket
 import time
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from uvicorn.config import Config
@@ -153,8 +153,7 @@ class _Sniff(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport = cast(asyncio.Transport, transport)
         front = self._front
         if not front.admit():
             message = "Too many connections are open; try again soon."

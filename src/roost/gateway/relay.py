@@ -13,6 +13,7 @@ import itertools
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 PAUSE_AT = 256 * 1024
 _CONNECT_S = 5.0
@@ -55,8 +56,7 @@ class _End(asyncio.Protocol):
         self._waiting: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport = cast(asyncio.Transport, transport)
         transport.set_write_buffer_limits(high=PAUSE_AT)
 
     def join(self, other: asyncio.Transport) -> None:

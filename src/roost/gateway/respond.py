@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -23,11 +24,26 @@ Headers = list[tuple[bytes, bytes]]
 
 def dumps(value: Any) -> bytes:
     """UTF-8; what UTF-8 cannot say (lone surrogates) is escaped."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     try:
-        return text.encode()
+        return _as_utf8(value).encode()
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+        return _as_ascii(value).encode()
+
+
+def rfc3339(at: datetime) -> str:
+    """UTC, milliseconds."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+_FORM: dict[str, Any] = {"separators": (",", ":"), "allow_nan": False, "default": _plain}
+_as_utf8 = json.JSONEncoder(ensure_ascii=False, **_FORM).encode
+_as_ascii = json.JSONEncoder(**_FORM).encode
 
 
 class Json(Response):

@@ -46,6 +46,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RoostError, _roost)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
 
 
 def answer(failure: RoostError, request: Request) -> Response:
@@ -94,3 +95,7 @@ async def _http(request: Request, failure: Exception) -> Response:
         )
         return answer(wrong, request)
     return answer(error("INVALID_BODY", "The body is not JSON that can be read."), request)
+
+
+async def _unexpected(request: Request, failure: Exception) -> Response:
+    return answer(respond.unexpected(failure, caller(request).request_id), request)

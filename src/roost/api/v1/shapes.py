@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TypeVar
 
+from roost.gateway.respond import rfc3339
 from roost.services.executions import Dropped, Ended, Event, Output
 from roost.services.files import FileEvent, FileInfo
 from roost.services.models import Key, Machine, MachineEvent, MachineUsage, Page, Template
@@ -18,10 +19,7 @@ Object = dict[str, Any]
 
 
 def time(at: datetime | None) -> str | None:
-    """RFC 3339, UTC, milliseconds."""
-    if at is None:
-        return None
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
+    return None if at is None else rfc3339(at)
 
 
 def page(found: Page[T], shape: Callable[[T], Object]) -> Object:
