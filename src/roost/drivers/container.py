@@ -216,16 +216,19 @@ class ContainerDriver(Driver):
             os.close(namespace)
         _put_address_back(spec.slot.interface, spec.slot.address, spec.slot.gateway)
         self._in_namespace()
-        os.set_blocking(fifo.fd, False)
-        process = subprocess.Popen(
-            self._command(directory, spec.machine_id),
-            stdin=subprocess.DEVNULL,
-            stdout=fifo.fd,
-            stderr=fifo.fd,
-            cwd="/",
-            env={"PATH": os.environ.get("PATH", os.defpath)},
-            process_group=0,
-        )
+        output = fifo.open_for_machine()
+        try:
+            process = subprocess.Popen(
+                self._command(directory, spec.machine_id),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd="/",
+                env={"PATH": os.environ.get("PATH", os.defpath)},
+                process_group=0,
+            )
+        finally:
+            os.close(output)
         # Not Popen.wait(timeout): it looks only every 50 ms.
         pidfd = os.pidfd_open(process.pid)
         try:

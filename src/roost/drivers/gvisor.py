@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import platform
 import shutil
@@ -68,12 +69,22 @@ class GVisorDriver(ContainerDriver):
             "--overlay2=none",
             "--net-disconnect-ok",
             "--cpu-num-from-quota",
+            *(["--allow-suid"] if _honours_setuid() else []),
             "run",
             "--detach",
             f"--bundle={directory}",
             f"--pid-file={directory / 'pid'}",
             machine_id,
         ]
+
+
+@functools.cache
+def _honours_setuid() -> bool:
+    """Older releases run every program with no_new_privs, so that sudo is of no use to users; newer ones
+    do so unless told."""
+    with contextlib.suppress(OSError, TimeoutError):
+        return "-allow-suid" in run.run(["runsc", "flags"], timeout_s=10, check=False).stdout
+    return False
 
 
 @functools.cache
@@ -95,4 +106,8 @@ def _probe() -> Probe:
             remedy="apt-get install -t bookworm-backports --reinstall runsc",
         )
     words = done.stdout.split()
-    return Probe(True, version=words[2] if len(words) > 2 else None)
+    return Probe(
+        True,
+        version=words[2] if len(words) > 2 else None,
+        details={"setuid": _honours_setuid()},
+    )

@@ -1,4 +1,4 @@
-"""A machine's console: a FIFO that both ends hold open, so that it outlives either."""
+"""A machine's console: a FIFO that outlives whoever reads it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,24 @@ class Console:
     waits for us rather than filling the host."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         if not path.exists():
             os.mkfifo(path, 0o600)
-        # Opened for both, so that opening never waits and the FIFO never reports its end.
-        self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._kept = b""
+
+    def open_for_machine(self) -> int:
+        """For its standard output: for both ways, so that it never breaks, and never our own descriptor,
+        whose O_NONBLOCK the machine could take away and have the daemon wait for it."""
+        return os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
 
     def drain(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._kept = (self._kept + os.read(self.fd, _READ))[-_KEPT:]
+            self._kept = (self._kept + os.read(self._fd, _READ))[-_KEPT:]
 
     def tail(self) -> str:
         self.drain()
         return self._kept.decode("utf-8", "replace")
 
     def close(self) -> None:
-        os.close(self.fd)
+        os.close(self._fd)
