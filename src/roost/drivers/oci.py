@@ -77,7 +77,7 @@ def spec(
         "process": {
             "terminal": False,
             "user": {"uid": 0, "gid": 0},
-            "args": [AGENT_PATH, "--listen", f"0.0.0.0:{AGENT_PORT}"],
+            "args": [AGENT_PATH, "--listen", f"tcp:0.0.0.0:{AGENT_PORT}"],
             "env": [f"{key}={value}" for key, value in env.items()],
             "cwd": "/",
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
