@@ -8,3 +8,8 @@ byte streams that grpcio cannot dial; ``v1`` is generated from the contract.
 
 Everything an agent says is the word of a stranger: sizes are capped, offsets checked, text cleaned.
 """
+
+import os
+
+# grpcio's fork handlers serve programs that fork and go on with gRPC in the child; we only start others.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")

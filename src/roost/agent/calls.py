@@ -28,12 +28,12 @@ class Calls:
         except grpc.aio.AioRpcError as failure:
             raise typed(failure, doing) from failure
         except grpc.aio.UsageError as failure:
-            raise _gone() from failure
+            raise gone() from failure
         except asyncio.CancelledError:
             # grpcio cancels the calls of a channel that is closed: only a cancelled task is a cancellation.
             task = asyncio.current_task()
             if self.closed and task is not None and not task.cancelling():
-                raise _gone() from None
+                raise gone() from None
             raise
 
     async def next(self, doing: str, call: Stream[T]) -> T | None:
@@ -57,5 +57,5 @@ def cut(data: bytes, size: int) -> Sequence[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-def _gone() -> MachineError:
+def gone() -> MachineError:
     return MachineError("The connection to the machine was closed; it is stopping or stopped.")

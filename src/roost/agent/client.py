@@ -12,7 +12,7 @@ import grpc
 
 import roost
 from roost.agent import check
-from roost.agent.calls import Calls, cut
+from roost.agent.calls import Calls, cut, gone
 from roost.agent.channel import listening, open_channel
 from roost.agent.failures import lied
 from roost.agent.streams import DialStream, TerminalStream
@@ -46,7 +46,13 @@ class AgentClient:
 
     def _connect(self) -> None:
         self._channel = open_channel(self.target)
-        self._stub = agent_pb2_grpc.AgentStub(self._channel)
+        self._open_stub = agent_pb2_grpc.AgentStub(self._channel)
+
+    @property
+    def _stub(self) -> agent_pb2_grpc.AgentAsyncStub:
+        if self._calls.closed:
+            raise gone()
+        return self._open_stub
 
     def use_token(self, token: str) -> None:
         """For calls from now on (after ``renew_identity``)."""

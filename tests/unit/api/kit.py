@@ -1,0 +1,377 @@
+"""The serving side whole, on one port: real gateway, API, store and agent; only the machines are made up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from roost import ids
+from roost.agent.client import Agents
+from roost.api.v1 import Services, create_app, streams
+from roost.api.v1.app import PUBLIC
+from roost.clock import SystemClock
+from roost.drivers.interface import Capabilities, ForkKind, Isolation
+from roost.errors import AuthError, ConflictError, NotFoundError, error
+from roost.gateway.app import Gateway
+from roost.gateway.dispatch import Table, Target
+from roost.gateway.front import Front, bind
+from roost.gateway.metrics import Metrics
+from roost.gateway.rpc import Rpc
+from roost.services.executions import Executions
+from roost.services.files import Files
+from roost.services.models import (
+    UNSET,
+    CreateMachine,
+    Key,
+    Live,
+    Machine,
+    MachineEvent,
+    MachineUsage,
+    Page,
+    PatchMachine,
+    Principal,
+    Progress,
+    Template,
+)
+from roost.services.terminals import Terminals
+from roost.store import Store
+from roost.store import executions as rows
+from roost.store.cursor import Cursors
+from roost.store.idempotency import Idempotency
+from tests.unit.agent.process import TOKEN
+
+TENANT, OTHER = "tenant-a", "tenant-b"
+CAPABILITIES = Capabilities(
+    isolation=Isolation.WORKSPACE,
+    boundary="nothing",
+    claim="isolated workspace",
+    own_kernel=False,
+    own_network=False,
+    disk_image=False,
+    raw_disk=False,
+    memory_snapshot=False,
+    fork=ForkKind.NONE,
+    egress_enforced=False,
+    needs_root=False,
+    accelerated=None,
+)
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
+
+
+class FakeMachines:
+    """All machines share the one agent there is."""
+
+    def __init__(self, agents: Agents, target: str | None) -> None:
+        self.agents = agents
+        self.target = target
+        self.machines: dict[str, Machine] = {}
+        self.touched: list[str] = []
+        self.config: dict[str, Any] = {"env": {"FROM_TEMPLATE": "1"}, "workdir": "/", "user": ""}
+
+    def add(self, tenant: str, req: CreateMachine | None = None) -> Machine:
+        req = req or CreateMachine()
+        machine = Machine(
+            id=ids.new(),
+            tenant_id=tenant,
+            node_id="n" * 26,
+            key=req.key,
+            name=req.name,
+            labels=dict(req.labels),
+            template_id="t" * 26,
+            template=req.template,
+            image_digest="sha256:" + "0" * 64,
+            driver="fake",
+            capabilities=CAPABILITIES,
+            vcpu=req.vcpu,
+            memory_mib=req.memory_mib,
+            storage_gib=req.storage_gib,
+            env=dict(req.env),
+            autosleep_seconds=req.autosleep_seconds,
+            ttl_seconds=req.ttl_seconds,
+            expires_at=None,
+            desired_state="running",
+            phase="running",
+            reason=None,
+            retryable=False,
+            last_error=None,
+            revision=1,
+            generation=1,
+            created_at=NOW,
+            last_transition_at=NOW,
+            last_progress_at=NOW,
+            last_activity_at=None,
+            disk_ready=True,
+            slot_index=None,
+            handle=None,
+        )
+        self.machines[machine.id] = machine
+        return machine
+
+    def change(self, machine: Machine, **values: Any) -> Machine:
+        machine = dataclasses.replace(machine, revision=machine.revision + 1, **values)
+        self.machines[machine.id] = machine
+        return machine
+
+    async def create(self, tenant: str, req: CreateMachine, wait: bool = True) -> Machine:
+        if req.template != "base":
+            raise NotFoundError("no such template", code="TEMPLATE_NOT_FOUND")
+        if req.key is not None and any(m.key == req.key for m in self._of(tenant)):
+            raise error("ALREADY_EXISTS", "the key is taken")
+        return self.add(tenant, req)
+
+    async def ensure(self, tenant: str, key: str, req: CreateMachine) -> tuple[Machine, bool]:
+        for machine in self._of(tenant):
+            if machine.key == key:
+                return machine, False
+        return self.add(tenant, dataclasses.replace(req, key=key)), True
+
+    async def get(self, tenant: str, machine_id: str) -> Machine:
+        machine = self.machines.get(machine_id)
+        if machine is None or machine.tenant_id != tenant:
+            raise NotFoundError("There is no such machine.", code="MACHINE_NOT_FOUND")
+        return machine
+
+    async def list(
+        self,
+        tenant: str,
+        phase: str | None = None,
+        key: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        template: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page[Machine]:
+        if cursor is not None:
+            raise error("INVALID_CURSOR", "not one of ours")
+        found = [m for m in self._of(tenant) if key is None or m.key == key]
+        return Page(found[:limit], None)
+
+    async def patch(
+        self, tenant: str, machine_id: str, patch: PatchMachine, if_match: int | None = None
+    ) -> Machine:
+        machine = await self.get(tenant, machine_id)
+        if if_match is not None and if_match != machine.revision:
+            raise ConflictError("changed meanwhile", code="REVISION_MISMATCH")
+        values = {
+            f.name: getattr(patch, f.name)
+            for f in dataclasses.fields(patch)
+            if getattr(patch, f.name) is not UNSET
+        }
+        return self.change(machine, **values)
+
+    async def delete(
+        self, tenant: str, machine_id: str, wait: bool = True, if_match: int | None = None
+    ) -> Machine:
+        machine = await self.get(tenant, machine_id)
+        if if_match is not None and if_match != machine.revision:
+            raise ConflictError("changed meanwhile", code="REVISION_MISMATCH")
+        return self.change(machine, phase="destroyed", desired_state="destroyed", key=None)
+
+    async def sleep(self, tenant: str, machine_id: str) -> Machine:
+        machine = await self.get(tenant, machine_id)
+        if machine.phase != "running":
+            return machine
+        self.agents.drop(machine_id)
+        return self.change(machine, phase="sleeping", desired_state="sleeping")
+
+    async def wake(self, tenant: str, machine_id: str) -> Machine:
+        machine = await self.get(tenant, machine_id)
+        if machine.phase == "running":
+            return machine
+        return self.change(
+            machine, phase="running", desired_state="running", generation=machine.generation + 1
+        )
+
+    async def usage(self, tenant: str, machine_id: str) -> MachineUsage:
+        await self.get(tenant, machine_id)
+        return MachineUsage(1, 2, None, 3, None, None, None)
+
+    async def events(self, tenant: str, machine_id: str) -> list[MachineEvent]:
+        await self.get(tenant, machine_id)
+        return [MachineEvent(NOW, "created", "made")]
+
+    async def awake(self, tenant: str, machine_id: str) -> Live:
+        machine = await self.get(tenant, machine_id)
+        if machine.phase == "destroyed":
+            raise ConflictError("The machine is destroyed.")
+        if machine.phase != "running":
+            machine = await self.wake(tenant, machine_id)
+        if self.target is None:
+            raise error("AGENT_LOST", "this test has no agent")
+        return Live(machine, self.agents.get(machine_id, self.target, TOKEN), self.config)
+
+    def touch(self, machine_id: str) -> None:
+        self.touched.append(machine_id)
+
+    def _of(self, tenant: str) -> list[Machine]:
+        return [m for m in self.machines.values() if m.tenant_id == tenant]
+
+
+class FakeKeys:
+    def __init__(self) -> None:
+        self.keys: dict[str, tuple[str, Key]] = {}
+
+    def add(self, tenant: str, name: str = "k") -> str:
+        secret = f"roost_{secrets.token_hex(32)}"
+        self.keys[secret] = (tenant, Key(ids.new(), tenant, name, NOW, None, secret))
+        return secret
+
+    async def authenticate(self, secret_form: str) -> Principal:
+        found = self.keys.get(secret_form)
+        if found is None:
+            raise AuthError("This key is not one of ours.")
+        return Principal(found[0], found[1].id, "roost")
+
+    async def create(self, tenant: str, name: str) -> Key:
+        return self.keys[self.add(tenant, name)][1]
+
+    async def list(self, tenant: str) -> list[Key]:
+        return [dataclasses.replace(k, secret=None) for t, k in self.keys.values() if t == tenant]
+
+    async def revoke(self, tenant: str, key_id: str) -> None:
+        for secret, (owner, key) in list(self.keys.items()):
+            if owner == tenant and key.id == key_id:
+                del self.keys[secret]
+                return
+        raise NotFoundError("no such key", code="KEY_NOT_FOUND")
+
+
+class FakeTemplates:
+    async def list(self, tenant: str) -> list[Template]:
+        return [await self.get(tenant, "base")]
+
+    async def get(self, tenant: str, name: str) -> Template:
+        if name != "base":
+            raise NotFoundError("no such template", code="TEMPLATE_NOT_FOUND")
+        return Template(
+            "t" * 26, None, "base", "ready", "sha256:0", None, 5, {"user": "root"}, None, NOW, NOW
+        )
+
+    async def build(
+        self, name: str, force: bool = False, progress: Progress | None = None
+    ) -> Template:
+        if progress is not None:
+            progress("packages", 50, "half way")
+            progress("image", None, "nearly")
+        if force:
+            raise error("TEMPLATE_BUILD_FAILED", "no mirror")
+        return await self.get("", name)
+
+
+class FakeHost:
+    async def describe(self) -> dict[str, Any]:
+        return {"daemon": {"pid": 1, "started_at": NOW}, "rungs": []}
+
+
+class Served:
+    """A daemon but for its machines. ``http`` speaks for TENANT."""
+
+    def __init__(self, directory: Path, target: str | None, first_bytes_s: float = 10.0) -> None:
+        self.directory = directory
+        self.target = target
+        self.first_bytes_s = first_bytes_s
+        self.max_connections = 1000
+
+    async def open(self) -> None:
+        clock = SystemClock()
+        self.agents = Agents()
+        self.machines = FakeMachines(self.agents, self.target)
+        self.keys = FakeKeys()
+        self.key = self.keys.add(TENANT)
+        self.other_key = self.keys.add(OTHER)
+        self.store = Store.open(self.directory / "roost.db", clock)
+        self.rows = rows.Executions(self.store)
+        self.idempotency = Idempotency(self.store)
+        await self.idempotency.recover()
+        self.metrics = Metrics()
+        machines: Any = self.machines
+        self.executions = Executions(self.rows, machines, self.agents, Cursors(b"secret"), clock)
+        await self.executions.open()
+        self.services = Services(
+            machines=machines,
+            executions=self.executions,
+            terminals=Terminals(machines),
+            files=Files(machines),
+            templates=_any(FakeTemplates()),
+            keys=_any(self.keys),
+            host=_any(FakeHost()),
+            metrics=self.metrics,
+        )
+        self.app = create_app(self.services)
+        table = Table([Target("native", self.app, ("",), public=PUBLIC, streams=streams)])
+        self.gateway = Gateway(table, self.keys, self.idempotency, self.metrics)
+        self.rpc = Rpc(self.directory / "grpc.sock")
+        await self.rpc.start()
+        self.front = Front(
+            self.gateway,
+            self.rpc.path,
+            bind("127.0.0.1", 0),
+            max_connections=self.max_connections,
+            first_bytes_s=self.first_bytes_s,
+        )
+        await self.front.start()
+        self.http = self.client(self.key)
+
+    async def close(self) -> None:
+        await self.http.aclose()
+        await self.front.stop(2.0)
+        await self.rpc.stop(0.2)
+        await self.executions.close()
+        await self.agents.close()
+        await self.store.close()
+
+    @property
+    def port(self) -> int:
+        return self.front.port
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, key: str | None, **kw: Any) -> httpx.AsyncClient:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return httpx.AsyncClient(
+            base_url=self.url, headers=headers, timeout=30, trust_env=False, **kw
+        )
+
+    def machine(self, tenant: str = TENANT) -> str:
+        return self.machines.add(tenant).id
+
+
+def _any(value: Any) -> Any:
+    return value
+
+
+@contextlib.asynccontextmanager
+async def serving(directory: Path, target: str | None, **kw: Any) -> AsyncIterator[Served]:
+    served = Served(directory, target, **kw)
+    await served.open()
+    try:
+        yield served
+    finally:
+        await served.close()
+
+
+async def events(lines: AsyncIterator[str]) -> AsyncIterator[tuple[str, Any]]:
+    """Server-sent events, as (name, data)."""
+    name = ""
+    async for line in lines:
+        if line.startswith("event: "):
+            name = line[7:]
+        elif line.startswith("data: "):
+            yield name, json.loads(line[6:])
+
+
+async def until(condition: Any, timeout: float = 10.0) -> None:
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.01)

@@ -1,0 +1,202 @@
+"""Executions through the whole serving side, against a real agent."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+
+from websockets.asyncio.client import connect
+
+from tests.unit.api.kit import OTHER, Served, events, until
+
+
+async def run(served: Served, mid: str, **body: object) -> dict:
+    answer = await served.http.post(f"/v1/machines/{mid}/executions", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def test_waits_and_keeps_output(served: Served) -> None:
+    mid = served.machine()
+    done = await run(served, mid, command="echo out; echo err >&2; exit 3")
+    assert (done["status"], done["exit_code"]) == ("failed", 3)
+    assert (done["stdout"], done["stderr"]) == ("out\n", "err\n")
+    assert done["stdout_bytes"] == 4 and not done["stdout_truncated"]
+    base = f"/v1/machines/{mid}/executions"
+    again = (await served.http.get(f"{base}/{done['execution_id']}")).json()
+    assert again == {k: v for k, v in done.items() if k not in ("stdout", "stderr")}
+    output = (await served.http.get(f"{base}/{done['execution_id']}/output")).json()
+    assert output["stdout"] == "out\n"
+
+
+async def test_environment_user_stdin_and_bytes(served: Served) -> None:
+    mid = served.machine()
+    done = await run(
+        served, mid, command='printf "$A$FROM_TEMPLATE"; pwd; cat', env={"A": "a"},
+        cwd="/tmp", stdin_b64=base64.b64encode(b"\xff\x00x").decode(),
+    )  # fmt: skip
+    assert base64.b64decode(done["stdout_b64"]) == b"a1/tmp\n\xff\x00x"
+    assert "\ufffd" in done["stdout"]
+
+
+async def test_missing_command_leaves_a_row(served: Served) -> None:
+    mid = served.machine()
+    answer = await served.http.post(
+        f"/v1/machines/{mid}/executions", json={"command": ["no-such-thing"]}
+    )
+    assert answer.status_code == 422 and answer.json()["error_code"] == "COMMAND_NOT_FOUND"
+    eid = answer.json()["details"]["execution_id"]
+    row = (await served.http.get(f"/v1/machines/{mid}/executions/{eid}")).json()
+    assert (row["status"], row["exit_code"]) == ("failed", 127)
+
+
+async def test_timeout_is_expired(served: Served) -> None:
+    done = await run(served, served.machine(), command="sleep 60", timeout_ms=100)
+    assert (done["status"], done["reason"]) == ("expired", "timeout")
+
+
+async def test_started_followed_and_cancelled(served: Served) -> None:
+    mid = served.machine()
+    base = f"/v1/machines/{mid}/executions"
+    started = await served.http.post(base, params={"wait": "false"}, json={"command": "sleep 60"})
+    assert started.status_code == 201 and started.json()["status"] == "running"
+    eid = started.json()["execution_id"]
+    assert (await served.http.get(base, params={"status": "running"})).json()["items"]
+    gone = (await served.http.delete(f"{base}/{eid}")).json()
+    assert gone["status"] == "cancelled"
+    assert (await served.http.delete(f"{base}/{eid}")).json() == gone
+    late = await served.http.post(f"{base}/{eid}/signal", json={"signal": 15})
+    assert late.status_code == 409
+
+
+async def test_stdin_and_signal(served: Served) -> None:
+    mid = served.machine()
+    base = f"/v1/machines/{mid}/executions"
+    body = {"command": "cat", "stdin_stream": True}
+    eid = (await served.http.post(base, params={"wait": "false"}, json=body)).json()["execution_id"]
+    wrote = await served.http.post(f"{base}/{eid}/stdin", content=b"hello ")
+    assert wrote.json() == {"written": 6}
+    await served.http.post(f"{base}/{eid}/stdin", params={"eof": "true"}, content=b"there")
+    await until(lambda: served.executions.running == 0)
+    assert (await served.http.get(f"{base}/{eid}/output")).json()["stdout"] == "hello there"
+
+    body = {"command": "trap 'echo got; exit 5' TERM; echo ready; while :; do sleep 0.05; done"}
+    async with served.http.stream("POST", f"{base}/stream", json=body) as answer:
+        seen = []
+        async for name, data in events(answer.aiter_lines()):
+            seen.append(name)
+            if name == "stdout" and base64.b64decode(data["data_b64"]) == b"ready\n":
+                await served.http.post(f"{base}/{eid}/signal", json={"signal": "SIGTERM"})
+            elif name == "started":
+                eid = data["execution_id"]
+            elif name == "exit":
+                assert data["exit_code"] == 5
+    assert seen[0] == "started" and seen[-1] == "exit"
+
+
+async def test_stream_replays_and_resumes(served: Served) -> None:
+    mid = served.machine()
+    base = f"/v1/machines/{mid}/executions"
+    done = await run(served, mid, command="printf 0123456789")
+
+    async def text(**kw: object) -> bytes:
+        out = b""
+        async with served.http.stream(
+            "GET", f"{base}/{done['execution_id']}/stream", **kw
+        ) as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            async for name, data in events(answer.aiter_lines()):
+                if name == "stdout":
+                    out += base64.b64decode(data["data_b64"])
+        return out
+
+    assert await text() == b"0123456789"
+    assert await text(params={"stdout_offset": 4}) == b"456789"
+    assert await text(headers={"last-event-id": "8:0"}) == b"89"
+    assert await text(params={"stdout_offset": 99}) == b""
+
+
+async def test_long_output_keeps_both_ends(served: Served) -> None:
+    mid = served.machine()
+    command = "printf BEGIN; head -c 5000000 /dev/zero | tr '\\0' x; printf END"
+    done = await run(served, mid, command=command)
+    assert done["stdout_bytes"] == 5_000_008 and done["stdout_truncated"]
+    assert done["stdout"].startswith("BEGIN") and done["stdout"].endswith("xEND")
+    assert len(done["stdout"]) == 2 * 512 * 1024
+    lost = 0
+    url = f"/v1/machines/{mid}/executions/{done['execution_id']}/stream"
+    async with served.http.stream("GET", url) as answer:
+        total = 0
+        async for name, data in events(answer.aiter_lines()):
+            if name == "dropped":
+                lost += data["bytes"]
+            elif name == "stdout":
+                total += len(base64.b64decode(data["data_b64"]))
+    assert total + lost == 5_000_008 and lost > 0
+
+
+async def test_websocket(served: Served) -> None:
+    mid = served.machine()
+    base = f"/v1/machines/{mid}/executions"
+    body = {"command": "cat; exit 4", "stdin_stream": True}
+    eid = (await served.http.post(base, params={"wait": "false"}, json=body)).json()["execution_id"]
+    url = f"ws://127.0.0.1:{served.port}{base}/{eid}/stream"
+    async with connect(url, subprotocols=[f"roost.key.{served.key}"]) as ws:
+        await ws.send(json.dumps({"type": "stdin", "data": base64.b64encode(b"ping").decode()}))
+        first = json.loads(await ws.recv())
+        assert first == {"type": "stdout", "offset": 0, "data": base64.b64encode(b"ping").decode()}
+        await ws.send("not json")
+        assert json.loads(await ws.recv())["error_code"] == "INVALID_BODY"
+        await ws.send(json.dumps({"type": "stdin_eof"}))
+        last = json.loads(await ws.recv())
+        assert last["type"] == "exit" and last["execution"]["exit_code"] == 4
+        await ws.wait_closed()
+        assert ws.close_code == 1000
+
+
+async def test_another_tenants_execution_is_missing(served: Served) -> None:
+    mid = served.machine(OTHER)
+    answer = await served.http.post(f"/v1/machines/{mid}/executions", json={"command": "id"})
+    nowhere = await served.http.post(f"/v1/machines/{'a' * 26}/executions", json={"command": "id"})
+    for one in (answer, nowhere):
+        assert one.status_code == 404 and one.json()["error_code"] == "MACHINE_NOT_FOUND"
+
+
+async def test_a_stopped_machine_fails_what_ran(served: Served) -> None:
+    mid = served.machine()
+    base = f"/v1/machines/{mid}/executions"
+    started = await served.http.post(base, params={"wait": "false"}, json={"command": "sleep 60"})
+    eid = started.json()["execution_id"]
+    waiting = asyncio.create_task(served.http.post(base, json={"command": "sleep 61"}))
+    await asyncio.sleep(0.2)
+    await served.http.post(f"/v1/machines/{mid}/sleep")
+    answer = await waiting
+    assert answer.status_code == 502 and answer.json()["error_code"] == "AGENT_LOST"
+    assert not answer.json()["retryable"]
+    await until(lambda: served.executions.running == 0)
+    for each in (eid, answer.json()["details"]["execution_id"]):
+        row = (await served.http.get(f"{base}/{each}")).json()
+        assert (row["status"], row["reason"]) == ("failed", "machine_stopped")
+
+
+async def test_a_new_daemon_takes_up_what_runs(served: Served) -> None:
+    mid = served.machine()
+    base = f"/v1/machines/{mid}/executions"
+    body = {"command": "sleep 0.6; echo late"}
+    eid = (await served.http.post(base, params={"wait": "false"}, json=body)).json()["execution_id"]
+    lost = (await served.rows.get("tenant-a", mid, eid)) and "x" * 26
+    from dataclasses import replace
+
+    row = await served.rows.get("tenant-a", mid, eid)
+    assert row is not None
+    await served.rows.insert(replace(row, id=lost))
+    await served.executions.close()
+    served.executions._closed = False
+    served.executions._live.clear()
+    await served.executions.open()
+    await until(lambda: served.executions.running == 1)
+    await until(lambda: served.executions.running == 0)
+    assert (await served.http.get(f"{base}/{eid}/output")).json()["stdout"] == "late\n"
+    gone = (await served.http.get(f"{base}/{lost}")).json()
+    assert (gone["status"], gone["reason"]) == ("failed", "lost")
