@@ -84,6 +84,10 @@ def stop_forwarding() -> None:
     _FORWARDING.write_text("0")
 
 
+class AddressTakenError(OSError):
+    """Somebody else on this host has the slot's address: another daemon with the same range."""
+
+
 def build(slot: Slot, resolver: str, mtu: int) -> None:
     """The rules stand before the first link is there. On failure nothing stays."""
     try:
@@ -107,6 +111,8 @@ def _build(slot: Slot, resolver: str, mtu: int, gateway: int, machine: int) -> N
         _no_ipv6()
         load_rules(rules.gateway(slot, resolver))
     with IPRoute() as ip:
+        if any(entry.get_attr("IFA_LOCAL") == slot.host_side for entry in ip.get_addr(family=2)):
+            raise AddressTakenError(f"{slot.host_side} is in use on this host")
         ip.link(
             "add",
             ifname=slot.host_interface,

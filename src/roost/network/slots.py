@@ -43,7 +43,9 @@ class SlotNetwork:
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="network")
         self._used: dict[str, int] = {}
         self._reserved: set[int] = set()  # every index in use, pooled, being made or unmade
-        self._next = 0
+        # Daemons that share a range by mistake or in tests begin apart from each other.
+        self._next = int(self.plan.tag, 16) % self.plan.capacity
+        self._foreign: set[int] = set()
         self._pool: deque[Slot] = deque()
         self._fresh_rules: set[int] = set()
         self._wanted = asyncio.Event()
@@ -171,13 +173,16 @@ class SlotNetwork:
         )
 
     async def _make(self) -> Slot:
-        slot = self.plan.slot(self._reserve())
-        try:
-            await self._build(slot)
-        except BaseException:
-            self._reserved.discard(slot.index)
-            raise
-        return slot
+        while True:
+            slot = self.plan.slot(self._reserve())
+            try:
+                await self._build(slot)
+                return slot
+            except plumbing.AddressTakenError:
+                self._foreign.add(slot.index)  # and stays reserved until it is looked at again
+            except BaseException:
+                self._reserved.discard(slot.index)
+                raise
 
     async def _make_shielded(self) -> Slot:
         """A thread cannot be stopped half-way: where the caller goes away, the slot goes to the pool."""
@@ -214,6 +219,8 @@ class SlotNetwork:
                 async with asyncio.timeout(_LOOK_AGAIN_S):
                     await self._wanted.wait()
             self._wanted.clear()
+            self._reserved -= self._foreign
+            self._foreign.clear()
             try:
                 await self._run(self._protect)
                 while len(self._pool) < self._pool_size:
