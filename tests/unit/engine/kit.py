@@ -33,7 +33,6 @@ from roost.store import keys as key_rows
 from roost.store.upgrade import upgrade
 
 
-
 @functools.cache
 def _migrated() -> bytes:
     """An empty database of the present schema, made once: migrating takes a third of a second."""
@@ -236,7 +235,8 @@ class FakeRecipes(Scripted):
 
 @dataclass
 class Host:
-    """Outlives daemons."""
+    """Outlives daemons. So does the store: a killed daemon's last transaction is whole or not there, and
+    preparing statements anew for each daemon would be most of the tests' time."""
 
     directory: Path
     clock: Clock = field(default_factory=SystemClock)
@@ -246,10 +246,15 @@ class Host:
     def __post_init__(self) -> None:
         if not (self.directory / "roost.db").exists():
             (self.directory / "roost.db").write_bytes(_migrated())
+        self.identity = HostIdentity("node", bytes(32))
         self.driver = FakeDriver()
         self.network = FakeNetwork()
         self.storage = FakeStorage(self.directory)
         self.recipes = FakeRecipes(self.storage)
+        self.store = Store.open(self.directory / "roost.db", self.clock)
+
+    async def close(self) -> None:
+        await self.store.close()
 
     def reboot(self) -> None:
         self.driver.machines.clear()
@@ -284,7 +289,7 @@ class Daemon:
     async def start(
         cls, host: Host, *, hook: Hook | None = None, build: bool = True, **settings: Any
     ) -> Daemon:
-        store = Store.open(host.directory / "roost.db", host.clock)
+        store = host.store
         now = host.clock.now()
 
         def tenants(connection: sa.Connection) -> None:
@@ -295,7 +300,7 @@ class Daemon:
         agents = FakeAgents(host.driver)
         engine = Engine(
             store,
-            Settings(
+            Settings.model_construct(
                 data_dir=host.directory,
                 drivers="fake",
                 **{"operation_timeout_s": 5.0, "memory_reserve_mib": 0, **settings},
@@ -305,7 +310,7 @@ class Daemon:
             network=host.network,
             storage=host.storage,
             agents=agents,
-            identity=HostIdentity.load(host.directory),
+            identity=host.identity,
             host=lambda: host.size,
             boot_id=lambda: host.boot_id,
             hook=hook,
@@ -321,13 +326,11 @@ class Daemon:
     async def stop(self) -> None:
         await self.engine.close(1.0)
         await self.templates.close()
-        await self.store.close()
 
     async def kill(self) -> None:
         """As ``kill -9``: nothing is tidied up."""
         await self.engine.kill()
         await self.templates.close()
-        await self.store.close()
 
     async def all(self) -> list[Any]:
         found = await self.machines.list(TENANT, limit=500)
@@ -350,6 +353,7 @@ async def daemon(
         yield running
     finally:
         await running.stop()
+        await host.close()
 
 
 def small(**changes: Any) -> CreateMachine:

@@ -1,0 +1,271 @@
+"""Every step boundary of every operation, failed or killed: accepted are before, after, failed with a reason,
+and nothing of it is left on the host."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roost.drivers.interface import Exit
+from roost.engine.journal import TRIES
+from roost.errors import MachineError, RoostError
+from tests.unit.engine.kit import TENANT, Daemon, Host, small, until
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class Points:
+    """A hook: notes every boundary of one kind of operation, and acts at the chosen one."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str]] = []
+        self.at: tuple[str, str] | None = None
+        self.error: type[BaseException] = MachineError
+        self.times = 0
+        self.dead = False
+
+    def arm(self, at: tuple[str, str], error: type[BaseException], times: int = 1) -> None:
+        self.at, self.error, self.times = at, error, times
+
+    def __call__(self, kind: str, point: str) -> None:
+        if self.dead:
+            raise Killed
+        self.seen.append((kind, point))
+        if self.at == (kind, point) and self.times > 0:
+            self.times -= 1
+            if self.error is Killed:
+                self.dead = True
+                raise Killed
+            raise self.error("injected")
+
+
+async def _nothing(d: Daemon) -> str:
+    return ""
+
+
+async def _running(d: Daemon) -> str:
+    return (await d.machines.create(TENANT, small(key="k"))).id
+
+
+async def _sleeping(d: Daemon) -> str:
+    machine_id = await _running(d)
+    await d.machines.sleep(TENANT, machine_id)
+    return machine_id
+
+
+async def _failed_without_disk(d: Daemon) -> str:
+    d.host.driver.fail("start", MachineError("x"))
+    with pytest.raises(MachineError):
+        await _running(d)
+    return (await d.all())[0].id
+
+
+async def _crash(d: Daemon, machine_id: str) -> None:
+    d.host.driver.die(machine_id, Exit("exited", 1))
+    future = None
+    for _ in range(1000):
+        await asyncio.sleep(0)
+        future = future or d.engine.desk.last(machine_id)
+    assert future is not None
+    await future
+
+
+async def _failing_create(d: Daemon, machine_id: str) -> None:
+    d.agents.fail("wait_ready", MachineError("no agent", code="TIMEOUT"))
+    await d.machines.create(TENANT, small(key="k"))
+
+
+async def _failing_wake(d: Daemon, machine_id: str) -> None:
+    d.agents.fail("wait_ready", MachineError("no agent", code="TIMEOUT"))
+    await d.machines.wake(TENANT, machine_id)
+
+
+async def _delete_during_create(d: Daemon, machine_id: str) -> None:
+    d.host.storage.calls.clear()
+    creating = asyncio.ensure_future(d.machines.create(TENANT, small(key="k")))
+    await until(lambda: d.host.storage.calls["clone"] or creating.done())
+    found = [m for m in await d.all() if m.phase != "destroyed"]
+    if found:
+        await d.machines.delete(TENANT, found[0].id)
+    await asyncio.gather(creating, return_exceptions=True)
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[Host]:
+    made = Host(tmp_path)
+    yield made
+    await made.close()
+
+
+Scenario = tuple[
+    Callable[[Daemon], Awaitable[str]], Callable[[Daemon, str], Awaitable[Any]], set[str]
+]
+# set-up, what is done, the phases it may end in besides failed
+SCENARIOS: dict[str, Scenario] = {
+    "create": (_nothing, lambda d, _: d.machines.create(TENANT, small(key="k")), {"running"}),
+    "create fails": (_nothing, _failing_create, set()),
+    "sleep": (_running, lambda d, m: d.machines.sleep(TENANT, m), {"running", "sleeping"}),
+    "wake": (_sleeping, lambda d, m: d.machines.wake(TENANT, m), {"sleeping", "running"}),
+    "wake fails": (_sleeping, _failing_wake, {"sleeping"}),
+    "retry": (_failed_without_disk, lambda d, m: d.machines.wake(TENANT, m), {"running"}),
+    "destroy": (_running, lambda d, m: d.machines.delete(TENANT, m), {"running", "destroyed"}),
+    "destroy asleep": (_sleeping, lambda d, m: d.machines.delete(TENANT, m), {"destroyed"}),
+    "crash": (_running, _crash, set()),
+    "delete in create": (_nothing, _delete_during_create, {"destroyed"}),
+}
+
+
+async def _act(d: Daemon, act: Callable[[Daemon, str], Awaitable[Any]], machine_id: str) -> None:
+    try:
+        async with asyncio.timeout(10):
+            await act(d, machine_id)
+    except (RoostError, Killed, asyncio.CancelledError):
+        pass
+
+
+async def _points(host: Host, scenario: Scenario) -> list[tuple[str, str]]:
+    """The boundaries of a run that nothing disturbs."""
+    prepare, act, allowed = scenario
+    points = Points()
+    d = await Daemon.start(host, hook=points)
+    machine_id = await prepare(d)
+    points.seen.clear()
+    await _act(d, act, machine_id)
+    found = list(dict.fromkeys(points.seen))
+    assert len(found) >= 3
+    await _accept(d, allowed)
+    await d.stop()
+    return found
+
+
+async def _accept(d: Daemon, allowed: set[str]) -> None:
+    """One of the legal ends, nothing leaked, nothing open, and the machine can still be used and deleted."""
+    for part in (d.agents, d.host.driver.script):
+        part.errors.clear()
+    machines = await d.all()
+    for m in machines:
+        if m.id not in _seen:
+            assert m.phase in allowed | {"failed"}, (m.phase, m.reason)
+        if m.phase == "failed":
+            assert m.reason
+            assert m.retryable
+    assert not d.host.leaks(machines)
+    assert await d.open_operations() == []
+    m, _ = await d.machines.ensure(TENANT, "k", small())
+    assert m.phase == "running"
+    assert not d.host.leaks(await d.all())
+    await d.machines.delete(TENANT, m.id)
+    machines = await d.all()
+    assert {m.phase for m in machines} == {"destroyed"}
+    assert not d.host.leaks(machines)
+    assert not d.host.driver.machines
+    _seen.update(m.id for m in machines)
+
+
+_seen: set[str] = set()  # destroyed in rounds before
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_a_step_fails_once(host: Host, name: str) -> None:
+    scenario = SCENARIOS[name]
+    prepare, act, allowed = scenario
+    points = await _points(host, scenario)
+    hook = Points()
+    d = await Daemon.start(host, hook=hook)
+    for point in points:
+        machine_id = await prepare(d)
+        hook.arm(point, MachineError)
+        await _act(d, act, machine_id)
+        assert hook.times == 0 or name == "delete in create", point
+        hook.times = 0
+        await _quiet(d)
+        await _accept(d, allowed)
+    await d.stop()
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_the_daemon_is_killed(host: Host, name: str) -> None:
+    """At each boundary; and the next daemon at one of the first boundaries of its recovery."""
+    scenario = SCENARIOS[name]
+    prepare, act, allowed = scenario
+    points = await _points(host, scenario)
+    hook = Points()
+    d = await Daemon.start(host, hook=hook)
+    for n, point in enumerate(points):
+        machine_id = await prepare(d)
+        hook.arm(point, Killed)
+        await _act(d, act, machine_id)
+        assert hook.dead or name == "delete in create", point
+        await d.kill()
+        await _die_in_recovery(host, n % 5)
+        hook = Points()
+        d = await Daemon.start(host, hook=hook)
+        await _accept(d, allowed)
+    await d.stop()
+
+
+async def _die_in_recovery(host: Host, at: int) -> None:
+    """Starts a daemon that is killed at its ``at``-th boundary, if it gets there."""
+    if at == 0:
+        return
+    seen = 0
+
+    def hook(kind: str, point: str) -> None:
+        nonlocal seen
+        seen += 1
+        if seen >= at:
+            raise Killed
+
+    try:
+        d = await Daemon.start(host, hook=hook)
+    except Killed:
+        await asyncio.sleep(0)
+    else:
+        await d.kill()
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_a_step_never_works(host: Host, name: str) -> None:
+    """What can neither be done nor undone: failed with the reason, told by host(), mended at the next start."""
+    scenario = SCENARIOS[name]
+    prepare, act, allowed = scenario
+    points = await _points(host, scenario)
+    hook = Points()
+    d = await Daemon.start(host, hook=hook)
+    stuck_somewhere = False
+    for point in points:
+        machine_id = await prepare(d)
+        hook.arm(point, MachineError, times=TRIES * 2)
+        await _act(d, act, machine_id)
+        await _quiet(d)
+        if stuck := await d.engine.stuck():
+            stuck_somewhere = True
+            (m,) = [m for m in await d.all() if m.phase != "destroyed"]
+            assert m.phase == "failed"
+            assert m.reason
+            assert stuck[0]["error"]["message"]
+            await d.stop()
+            hook = Points()
+            d = await Daemon.start(host, hook=hook)
+        hook.times = 0
+        if name != "delete in create":  # an undo that was given up is taken over by the destroy
+            assert await d.open_operations() == [] or point[1] == "end"
+        if await d.open_operations():
+            await d.stop()
+            hook = Points()
+            d = await Daemon.start(host, hook=hook)
+        await _accept(d, allowed | {"destroyed", "sleeping"})
+    await d.stop()
+    assert stuck_somewhere or name in ("create", "wake", "retry")
+
+
+async def _quiet(d: Daemon) -> None:
+    while (busy := d.engine.desk.busy()) and (future := d.engine.desk.last(busy[0])):
+        await asyncio.gather(future, return_exceptions=True)
+        await asyncio.sleep(0)
