@@ -24,7 +24,9 @@ def parse_duration(value: str | int | float | None, allow_never: bool = False) -
         match = _FORM.fullmatch(value.strip())
         if match:
             seconds = int(match[1]) * _SECONDS[match[2]]
-    elif not isinstance(value, bool) and math.isfinite(value) and value == int(value):
+    elif isinstance(value, int) and not isinstance(value, bool):
+        seconds = value
+    elif isinstance(value, float) and math.isfinite(value) and value.is_integer():
         seconds = int(value)
     if seconds is None or not 1 <= seconds <= MAX_SECONDS:
         never = ', or "never"' if allow_never else ""

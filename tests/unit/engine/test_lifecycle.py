@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from roost.engine import lifecycle as lc
+from roost.engine.lifecycle import Command, Desired, Phase, State, initial, step
+from roost.errors import ConflictError
+
+EVENTS = st.one_of(
+    st.builds(lc.Placing),
+    st.builds(lc.Starting),
+    st.builds(lc.Running),
+    st.builds(lc.SleepAsked),
+    st.builds(lc.Slept),
+    st.builds(lc.WakeAsked),
+    st.builds(lc.WakeUndone, st.sampled_from(["no room", "interrupted"])),
+    st.builds(lc.HostRestarted),
+    st.builds(lc.Failed, st.sampled_from(["crashed", "oom", "stuck"]), st.booleans()),
+    st.builds(lc.DestroyAsked),
+    st.builds(lc.Destroyed),
+)
+
+# phase -> where it can go; anything else is a fault of the state machine
+ARROWS = {
+    Phase.ACCEPTED: {Phase.PLACEMENT_PENDING, Phase.FAILED, Phase.DESTROYING},
+    Phase.PLACEMENT_PENDING: {Phase.STARTING, Phase.FAILED, Phase.DESTROYING},
+    Phase.STARTING: {Phase.RUNNING, Phase.FAILED, Phase.DESTROYING},
+    Phase.RUNNING: {Phase.STOPPING, Phase.SLEEPING, Phase.FAILED, Phase.DESTROYING},
+    Phase.STOPPING: {Phase.SLEEPING, Phase.FAILED, Phase.DESTROYING},
+    Phase.SLEEPING: {Phase.WAKING, Phase.DESTROYING},
+    Phase.WAKING: {Phase.RUNNING, Phase.SLEEPING, Phase.FAILED, Phase.DESTROYING},
+    Phase.FAILED: {Phase.WAKING, Phase.SLEEPING, Phase.DESTROYING},
+    Phase.DESTROYING: {Phase.DESTROYED, Phase.FAILED},
+    Phase.DESTROYED: set(),
+}
+
+
+@given(st.lists(EVENTS, max_size=40))
+def test_any_sequence_keeps_to_the_arrows(events: list[lc.Event]) -> None:
+    state = initial()
+    destroy_asked = False
+    for event in events:
+        before = state
+        try:
+            state, commands = step(state, event)
+        except ConflictError as error:
+            refused = error
+        else:
+            refused = None
+        if refused is not None:
+            assert refused.code == "INVALID_STATE"
+            assert before.phase.value in refused.message
+            assert refused.message.endswith(".")
+            assert not isinstance(event, lc.DestroyAsked)  # that is always legal
+            continue
+        assert state.phase is before.phase or state.phase in ARROWS[before.phase]
+        destroy_asked = destroy_asked or isinstance(event, lc.DestroyAsked)
+        if destroy_asked:  # never taken back
+            assert state.desired is Desired.DESTROYED
+        if state.phase is Phase.FAILED:
+            assert state.reason
+        else:
+            assert not state.retryable
+        if before.phase is Phase.RUNNING and state.phase is not Phase.RUNNING:
+            assert Command.UNWATCH in commands
+        if state.phase is Phase.RUNNING and before.phase is not Phase.RUNNING:
+            assert commands == (Command.WATCH,)
+        if state == before:
+            assert commands == () or isinstance(event, lc.Failed)
+
+
+@given(st.sampled_from(list(Phase)), st.sampled_from(list(Desired)), st.booleans(), EVENTS)
+def test_no_state_is_a_trap(
+    phase: Phase, desired: Desired, retryable: bool, event: lc.Event
+) -> None:
+    state = State(phase, desired, "x", retryable)
+    after, _ = step(state, lc.DestroyAsked())
+    assert after.phase in (Phase.DESTROYING, Phase.DESTROYED)
+
+
+@pytest.mark.parametrize(
+    ("phase", "event", "says"),
+    [
+        (Phase.DESTROYED, lc.WakeAsked(), "Create another"),
+        (Phase.STARTING, lc.SleepAsked(), "Wait until it runs"),
+        (Phase.FAILED, lc.WakeAsked(), "Delete it"),
+        (Phase.DESTROYING, lc.SleepAsked(), "Wait until it is destroyed"),
+    ],
+)
+def test_the_refusal_says_what_is_possible(phase: Phase, event: lc.Event, says: str) -> None:
+    with pytest.raises(ConflictError) as caught:
+        step(State(phase, Desired.RUNNING, "why" if phase is Phase.FAILED else None), event)
+    assert says in caught.value.message
+    assert caught.value.details["phase"] == phase
+
+
+def test_asking_again_changes_nothing() -> None:
+    for phase, event in (
+        (Phase.RUNNING, lc.WakeAsked()),
+        (Phase.SLEEPING, lc.SleepAsked()),
+        (Phase.DESTROYED, lc.DestroyAsked()),
+    ):
+        desired = Desired.SLEEPING if phase is Phase.SLEEPING else Desired.RUNNING
+        state = State(phase, desired)
+        assert step(state, event) == (state, ())

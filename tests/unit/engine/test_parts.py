@@ -1,0 +1,148 @@
+"""Desk, timers, rungs, identity: each alone."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from roost.clock import FakeClock
+from roost.drivers.fake import FakeDriver
+from roost.engine.desk import Desk
+from roost.engine.identity import HostIdentity, linux_machine_id
+from roost.engine.machine import capabilities_from_json, capabilities_to_json
+from roost.engine.rungs import Rungs
+from roost.engine.timers import Timers
+from roost.errors import InvalidRequestError, UnavailableError
+
+
+async def test_a_desk_works_one_machine_in_order_and_others_at_once() -> None:
+    desk = Desk()
+    log: list[str] = []
+
+    def job(name: str, wait: asyncio.Event | None = None):
+        async def run(_: asyncio.Event):
+            log.append(f"{name}+")
+            if wait:
+                await wait.wait()
+            log.append(f"{name}-")
+            return SimpleNamespace(name=name)
+
+        return run
+
+    gate = asyncio.Event()
+    first = desk.submit("m", "a", job("a", gate))
+    second = desk.submit("m", "b", job("b"))
+    joined = desk.submit("m", "b", job("never"))
+    other = desk.submit("n", "c", job("c"))
+    await other
+    assert log == ["a+", "c+", "c-"]
+    assert joined is second
+    gate.set()
+    await second
+    assert log[3:] == ["a-", "b+", "b-"]
+    assert first.done()
+    await asyncio.sleep(0)
+    assert desk.busy() == []
+
+
+async def test_a_failed_job_does_not_stop_the_line() -> None:
+    desk = Desk()
+
+    async def bad(_: asyncio.Event):
+        raise ValueError
+
+    async def good(_: asyncio.Event):
+        return SimpleNamespace()
+
+    one, two = desk.submit("m", "a", bad), desk.submit("m", "b", good)
+    with pytest.raises(ValueError):
+        await one
+    assert await two
+
+
+async def test_an_interrupt_reaches_what_runs_and_what_waits() -> None:
+    desk = Desk()
+    seen: list[bool] = []
+
+    async def job(interrupt: asyncio.Event):
+        await asyncio.sleep(0.01)
+        seen.append(interrupt.is_set())
+        return SimpleNamespace()
+
+    desk.submit("m", "a", job)
+    last = desk.submit("m", "b", job)
+    desk.interrupt("m")
+    await last
+    assert seen == [True, True]
+
+
+async def test_timers_fire_in_order_move_and_are_taken_away() -> None:
+    clock = FakeClock()
+    fired: list[str] = []
+    timers = Timers(clock, fired.append)
+    timers.start()
+    start = clock.now()
+    timers.set("late", start + timedelta(seconds=500))
+    timers.set("early", start + timedelta(seconds=10))
+    timers.set("moved", start + timedelta(seconds=20))
+    timers.set("gone", start + timedelta(seconds=20))
+    await asyncio.sleep(0)
+    timers.set("moved", start + timedelta(seconds=300))
+    timers.set("gone", None)
+    await asyncio.sleep(0.01)
+    await clock.advance(11)
+    assert fired == ["early"]
+    await clock.advance(200)
+    assert fired == ["early"]
+    await clock.advance(100)
+    assert fired == ["early", "moved"]
+    timers.set("now", start)
+    await asyncio.sleep(0.01)
+    assert fired[-1] == "now"
+    await clock.advance(400)
+    assert fired[-1] == "late"
+    assert len(timers) == 0
+    await timers.stop()
+
+
+async def test_the_best_available_driver_is_chosen() -> None:
+    away, here = FakeDriver(available=False), FakeDriver()
+    rungs = Rungs({"first": away, "second": here, "hidden": FakeDriver()}, ["first", "second"])
+    await rungs.probe()
+    assert rungs.default == "second"
+    assert rungs.choose("auto", None)[0] == "second"
+    assert rungs.choose("container", None)[0] == "second"
+    for isolation, driver in (("microvm", None), ("auto", "first"), ("auto", "hidden")):
+        with pytest.raises(InvalidRequestError) as caught:
+            rungs.choose(isolation, driver)
+        assert caught.value.code == "RUNG_UNAVAILABLE"
+    with pytest.raises(InvalidRequestError) as caught:
+        rungs.choose("auto", "first")
+    assert "scripted to be away" in caught.value.message
+    with pytest.raises(InvalidRequestError) as caught:
+        rungs.choose("user", "second")
+    assert caught.value.code == "VALIDATION_FAILED"
+    with pytest.raises(UnavailableError):
+        rungs.driver("gone")
+
+
+def test_capabilities_survive_the_database() -> None:
+    capabilities = FakeDriver().capabilities()
+    data = capabilities_to_json(capabilities)
+    assert capabilities_from_json({**data, "of_a_later_version": 1}) == capabilities
+
+
+def test_the_hosts_secret_is_kept_and_private(tmp_path: Path) -> None:
+    one, two = HostIdentity.load(tmp_path), HostIdentity.load(tmp_path)
+    assert one == two
+    assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
+    assert one.secret.hex() not in repr(one)
+    tokens = {one.agent_token("a", 1), one.agent_token("a", 2), one.agent_token("b", 1)}
+    assert len(tokens) == 3
+    assert all(len(t) == 64 for t in tokens)
+    assert len(linux_machine_id("a")) == 32
