@@ -57,5 +57,15 @@ def cut(data: bytes, size: int) -> Sequence[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
+def data_field(data: bytes) -> bytes:
+    """``data`` as field 2 of a message: WriteFileChunk and TarInChunk after their first."""
+    size, length = bytearray(), len(data)
+    while length > 0x7F:
+        size.append(length & 0x7F | 0x80)
+        length >>= 7
+    size.append(length)
+    return b"".join((b"\x12", size, data))
+
+
 def gone() -> MachineError:
     return MachineError("The connection to the machine was closed; it is stopping or stopped.")

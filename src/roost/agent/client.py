@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import grpc
 
 import roost
 from roost.agent import check
-from roost.agent.calls import Calls, cut, gone
+from roost.agent.calls import Calls, cut, data_field, gone
 from roost.agent.channel import listening, open_channel
 from roost.agent.failures import lied
 from roost.agent.streams import DialStream, TerminalStream
@@ -263,36 +263,35 @@ class AgentClient:
         self, header: pb.WriteFileHeader, data: AsyncIterable[bytes]
     ) -> pb.FileInfo:
         """``data`` in pieces of at most 1 MiB; an error it raises leaves the old file as it was."""
-        call = self._stub.WriteFile(metadata=self._metadata)
-        return check.info(
-            await self._send(
-                "WriteFile", call, pb.WriteFileChunk(header=header), data, pb.WriteFileChunk
-            )
-        )
+        first = pb.WriteFileChunk(header=header).SerializeToString()
+        return check.info(await self._upload("WriteFile", first, data, pb.FileInfo.FromString))
 
     async def tar_in(self, header: pb.TarInHeader, data: AsyncIterable[bytes]) -> pb.TarInReply:
-        call = self._stub.TarIn(metadata=self._metadata)
-        return await self._send("TarIn", call, pb.TarInChunk(header=header), data, pb.TarInChunk)
+        first = pb.TarInChunk(header=header).SerializeToString()
+        return await self._upload("TarIn", first, data, pb.TarInReply.FromString)
 
-    async def _send(
-        self,
-        doing: str,
-        call: grpc.aio.StreamUnaryCall[Q, T],
-        first: Q,
-        data: AsyncIterable[bytes],
-        chunk: type[Q],
+    async def _upload(
+        self, name: str, first: bytes, data: AsyncIterable[bytes], reply: Callable[[bytes], T]
     ) -> T:
-        """Writes one after another, so that at most one piece waits here for the agent; a refusal that comes
-        while we write is what the caller hears."""
+        """One piece at a time, so that at most one waits here for the agent; a refusal that comes while we
+        write is what the caller hears. Pieces are framed by hand: a message object would copy each twice."""
+        if self._calls.closed:
+            raise gone()
+        method: Any = self._channel.stream_unary(
+            f"/roost.agent.v1.Agent/{name}",
+            request_serializer=None,
+            response_deserializer=cast(Any, reply),
+        )
+        call = method(metadata=self._metadata)
         try:
             try:
                 await call.write(first)
                 async for piece in data:
-                    await call.write(chunk(data=piece))
+                    await call.write(data_field(piece))
                 await call.done_writing()
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 pass  # the call is over: what it ended with comes next
-            return await self._calls.one(doing, call)
+            return await self._calls.one(name, call)
         finally:
             call.cancel()
 
@@ -378,9 +377,6 @@ class AgentClient:
         except RoostError as failure:
             if failure.code != "AGENT_LOST" or not exit_agent:
                 raise
-
-
-Q = TypeVar("Q", pb.WriteFileChunk, pb.TarInChunk)
 
 
 class Agents:

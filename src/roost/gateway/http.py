@@ -13,7 +13,7 @@ from uvicorn.server import ServerState
 
 HEADER_BYTES = 64 * 1024
 HEADER_S = 20.0
-BODY_BUFFER = 1024 * 1024
+BODY_BUFFER = 768 * 1024
 WRITE_BUFFER = 1024 * 1024
 DISCARD_BYTES = 32 * 1024 * 1024  # of a body that came after its answer
 
@@ -81,8 +81,12 @@ class HttpProtocol(HttpToolsProtocol):
             if self._discarded > DISCARD_BYTES:
                 self.transport.close()
             return
-        cycle.body += body
-        if len(cycle.body) > BODY_BUFFER:
+        parts: Any = cycle.body
+        if not isinstance(parts, _Parts):  # uvicorn puts an empty bytearray there after each take
+            parts = _Parts()
+            cycle.body = parts
+        parts.add(body)
+        if len(parts) > BODY_BUFFER:
             self.flow.pause_reading()
         cycle.message_event.set()
 
@@ -103,6 +107,26 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.write(raw_error(status, code, message))
             self.transport.close()
+
+
+class _Parts:
+    """A body as it comes, copied once: when it is taken as bytes."""
+
+    __slots__ = ("_parts", "_size")
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def add(self, part: bytes) -> None:
+        self._parts.append(part)
+        self._size += len(part)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
 
 class WsProtocol(WebSocketsSansIOProtocol):

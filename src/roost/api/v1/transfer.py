@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 
 from starlette.requests import ClientDisconnect, Request
 
+from roost.agent.calls import cut
 from roost.errors import InvalidRequestError, TimeoutExpired
 
 PIECE = 1024 * 1024
@@ -19,9 +20,10 @@ _UNITS = 128 * 1024
 
 
 async def pieces(request: Request) -> AsyncGenerator[bytes, None]:
-    """At most 1 MiB each, at least 256 KiB but for the last. Raises INVALID_BODY when the client goes away
+    """At most 1 MiB each, at least 256 KiB as a rule. Raises INVALID_BODY when the client goes away
     before the end, TIMEOUT when nothing comes for two minutes."""
-    held = bytearray()
+    held: list[bytes] = []
+    size = 0
     stream = request.stream()
     while True:
         try:
@@ -33,18 +35,20 @@ async def pieces(request: Request) -> AsyncGenerator[bytes, None]:
             raise TimeoutExpired("The upload stalled for two minutes.") from failure
         except ClientDisconnect as failure:
             raise InvalidRequestError("The upload broke off.", code="INVALID_BODY") from failure
-        if not held and SMALL <= len(part) <= PIECE:
+        if held and size + len(part) > PIECE:
+            yield b"".join(held)
+            held, size = [], 0
+        if SMALL <= len(part) <= PIECE and not held:
             yield part
             continue
-        held += part
-        while len(held) > PIECE:
-            yield bytes(held[:PIECE])
-            del held[:PIECE]
-        if len(held) >= SMALL:
-            yield bytes(held)
-            held.clear()
+        for each in cut(part, PIECE):
+            held.append(each)
+            size += len(each)
+            if size >= SMALL:
+                yield b"".join(held)
+                held, size = [], 0
     if held:
-        yield bytes(held)
+        yield b"".join(held)
 
 
 async def decoded(request: Request) -> AsyncGenerator[bytes, None]:
