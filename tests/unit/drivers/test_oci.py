@@ -1,0 +1,133 @@
+"""What a runtime is told: nothing of the host's is in it."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+from roost.drivers import oci, seccomp
+from roost.drivers.interface import Root, Size, StartSpec
+from roost.host.cgroups import Limits
+from roost.network.addresses import Plan
+
+SLOT = Plan("10.201.0.0/16", Path("/run/roost")).slot(7).public()
+START = StartSpec(
+    machine_id="m1",
+    hostname="box",
+    size=Size(0.5, 512, 10),
+    root=Root(image=Path("/pool/m1.ext4")),
+    slot=SLOT,
+    agent_token="s3cret",
+    env={"A": "b"},
+)
+
+
+def _spec(**changes: object) -> dict[str, object]:
+    arguments: dict[str, object] = {
+        "limits": Limits(0.5, 512 << 20, 100),
+        "cgroup": "/roost/m1",
+        "environment": {},
+        "seccomp": None,
+        "network_namespace": str(SLOT.netns),
+    }
+    return oci.spec(START, **{**arguments, **changes})  # type: ignore[arg-type]
+
+
+def test_no_mount_comes_from_the_host() -> None:
+    for mount in _spec()["mounts"]:  # type: ignore[attr-defined]
+        assert mount["type"] in {"proc", "tmpfs", "devpts", "mqueue", "sysfs"}
+        assert not mount["source"].startswith("/")
+
+
+def test_capabilities_leave_out_what_reaches_the_host() -> None:
+    given = set(oci.CAPABILITIES)
+    for name in (
+        "SYS_ADMIN",
+        "SYS_MODULE",
+        "SYS_PTRACE",
+        "SYS_RAWIO",
+        "NET_ADMIN",
+        "DAC_READ_SEARCH",
+        "BPF",
+    ):
+        assert f"CAP_{name}" not in given
+    process = _spec()["process"]
+    assert "inheritable" not in process["capabilities"]  # type: ignore[index]
+    assert "ambient" not in process["capabilities"]  # type: ignore[index]
+
+
+def test_the_token_is_in_the_environment_and_nowhere_else() -> None:
+    spec = _spec()
+    process = spec.pop("process")
+    assert "s3cret" not in str(spec)
+    assert "ROOST_AGENT_TOKEN=s3cret" in process["env"]  # type: ignore[index]
+    assert "s3cret" not in str(process["args"])  # type: ignore[index]
+
+
+def test_the_callers_environment_cannot_replace_the_token() -> None:
+    evil = StartSpec(
+        **{f: getattr(START, f) for f in StartSpec.__slots__}
+        | {"env": {"ROOST_AGENT_TOKEN": "x", "A": "b"}}
+    )
+    spec = oci.spec(
+        evil,
+        limits=Limits(1, 1, 1),
+        cgroup="/x",
+        environment={},
+        seccomp=None,
+        network_namespace=None,
+    )
+    assert "ROOST_AGENT_TOKEN=s3cret" in spec["process"]["env"]
+
+
+def test_the_file_limit_is_never_above_the_daemons() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert oci.file_limit() <= (hard if hard != resource.RLIM_INFINITY else oci.file_limit())
+
+
+def test_limits_reach_the_runtime() -> None:
+    resources = _spec()["linux"]["resources"]  # type: ignore[index]
+    assert resources["cpu"] == {"quota": 50_000, "period": 100_000, "shares": 512}
+    assert resources["memory"] == {"limit": 512 << 20}
+    assert resources["pids"] == {"limit": 100}
+
+
+def test_the_system_call_list_denies_by_default() -> None:
+    profile = seccomp.profile()
+    assert profile["defaultAction"] == "SCMP_ACT_ERRNO"
+    allowed = set(seccomp.ALLOWED)
+    assert len(allowed) == len(seccomp.ALLOWED)
+    for name in (
+        "mount",
+        "umount2",
+        "unshare",
+        "setns",
+        "pivot_root",
+        "bpf",
+        "perf_event_open",
+        "io_uring_setup",
+        "userfaultfd",
+        "keyctl",
+        "add_key",
+        "init_module",
+        "finit_module",
+        "kexec_load",
+        "reboot",
+        "open_by_handle_at",
+        "clock_settime",
+        "swapon",
+        "open_tree",
+        "move_mount",
+        "fsopen",
+        "syslog",
+        "clone",
+        "clone3",
+        "socket",
+    ):
+        assert name not in allowed, name
+
+
+def test_new_namespaces_are_not_to_be_had_by_clone() -> None:
+    rules = [r for r in seccomp.profile()["syscalls"] if "clone" in r["names"]]
+    assert [r["args"][0]["op"] for r in rules] == ["SCMP_CMP_MASKED_EQ"]
+    assert rules[0]["args"][0]["value"] & 0x10000000  # CLONE_NEWUSER

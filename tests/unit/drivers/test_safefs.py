@@ -1,0 +1,145 @@
+"""Writing into a hostile tree: nothing outside it changes, whatever lies at the path."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from roost.drivers import tree
+from roost.host.safefs import Tree
+
+DATA = b"agent"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> tuple[Path, Path]:
+    """A machine's root, and a canary outside it."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "etc").mkdir(parents=True)
+    outside.mkdir()
+    (outside / "canary").write_text("untouched")
+    return root, outside
+
+
+def _unchanged(outside: Path) -> bool:
+    return [p.name for p in outside.iterdir()] == ["canary"] and (
+        (outside / "canary").read_text() == "untouched"
+    )
+
+
+def test_a_link_at_the_name_is_replaced_not_followed(place: tuple[Path, Path]) -> None:
+    root, outside = place
+    (root / "etc/resolv.conf").symlink_to(outside / "canary")
+    with Tree(root) as t:
+        t.write("etc/resolv.conf", DATA, 0o644)
+    assert not (root / "etc/resolv.conf").is_symlink()
+    assert (root / "etc/resolv.conf").read_bytes() == DATA
+    assert _unchanged(outside)
+
+
+@pytest.mark.parametrize("target", ["outside", "/", "../outside", "self"])
+def test_a_link_on_the_way_is_refused(place: tuple[Path, Path], target: str) -> None:
+    root, outside = place
+    (root / "etc").rmdir()
+    (root / "etc").symlink_to({"outside": str(outside), "self": "."}.get(target, target))
+    with Tree(root) as t, pytest.raises(OSError):
+        t.write("etc/canary", DATA, 0o644)
+    assert _unchanged(outside)
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "fifo"])
+def test_the_agents_directory_is_made_whatever_stands_there(
+    place: tuple[Path, Path], kind: str, tmp_path: Path
+) -> None:
+    root, outside = place
+    if kind == "link":
+        (root / ".roost").symlink_to(outside)
+    elif kind == "file":
+        (root / ".roost").write_text("x")
+    else:
+        os.mkfifo(root / ".roost")
+    binary = tmp_path / "agent"
+    binary.write_bytes(DATA)
+    agent = tree.AgentBinary(binary)
+    with Tree(root) as t:
+        assert tree.put_agent(t, agent)
+        assert not tree.put_agent(t, agent)
+    written = root / ".roost/agent"
+    assert written.read_bytes() == DATA
+    assert written.stat().st_mode & 0o7777 == 0o555
+    assert _unchanged(outside)
+
+
+def test_another_agent_of_the_same_size_is_replaced(
+    place: tuple[Path, Path], tmp_path: Path
+) -> None:
+    root, _ = place
+    (root / ".roost").mkdir()
+    (root / ".roost/agent").write_bytes(b"AGENT")
+    os.chmod(root / ".roost/agent", 0o555)
+    os.utime(root / ".roost/agent", (1, 1))
+    binary = tmp_path / "agent"
+    binary.write_bytes(DATA)
+    with Tree(root) as t:
+        assert tree.put_agent(t, tree.AgentBinary(binary))
+    assert (root / ".roost/agent").read_bytes() == DATA
+
+
+def test_a_directory_at_the_name_is_put_aside(place: tuple[Path, Path]) -> None:
+    root, _ = place
+    (root / "etc/hosts/full").mkdir(parents=True)
+    with Tree(root) as t:
+        t.write("etc/hosts", DATA, 0o644)
+    assert (root / "etc/hosts").read_bytes() == DATA
+
+
+def test_reading_never_waits_nor_follows(place: tuple[Path, Path]) -> None:
+    root, outside = place
+    os.mkfifo(root / "etc/hosts")
+    (root / "etc/link").symlink_to(outside / "canary")
+    (root / "etc/large").write_bytes(bytes(100))
+    with Tree(root) as t:
+        assert t.read("etc/hosts", 10) is None
+        assert t.read("etc/link", 10) is None
+        assert t.read("etc/large", 10) is None
+        assert t.read("etc/absent", 10) is None
+        assert t.digest("etc/hosts", 0, 0o644) is None
+
+
+def test_a_failed_write_leaves_the_old_file(
+    place: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = place
+    (root / "etc/hosts").write_text("old")
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    with Tree(root) as t, pytest.raises(OSError):
+        t.write("etc/hosts", DATA, 0o644)
+    assert [p.name for p in (root / "etc").iterdir()] == ["hosts"]
+    assert (root / "etc/hosts").read_text() == "old"
+
+
+def test_our_files_are_written_as_far_as_the_tree_lets(
+    place: tuple[Path, Path], tmp_path: Path
+) -> None:
+    root, outside = place
+    (root / "etc/resolv.conf").symlink_to("../../outside/canary")
+    binary = tmp_path / "agent"
+    binary.write_bytes(DATA)
+    agent = tree.AgentBinary(binary)
+    for _ in range(2):
+        tree.prepare(
+            root, agent, has_agent=False, hostname="box", nameserver="10.0.0.1", host_ca=False
+        )
+    assert (root / "etc/hostname").read_text() == "box\n"
+    assert "nameserver 10.0.0.1" in (root / "etc/resolv.conf").read_text()
+    assert (root / "etc/hosts").read_text().count("box") == 1
+    (root / "etc/hosts").write_text("127.0.1.1\tbox\n10.1.1.1 mine\n")
+    tree.prepare(root, agent, has_agent=True, hostname="box", nameserver="10.0.0.1", host_ca=False)
+    assert "mine" in (root / "etc/hosts").read_text()
+    assert _unchanged(outside)

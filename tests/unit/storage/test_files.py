@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from roost.errors import CapacityError
+from roost.host import files
+from roost.storage import pool as pools
+from roost.storage.pool import Pool
+
+
+def test_json_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        files.write_json(path, {"a": object()})
+    assert files.read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("pool_free", "backing_free", "what"), [(4, 100, "pool"), (100, 4, "backing"), (100, 100, None)]
+)
+def test_both_watermarks_hold(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pool_free: int,
+    backing_free: int,
+    what: str | None,
+) -> None:
+    pool = Pool(tmp_path, 2, 5.0)
+    pool.kind = "xfs-loop"
+    frees = {pool.root: pool_free << 20, tmp_path: backing_free << 20}
+    monkeypatch.setattr(pools, "_space", lambda path: (100 << 20, frees[path]))
+    if what is None:
+        pool.require(1 << 20)
+        return
+    with pytest.raises(CapacityError) as caught:
+        pool.require(1 << 20)
+    assert caught.value.code == "STORAGE_FULL"
+    assert caught.value.details["what"] == what
