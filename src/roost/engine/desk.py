@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from roost.engine.machine import Machine
+from roost.errors import UnavailableError
 
 Job = Callable[[asyncio.Event], Awaitable[Machine]]
 
@@ -33,11 +34,19 @@ class _Line:
 class Desk:
     def __init__(self) -> None:
         self._lines: dict[str, _Line] = {}
+        self._closed = False
+
+    def check(self) -> None:
+        """Raises SHUTTING_DOWN once the desk takes nothing more."""
+        if self._closed:
+            raise UnavailableError("The daemon is stopping; try again.", code="SHUTTING_DOWN")
 
     def submit(
         self, machine_id: str, kind: str, job: Job, join: bool = True
     ) -> asyncio.Future[Machine]:
-        """Gets in line; await the answer shielded: the work goes on when its caller goes away."""
+        """Gets in line; await the answer shielded: the work goes on when its caller goes away. Raises
+        SHUTTING_DOWN."""
+        self.check()
         line = self._lines.setdefault(machine_id, _Line())
         if join and line.requests and line.requests[-1].kind == kind:
             return line.requests[-1].future
@@ -61,13 +70,16 @@ class Desk:
         return list(self._lines)
 
     async def drain(self, timeout_s: float) -> None:
-        """Lets what is in line end; what has not by then is cancelled and left to recovery."""
+        """Takes nothing more and lets what is in line end; what has not by then is cancelled and left to
+        recovery."""
+        self._closed = True
         tasks = [line.task for line in self._lines.values() if line.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=timeout_s)
         await self.kill()
 
     async def kill(self) -> None:
+        self._closed = True
         tasks = [line.task for line in self._lines.values() if line.task is not None]
         for task in tasks:
             task.cancel()

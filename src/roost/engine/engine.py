@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from roost.engine.lifecycle import (
     Phase,
     SleepAsked,
     WakeAsked,
+    illegal,
 )
 from roost.engine.machine import Machine, capabilities_to_json
 from roost.engine.ports import Agents
@@ -34,7 +36,8 @@ from roost.engine.roster import Roster, Running
 from roost.engine.rungs import Rungs
 from roost.engine.timers import Timers
 from roost.engine.transitions import Change, advance, load
-from roost.errors import ConflictError, MachineError, RoostError
+from roost.engine.turns import Turns
+from roost.errors import ConflictError, MachineError, RoostError, UnavailableError
 from roost.network.interface import Network
 from roost.settings import Settings
 from roost.storage.interface import Storage
@@ -95,7 +98,7 @@ class Engine:
         self.roster = Roster(clock.monotonic, self._ended)
         self.desk = Desk()
         self.timers = Timers(clock, self._expired)
-        self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._starts = Turns(STARTS_AT_ONCE)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # --- the daemon's life ----------------------------------------------------------------------
@@ -134,8 +137,9 @@ class Engine:
 
         Raises QUOTA_EXCEEDED, CAPACITY_EXCEEDED; sqlalchemy's IntegrityError for a key in use.
         """
+        self.desk.check()
         host = self.host()
-        placing = not self._starts.locked()
+        placing = self._starts.free
         machine, operation = await self.store.write(
             lambda c: admission.reserve(
                 c,
@@ -190,6 +194,7 @@ class Engine:
             operations.supersede(connection, machine_id, self.clock.now(), "stuck")
             return change, self.journal.open(connection, "destroy", machine_id, step=1)
 
+        self.desk.check()
         change, operation = await self.store.write(fn)
         self.timers.set(machine_id, None)
         if operation is None:
@@ -255,7 +260,7 @@ class Engine:
         interrupt: asyncio.Event,
     ) -> Machine:
         start = flows.Start(self.parts, machine, config, fresh_disk=True)
-        async with self._starts:
+        async with self._starts.turn(interrupt):
             try:
                 return await self._run_start(operation, flows.create(start), start, interrupt)
             except Interrupted:
@@ -304,7 +309,7 @@ class Engine:
             return change.machine
         machine = change.machine
         start = flows.Start(self.parts, machine, config, bool(operation.context["fresh_disk"]))
-        async with self._starts:
+        async with self._starts.turn(interrupt):
             try:
                 return await self._run_start(operation, flows.wake(start), start, interrupt)
             except (Interrupted, ConflictError):
@@ -332,9 +337,12 @@ class Engine:
             return change.machine
         self.roster.remove(machine_id)
         try:
-            return await self._run(operation, flows.sleep(flows.End(self.parts, change.machine)))
+            machine = await self._run(operation, flows.sleep(flows.End(self.parts, change.machine)))
         except RoostError as error:
             raise failed(machine_id, "put to sleep", error) from error
+        if machine.phase != Phase.SLEEPING:  # a destroy came meanwhile
+            raise illegal(machine.state, SleepAsked())
+        return machine
 
     async def _crashed(self, machine: Machine, how: Exit) -> Machine:
         def fn(connection: sa.Connection) -> tuple[Machine, Operation | None]:
@@ -376,7 +384,10 @@ class Engine:
 
     def _ended(self, machine: Machine, how: Exit) -> None:
         self.parts.agents.drop(machine.id)
-        self.desk.submit(machine.id, "crashed", lambda _: self._crashed(machine, how), join=False)
+        with contextlib.suppress(UnavailableError):  # stopping: the next start finds it dead
+            self.desk.submit(
+                machine.id, "crashed", lambda _: self._crashed(machine, how), join=False
+            )
 
     def _expired(self, machine_id: str) -> None:
         self._spawn(self._expire(machine_id))

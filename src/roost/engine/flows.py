@@ -295,7 +295,10 @@ def reap(end: End) -> Plan:
 def destroy(end: End) -> Plan:
     def done(connection: sa.Connection, context: Context) -> None:
         assert context.now is not None
-        if load(connection, context.machine_id).phase == Phase.FAILED:  # it was stuck
+        phase = load(connection, context.machine_id).phase
+        if phase == Phase.DESTROYED:  # another operation, stuck until now, was first
+            return
+        if phase == Phase.FAILED:  # it was stuck
             advance(connection, context.machine_id, DestroyAsked(), context.now)
         for state in operations.OPEN:  # whatever was left of them, nothing of the machine is
             operations.supersede(connection, context.machine_id, context.now, state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -12,26 +13,23 @@ from roost.engine import reservations
 from roost.engine.engine import Engine
 from roost.engine.lifecycle import HOLDING
 from roost.engine.machine import capabilities_to_json
+from roost.host import doctor
 from roost.settings import Settings
 from roost.store import machines as rows
 
 Checks = Callable[[], Awaitable[Sequence[Mapping[str, Any]]]]  # {name, ok, detail, remedy} each
 
 
-async def no_checks() -> Sequence[Mapping[str, Any]]:
-    return []
-
-
 class Host:
-    """``checks`` looks at what the daemon needs of the host (``roost.host.doctor``)."""
+    """``checks`` looks at what the daemon needs of the host: ``roost.host.doctor`` unless told otherwise."""
 
     def __init__(
-        self, engine: Engine, settings: Settings, url: str, checks: Checks = no_checks
+        self, engine: Engine, settings: Settings, url: str, checks: Checks | None = None
     ) -> None:
         self._engine = engine
         self._settings = settings
         self._url = url
-        self._checks = checks
+        self._checks = checks or functools.partial(doctor.checks, settings)
         self._started_at = engine.clock.now()
 
     async def describe(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import sqlalchemy as sa
@@ -18,21 +18,27 @@ from roost.store import Store
 from roost.store import templates as rows
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    name: str
-    digest: str  # of what the image is made from: another digest, another image
-    config: Mapping[str, Any]  # env, user, workdir, no_new_privs, ...
+class Recipe(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def digest(self) -> str:
+        """Of what the image is made from: another digest, another image."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """env, user, workdir, no_new_privs, ..."""
 
 
 class Recipes(Protocol):
-    """The shipped recipes and their builder (``roost.templates``)."""
+    """The shipped recipes and their builder (``roost.templates.library``)."""
 
     def names(self) -> list[str]: ...
 
     def recipe(self, name: str) -> Recipe: ...
 
-    async def build(self, name: str, progress: Progress) -> Image:
+    async def build(self, name: str, progress: Progress, *, force: bool = False) -> Image:
         """Raises TEMPLATE_BUILD_FAILED, STORAGE_FULL; leaves nothing behind when it does."""
 
 
@@ -134,7 +140,7 @@ class Templates:
                 return replace(Template(**before), image=image)
         await self._put(name, {"status": "building", "error": None, "config": dict(recipe.config)})
         try:
-            image = await self._recipes.build(name, lambda *p: self._tell(name, *p))
+            image = await self._recipes.build(name, lambda *p: self._tell(name, *p), force=force)
         except Exception as failure:
             error = (
                 failure

@@ -8,6 +8,7 @@ is durable. A caller that goes away does not take its write back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -36,7 +37,8 @@ class _Job(Generic[T]):
         self.future: asyncio.Future[T] = self.loop.create_future()
 
     def settle(self, value: Any, error: BaseException | None) -> None:
-        self.loop.call_soon_threadsafe(self._settle, value, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self.loop.call_soon_threadsafe(self._settle, value, error)
 
     def _settle(self, value: T, error: BaseException | None) -> None:
         if self.future.done():

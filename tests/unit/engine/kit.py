@@ -25,7 +25,7 @@ from roost.engine.reservations import HostSize
 from roost.errors import CapacityError, MachineError
 from roost.services.machines import Machines
 from roost.services.models import CreateMachine, Progress
-from roost.services.templates import Recipe, Templates
+from roost.services.templates import Templates
 from roost.settings import Settings
 from roost.storage.interface import Image, PoolUsage
 from roost.store import Store, sqlite
@@ -223,10 +223,10 @@ class FakeRecipes(Scripted):
     def names(self) -> list[str]:
         return ["base", "other"]
 
-    def recipe(self, name: str) -> Recipe:
-        return Recipe(name, self.digest, {"env": {"FROM": name}})
+    def recipe(self, name: str) -> Any:
+        return SimpleNamespace(name=name, digest=self.digest, config={"env": {"FROM": name}})
 
-    async def build(self, name: str, progress: Progress) -> Image:
+    async def build(self, name: str, progress: Progress, *, force: bool = False) -> Image:
         progress("unpack", 10, "unpacking")
         await self.enter("build")
         progress("done", 100, "done")

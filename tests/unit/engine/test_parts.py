@@ -17,6 +17,7 @@ from roost.engine.identity import HostIdentity, linux_machine_id
 from roost.engine.machine import capabilities_from_json, capabilities_to_json
 from roost.engine.rungs import Rungs
 from roost.engine.timers import Timers
+from roost.engine.turns import Turns
 from roost.errors import InvalidRequestError, UnavailableError
 
 
@@ -146,3 +147,30 @@ def test_the_hosts_secret_is_kept_and_private(tmp_path: Path) -> None:
     assert len(tokens) == 3
     assert all(len(t) == 64 for t in tokens)
     assert len(linux_machine_id("a")) == 32
+
+
+async def test_a_start_nobody_wants_leaves_the_queue() -> None:
+    turns = Turns(1)
+    gate, told, done = asyncio.Event(), asyncio.Event(), []
+
+    async def one(name: str, interrupt: asyncio.Event) -> None:
+        async with turns.turn(interrupt):
+            await gate.wait() if name == "first" else None
+            done.append(name)
+
+    tasks = [asyncio.ensure_future(one("first", asyncio.Event()))]
+    await asyncio.sleep(0)
+    assert not turns.free
+    tasks.append(asyncio.ensure_future(one("unwanted", told)))
+    tasks.append(asyncio.ensure_future(one("second", asyncio.Event())))
+    cancelled = asyncio.ensure_future(one("cancelled", asyncio.Event()))
+    await asyncio.sleep(0.01)
+    assert done == []
+    told.set()
+    cancelled.cancel()
+    await asyncio.sleep(0.01)
+    assert done == ["unwanted"]
+    gate.set()
+    await asyncio.gather(*tasks)
+    assert done == ["unwanted", "first", "second"]
+    assert turns.free

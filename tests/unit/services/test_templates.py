@@ -98,12 +98,16 @@ async def test_a_lost_image_says_how_to_get_it_back(tmp_path: Path) -> None:
 
 
 async def test_host_tells_what_it_is(tmp_path: Path) -> None:
+    async def checks() -> list[dict[str, object]]:
+        return [{"name": "root", "ok": True, "detail": "", "remedy": None}]
+
     async with daemon(tmp_path) as d:
         await d.machines.create(TENANT, small())
-        described = await HostService(d.engine, d.engine.settings, "http://x").describe()
+        described = await HostService(d.engine, d.engine.settings, "http://x", checks).describe()
         assert described["default_driver"] == "fake"
         assert described["capacity"]["machines_running"] == 1
         assert described["capacity"]["memory_mib"]["held"] == 64
         (rung,) = described["rungs"]
         assert (rung["level"], rung["available"]) == (2, True)
+        assert described["checks"][0]["name"] == "root"
         assert described["stuck"] == []
