@@ -6,6 +6,7 @@ Everything up to the runtime's own command is prepared outside the clock.
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import threading
 import time
@@ -90,11 +91,13 @@ class RawRuntime:
             syscalls.setns(namespace.fileno(), syscalls.CLONE_NEWNET)
         _put_address_back(self.slot.interface, self.slot.address, self.slot.gateway)
         driver._in_namespace()
+        output = fifo.open_for_machine()
         command = driver._command(directory, spec.machine_id)
         try:
             begun = time.perf_counter()
-            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=fifo.fd, stderr=fifo.fd, check=True)
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True)
             subprocess.run([*command[:2], "exec", spec.machine_id, "/bin/true"], check=True)
             return (time.perf_counter() - begun) * 1e3
         finally:
+            os.close(output)
             fifo.close()

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from typing import Any, TypeVar, cast
 
 import grpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 import roost
 from roost.agent import check
@@ -287,9 +288,11 @@ class AgentClient:
             try:
                 await call.write(first)
                 async for piece in data:
-                    await call.write(data_field(piece))
+                    # Not call.write: when the agent ends the call early, that puts an "internal error" of
+                    # grpcio's own in the place of the status which says why.
+                    await call._cython_call.send_serialized_message(data_field(piece))
                 await call.done_writing()
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError, cygrpc.InternalError):
                 pass  # the call is over: what it ended with comes next
             return await self._calls.one(name, call)
         finally:
