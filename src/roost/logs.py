@@ -51,6 +51,8 @@ class Logs:
             logging.getLogger(name).setLevel(max(number, logging.WARNING))
         # uvicorn tells of every broken answer; the gateway has said it already, with a cause.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        # grpcio prints what an agent sent that cannot be parsed; the client raises it.
+        logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
         structlog.configure(
             processors=[
                 structlog.stdlib.filter_by_level,
@@ -94,8 +96,11 @@ class _Handover(logging.handlers.QueueHandler):
     dropped = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        if record.exc_info and not isinstance(record.msg, dict):
-            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        if not isinstance(record.msg, dict):  # a library's, not structlog's
+            record.msg = record.getMessage()
+            record.args = None
+            if record.exc_info:
+                record.msg += "\n" + logging.Formatter().formatException(record.exc_info)
         record.exc_info = None
         return record
 

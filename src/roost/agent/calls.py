@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
 
 import grpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from roost.agent.failures import typed
+from roost.agent.failures import lied, typed
 from roost.errors import MachineError
 
 T = TypeVar("T")
@@ -24,7 +25,10 @@ class Calls:
     async def one(self, doing: str, call: Awaitable[T]) -> T:
         """The call's answer; raises RoostError."""
         try:
-            return await call
+            answer = await call
+            if answer is None:  # grpcio's way to say that it could not be parsed
+                raise lied(doing, "it is not a message of the contract")
+            return answer
         except grpc.aio.AioRpcError as failure:
             raise typed(failure, doing) from failure
         except grpc.aio.UsageError as failure:
@@ -48,6 +52,22 @@ class Calls:
                 yield message
         finally:
             call.cancel()
+
+
+async def push(call: Any, message: bytes) -> bool:
+    """Writes to a stream; False when the call is over (its reader, or the call itself, says why).
+
+    Not ``call.write``: when the other side ends a call early, that puts an "internal error" of grpcio's own
+    in the place of the status.
+    """
+    await call._metadata_sent.wait()
+    if call.done():
+        return False
+    try:
+        await call._cython_call.send_serialized_message(message)
+    except (cygrpc.InternalError, asyncio.InvalidStateError):
+        return False
+    return not call.done()
 
 
 def cut(data: bytes, size: int) -> Sequence[bytes]:

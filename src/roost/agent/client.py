@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import grpc
-from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 import roost
 from roost.agent import check
-from roost.agent.calls import Calls, cut, data_field, gone
+from roost.agent.calls import Calls, data_field, gone, push
 from roost.agent.channel import listening, open_channel
 from roost.agent.failures import lied
 from roost.agent.streams import DialStream, TerminalStream
@@ -155,16 +154,10 @@ class AgentClient:
     ) -> int:
         """Bytes written once all are; a process that does not read makes this wait."""
 
-        async def chunks() -> AsyncIterator[pb.StdinChunk]:
-            yield pb.StdinChunk(execution_id=execution_id)
-            async for piece in data:
-                for part in cut(piece, 256 * 1024):
-                    yield pb.StdinChunk(data=part)
-            if eof:
-                yield pb.StdinChunk(eof=True)
-
-        call = self._stub.WriteStdin(chunks(), metadata=self._metadata)
-        return (await self._calls.one("WriteStdin", call)).written
+        first = pb.StdinChunk(execution_id=execution_id).SerializeToString()
+        last = pb.StdinChunk(eof=True).SerializeToString() if eof else None
+        reply = pb.StdinReply.FromString
+        return (await self._upload("WriteStdin", first, data, reply, last)).written
 
     async def signal(self, execution_id: str, signal: int, tree: bool = False) -> pb.Execution:
         request = pb.SignalRequest(execution_id=execution_id, signal=signal, tree=tree)
@@ -272,7 +265,12 @@ class AgentClient:
         return await self._upload("TarIn", first, data, pb.TarInReply.FromString)
 
     async def _upload(
-        self, name: str, first: bytes, data: AsyncIterable[bytes], reply: Callable[[bytes], T]
+        self,
+        name: str,
+        first: bytes,
+        data: AsyncIterable[bytes],
+        reply: Callable[[bytes], T],
+        last: bytes | None = None,
     ) -> T:
         """One piece at a time, so that at most one waits here for the agent; a refusal that comes while we
         write is what the caller hears. Pieces are framed by hand: a message object would copy each twice."""
@@ -285,18 +283,31 @@ class AgentClient:
         )
         call = method(metadata=self._metadata)
         try:
-            try:
-                await call.write(first)
-                async for piece in data:
-                    # Not call.write: when the agent ends the call early, that puts an "internal error" of
-                    # grpcio's own in the place of the status which says why.
-                    await call._cython_call.send_serialized_message(data_field(piece))
+            taken = await push(call, first)
+            if taken:
+                try:
+                    async for piece in data:
+                        taken = await push(call, data_field(piece))
+                        if not taken:
+                            break
+                except BaseException:
+                    await self._break_off(call)
+                    raise
+            if taken and last is not None:
+                await push(call, last)
+            with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
                 await call.done_writing()
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError, cygrpc.InternalError):
-                pass  # the call is over: what it ended with comes next
             return await self._calls.one(name, call)
         finally:
             call.cancel()
+
+    async def _break_off(self, call: Any) -> None:
+        """Ends an upload so that the agent cannot take its half for the whole: to a tonic server a cancelled
+        request looks like one that has ended, a message that cannot be parsed does not."""
+        if await push(call, b"\xff"):
+            with contextlib.suppress(RoostError, TimeoutError, asyncio.CancelledError):
+                async with asyncio.timeout(2.0):
+                    await self._calls.one("upload", call)
 
     async def stat(self, path: bytes, follow: bool = True) -> pb.FileInfo:
         request = pb.PathRequest(path=path, follow=follow)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from typing import Any
 
-import grpc
-
-from roost.agent.calls import Calls, cut
+from roost.agent.calls import Calls, cut, push
 from roost.agent.v1 import agent_pb2 as pb
 
 PIECE = 256 * 1024
@@ -75,6 +71,4 @@ class DialStream:
 
 
 async def _write(call: Any, message: Any) -> None:
-    # A call that is over tells its reader why.
-    with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
-        await call.write(message)
+    await push(call, message.SerializeToString())
