@@ -271,7 +271,7 @@ class Executions:
     def _prepare(self, live: Live, spec: StartExecution) -> tuple[ExecutionRow, pb.StartRequest]:
         machine = live.machine
         user = launching.user(live, spec.user)
-        cwd = launching.directory(live, spec.cwd)
+        cwd = launching.directory(live, spec.cwd, spec.user)
         shell = spec.command if isinstance(spec.command, str) else ""
         argv = [] if isinstance(spec.command, str) else spec.command
         row = ExecutionRow(

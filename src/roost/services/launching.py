@@ -36,8 +36,9 @@ def user(live: Live, asked: str | None) -> str:
     return asked or _text(live.config, "user")
 
 
-def directory(live: Live, asked: str | None) -> str:
-    return asked or _text(live.config, "workdir")
+def directory(live: Live, asked: str | None, as_user: str | None) -> str:
+    """The template's is for its own user; another one starts at home."""
+    return asked or ("" if as_user else _text(live.config, "workdir"))
 
 
 def check_env(env: Mapping[str, str]) -> None:

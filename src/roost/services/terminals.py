@@ -66,7 +66,7 @@ class Terminals:
             cols=spec.width,
             rows=spec.height,
             argv=spec.command or [],
-            cwd=launching.directory(live, spec.cwd),
+            cwd=launching.directory(live, spec.cwd, spec.user),
             env=launching.environment(live, spec.env),
             user=launching.user(live, spec.user),
             term=spec.term or "",
