@@ -230,7 +230,7 @@ async def _die_in_recovery(host: Host, at: int) -> None:
         await d.kill()
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", ["create fails", "sleep", "wake fails", "destroy", "crash"])
 async def test_a_step_never_works(host: Host, name: str) -> None:
     """What can neither be done nor undone: failed with the reason, told by host(), mended at the next start."""
     scenario = SCENARIOS[name]
@@ -254,15 +254,14 @@ async def test_a_step_never_works(host: Host, name: str) -> None:
             hook = Points()
             d = await Daemon.start(host, hook=hook)
         hook.times = 0
-        if name != "delete in create":  # an undo that was given up is taken over by the destroy
-            assert await d.open_operations() == [] or point[1] == "end"
-        if await d.open_operations():
+        if await d.open_operations():  # its last row could not be written
+            assert point[1] == "end"
             await d.stop()
             hook = Points()
             d = await Daemon.start(host, hook=hook)
         await _accept(d, allowed | {"destroyed", "sleeping"})
     await d.stop()
-    assert stuck_somewhere or name in ("create", "wake", "retry")
+    assert stuck_somewhere
 
 
 async def _quiet(d: Daemon) -> None:
