@@ -1,7 +1,7 @@
 """The ``roost`` command.
 
-``_app`` knows every command's name, one line of help and module; a command's module is imported when the
-command runs, so ``roost --help`` costs no more than the parser. Each command is a thin layer over the
+``_commands`` lists every command with its help and module; a command's module is imported when the
+command runs, and ``roost --help`` does not even load the parser. Each command is a thin layer over the
 SDK: it finds the machine (``_connect``), calls, and prints (``_out``) a table for people or, with
 ``--json``, the daemon's own record and nothing else. ``up`` and ``down`` also drive the daemon's
 process (``_daemon``).
@@ -21,6 +21,12 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command line and exits."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--help"]:
+        from roost.cli._commands import overview
+
+        print(overview(), end="")
+        sys.exit(0)
     from roost.cli._app import run
 
-    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+    sys.exit(run(arguments))

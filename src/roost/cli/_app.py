@@ -11,30 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-# name -> (module below roost.cli, help). A module's ``app`` holds the command of that name, or is the group.
-COMMANDS: dict[str, tuple[str, str]] = {
-    "up": ("up", "Start the daemon, bake the base template, make a first machine."),
-    "down": ("down", "Stop the daemon; machines go on. --purge removes everything."),
-    "doctor": ("doctor", "What this host can do, and how to mend the rest."),
-    "create": ("machines", "Make a machine."),
-    "ensure": ("machines", "The machine of a key: made if there is none, woken if it slept."),
-    "ls": ("machines", "List machines."),
-    "show": ("machines", "Everything about one machine."),
-    "exec": ("exec", "Run a command in a machine."),
-    "shell": ("shell", "Open a terminal in a machine."),
-    "cp": ("cp", "Copy files and directories to, from and between machines."),
-    "logs": ("logs", "A machine's life, or the daemon's log."),
-    "ps": ("machines", "Commands that run in a machine."),
-    "usage": ("machines", "What a machine uses now."),
-    "sleep": ("machines", "End a machine's processes, keep its disk."),
-    "wake": ("machines", "Start a sleeping machine."),
-    "rm": ("machines", "Destroy machines and their disks."),
-    "template": ("template", "Templates machines start from: ls, show, build."),
-    "key": ("key", "API keys: show, ls, create, revoke."),
-    "completion": ("about", "Print the completion script of a shell."),
-    "version": ("about", "Versions of this command and of the daemon."),
-}
-GROUPS = {"template", "key"}
+from roost.cli._commands import COMMANDS, EPILOG, GROUPS, HELP, overview
 
 
 class Commands(TyperGroup):
@@ -55,9 +32,8 @@ class Commands(TyperGroup):
             self.commands[cmd_name] = command
         return self.commands[cmd_name]
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(overview())
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in COMMANDS:
@@ -74,8 +50,8 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     name="roost",
-    help="Roost: a machine for every agent to come home to.",
-    epilog="Machines are named by id, the start of an id (4 characters), key or name.",
+    help=HELP,
+    epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -91,7 +67,6 @@ def run(argv: list[str]) -> int:
     """The exit code of one command line."""
     from roost.errors import RoostError
 
-    # Typer shows options twice as wide with rich; plain help is quicker and greps better.
     try:
         get_command(app).main(args=argv, prog_name="roost", standalone_mode=True)
     except SystemExit as exc:

@@ -42,6 +42,7 @@ def ends(stub: Stub) -> Ends:
     def set_up(*output: tuple[str, bytes], **how: Any) -> None:
         def stream(_: Any) -> Iterator[bytes]:
             seen = {"stdout": 0, "stderr": 0}
+            yield sse("started", execution(status="running"))
             for name, data in output:
                 encoded = base64.b64encode(data).decode()
                 yield sse(name, {"offset": seen[name], "data_b64": encoded})
@@ -50,7 +51,7 @@ def ends(stub: Stub) -> Ends:
 
         stub.on("POST", EXECUTIONS, lambda _: Answer(execution(status="running"), 201))
         stub.on("GET", f"{EXECUTIONS}/{EXECUTION_ID}", lambda _: execution(**how))
-        stub.on("GET", f"{EXECUTIONS}/{EXECUTION_ID}/stream", stream)
+        stub.on("POST", f"{EXECUTIONS}/stream", stream)
         stub.on(
             "GET",
             f"{EXECUTIONS}/{EXECUTION_ID}/output",

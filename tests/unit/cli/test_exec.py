@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +42,7 @@ def test_options(ends: Any, stub: Stub, roost: Roost) -> None:
     ends()
     options = ["--cwd", "/w", "-e", "A=b=c", "--env", "E=", "-u", "user", "--timeout", "1.5"]
     assert roost("exec", MACHINE_ID, *options, "--no-stdin", "-c", "echo $A | wc") == 0
-    assert stub.asked("POST", EXECUTIONS)[0].json == {
+    assert stub.asked("POST", f"{EXECUTIONS}/stream")[0].json == {
         "command": "echo $A | wc",
         "cwd": "/w",
         "env": {"A": "b=c", "E": ""},
@@ -65,7 +67,7 @@ def test_detach(ends: Any, stub: Stub, roost: Roost, capsys: pytest.CaptureFixtu
     ends()
     assert roost("exec", "user-42", "-d", "--", "sleep", "9") == 0
     assert capsys.readouterr().out == f"{EXECUTION_ID}\n"
-    assert not stub.asked("GET", f"{EXECUTIONS}/.*/stream")
+    assert not stub.asked("POST", ".*/stream")
 
 
 def test_wrong_usage(stub: Stub, roost: Roost, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +83,9 @@ def test_an_error_of_the_daemon(
     stub: Stub, roost: Roost, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stub.on(
-        "POST", EXECUTIONS, lambda _: Answer(wire("COMMAND_NOT_FOUND", "No \x1b[31mnope."), 422)
+        "POST",
+        f"{EXECUTIONS}/stream",
+        lambda _: Answer(wire("COMMAND_NOT_FOUND", "No \x1b[31mnope."), 422),
     )
     assert roost("exec", "user-42", "--no-stdin", "--", "nope") == 1
     seen = capsys.readouterr()
@@ -89,34 +93,26 @@ def test_an_error_of_the_daemon(
     assert seen.err == "error: No ^[[31mnope. [COMMAND_NOT_FOUND]\n"
 
 
-def test_stdin_goes_through_a_pipe(ends: Any, stub: Stub) -> None:
-    ends(("stdout", b"done\n"))
-    got: list[bytes] = []
-
-    def stdin(request: Any) -> dict[str, int]:
-        got.append(request.body)
-        return {"written": len(request.body)}
-
-    stub.on("POST", f"{EXECUTIONS}/{EXECUTION_ID}/stdin", stdin)
-    original = next(
-        r
-        for m, p, r in stub.routes
-        if m == "GET" and p.match(f"{EXECUTIONS}/{EXECUTION_ID}/stream")
-    )
+def held(stub: Stub, until: str) -> None:
+    """The command's stream says that it started, and ends only when ``until`` was asked."""
+    original = next(r for m, p, r in stub.routes if m == "POST" and p.match(f"{EXECUTIONS}/stream"))
 
     def stream(request: Any) -> Any:
-        import time
-
-        deadline = time.monotonic() + 5
-        while (
-            not stub.asked("POST", ".*/stdin")
-            or "eof" not in stub.asked("POST", ".*/stdin")[-1].query
-        ):
+        events = original(request)
+        yield next(events)
+        deadline = time.monotonic() + 10
+        while not any(until in f"{r.path}?{r.query}" for r in stub.seen):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        return original(request)
+        yield from events
 
-    stub.on("GET", f"{EXECUTIONS}/{EXECUTION_ID}/stream", stream)
+    stub.on("POST", f"{EXECUTIONS}/stream", stream)
+
+
+def test_stdin_goes_through_a_pipe(ends: Any, stub: Stub) -> None:
+    ends(("stdout", b"done\n"))
+    held(stub, "eof")
+    stub.on("POST", f"{EXECUTIONS}/{EXECUTION_ID}/stdin", lambda r: {"written": len(r.body)})
     out = subprocess.run(
         [sys.executable, "-m", "roost.cli", "exec", "user-42", "--", "cat"],
         input=b"typed\n",
@@ -126,35 +122,27 @@ def test_stdin_goes_through_a_pipe(ends: Any, stub: Stub) -> None:
         check=False,
     )
     assert (out.returncode, out.stdout, out.stderr) == (0, b"done\n", b"")
-    assert b"".join(got) == b"typed\n"
-    assert stub.asked("POST", EXECUTIONS)[0].json["stdin_stream"] is True
+    assert b"".join(r.body for r in stub.asked("POST", ".*/stdin")) == b"typed\n"
+    assert stub.asked("POST", f"{EXECUTIONS}/stream")[0].json["stdin_stream"] is True
 
 
 def test_ctrl_c_goes_to_the_command(ends: Any, stub: Stub) -> None:
-    import signal
-    import time
-
     ends(status="failed", exit_code=None, signal=2)
-    path = f"{EXECUTIONS}/{EXECUTION_ID}"
-    original = next(r for m, p, r in stub.routes if m == "GET" and p.match(f"{path}/stream"))
-    stub.on("POST", f"{path}/signal", lambda _: execution(status="running"))
-
-    def stream(request: Any) -> Any:
-        deadline = time.monotonic() + 10
-        while not stub.asked("POST", ".*/signal"):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        return original(request)
-
-    stub.on("GET", f"{path}/stream", stream)
+    held(stub, "/signal")
+    stub.on(
+        "POST",
+        f"{EXECUTIONS}/{EXECUTION_ID}/signal",
+        lambda _: execution(status="running"),
+    )
     process = subprocess.Popen(
         [sys.executable, "-m", "roost.cli", "exec", "user-42", "--no-stdin", "--", "sleep", "9"],
         env=os.environ.copy(),
     )
     deadline = time.monotonic() + 10
-    while not stub.asked("GET", ".*/stream"):
+    while not stub.asked("POST", ".*/stream"):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    time.sleep(0.3)  # until it has read that the command started
     process.send_signal(signal.SIGINT)
     assert process.wait(15) == 130
     assert stub.asked("POST", ".*/signal")[0].json == {"signal": "SIGINT"}

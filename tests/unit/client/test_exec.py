@@ -32,6 +32,10 @@ def out(offset: int, data: bytes, stream: str = "stdout") -> bytes:
     return sse(stream, {"offset": offset, "data_b64": base64.b64encode(data).decode()})
 
 
+def started() -> bytes:
+    return sse("started", execution(status="running", exit_code=None))
+
+
 def test_exec_is_one_request(stub: Stub, m: Machine) -> None:
     exact = base64.b64encode(b"\xff\x00").decode()
     stub.on(
@@ -91,7 +95,7 @@ def test_a_stream_survives_broken_connections(
     monkeypatch.setattr(stream_module, "sleep", lambda _: None)
     stub.on("POST", EXECUTIONS, lambda _: Answer(execution(status="running"), 201))
     plan: list[list[Any]] = [
-        [out(0, b"one "), b": ping\n\n", out(0, b"e1 ", "stderr"), BREAK],
+        [started(), out(0, b"one "), b": ping\n\n", out(0, b"e1 ", "stderr"), BREAK],
         [out(0, b"one two "), BREAK],  # replays what was seen
         [sse("dropped", {"stream": "stdout", "bytes": 5}), out(13, "€".encode()[:1])],
         [out(14, "€".encode()[1:]), sse("exit", execution(status="failed", exit_code=4))],
@@ -101,6 +105,7 @@ def test_a_stream_survives_broken_connections(
         return iter(plan.pop(0))
 
     stub.on("GET", STREAM, serve)
+    stub.on("POST", f"{EXECUTIONS}/stream", serve)
     stream = m.exec_stream("x")
     chunks = list(stream)
     got = b"".join(c.data for c in chunks if c.stream == "stdout")
@@ -110,27 +115,32 @@ def test_a_stream_survives_broken_connections(
     assert [c.data for c in chunks if c.stream == "stderr"] == [b"e1 "]
     assert stream.exit_code == 4
     asked = stub.asked("GET", STREAM)
-    assert [r.headers["last-event-id"] for r in asked] == ["0:0", "4:3", "8:3", "14:3"]
-    assert asked[1].query == {"stdout_offset": "4", "stderr_offset": "3"}
+    assert [r.headers["last-event-id"] for r in asked] == ["4:3", "8:3", "14:3"]
+    assert asked[0].query == {"stdout_offset": "4", "stderr_offset": "3"}
+
+
+def test_a_streamed_command_is_never_started_twice(stub: Stub, m: Machine) -> None:
+    stub.on("POST", f"{EXECUTIONS}/stream", lambda _: iter([started()]))
+    stub.drop_next = 1
+    with pytest.raises(UnavailableError):
+        list(m.exec_stream("x"))
+    assert len(stub.asked("POST", f"{EXECUTIONS}/stream")) == 1
 
 
 def test_a_stream_gives_up_in_the_end(
     stub: Stub, m: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream_module, "RECONNECT_S", 0.1)
-    stub.on("POST", EXECUTIONS, lambda _: Answer(execution(status="running"), 201))
+    stub.on("POST", f"{EXECUTIONS}/stream", lambda _: iter([started(), BREAK]))
     stub.on("GET", STREAM, lambda _: iter([BREAK]))
     with pytest.raises(UnavailableError):
         list(m.exec_stream("x"))
 
 
 def test_a_stream_whose_time_ran_out(stub: Stub, m: Machine) -> None:
+    expired = sse("exit", execution(status="expired", exit_code=None))
+    stub.on("POST", f"{EXECUTIONS}/stream", lambda _: iter([started(), out(0, b"x"), expired]))
     stub.on("POST", EXECUTIONS, lambda _: Answer(execution(status="running"), 201))
-    stub.on(
-        "GET",
-        STREAM,
-        lambda _: iter([out(0, b"x"), sse("exit", execution(status="expired", exit_code=None))]),
-    )
     stream = m.exec_stream("x", timeout=1)
     with pytest.raises(ExecTimeout):
         list(stream)
@@ -147,6 +157,7 @@ def test_waiting_for_a_background_command(stub: Stub, m: Machine) -> None:
         lambda _: {"execution_id": EXECUTION_ID, "stdout": "o", "stderr": ""},
     )
     p = m.start("x")
+    assert stub.seen[-1].query == {"wait": "false"}
     assert p.running
     assert p.wait().stdout == "o"
     assert p.exit_code == 0
@@ -185,7 +196,8 @@ def test_created_machines_are_destroyed_and_ensured_ones_are_not(
 
 async def test_the_async_half(stub: Stub) -> None:
     stub.on("POST", EXECUTIONS, lambda _: execution(stdout="a", stderr="", status="succeeded"))
-    stub.on("GET", STREAM, lambda _: iter([out(0, b"x"), sse("exit", execution())]))
+    streamed = [started(), out(0, b"x"), sse("exit", execution())]
+    stub.on("POST", f"{EXECUTIONS}/stream", lambda _: iter(streamed))
     async with AsyncClient() as client:
         m = await AsyncMachine.get(MACHINE_ID, client=client)
         assert (await m.exec("x")).stdout == "a"

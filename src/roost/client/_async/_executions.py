@@ -171,7 +171,8 @@ class AsyncExecutions:
             timeout=timeout,
             stdin_stream=stdin_stream,
         )
-        return AsyncExecution(self._http, await self._http.call("POST", self._path, json=body))
+        data = await self._http.call("POST", self._path, json=body, params={"wait": "false"})
+        return AsyncExecution(self._http, data)
 
     async def run(self, body: Mapping[str, Any]) -> ExecResult:
         """One request that answers when the command has ended."""

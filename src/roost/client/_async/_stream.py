@@ -51,6 +51,7 @@ class AsyncExecStream:
         self._seen = {"stdout": offsets[0], "stderr": offsets[1]}
         self._lost = {"stdout": 0, "stderr": 0}
         self._text = {s: codecs.getincrementaldecoder("utf-8")("replace") for s in self._seen}
+        self._source: AsyncIterator[Event] | None = None
         self._chunks = self._run()
 
     @property
@@ -72,32 +73,55 @@ class AsyncExecStream:
         await self.aclose()
 
     async def start(self) -> AsyncExecution:
-        """Starts the command unless it runs already; iterating does it too."""
+        """Starts the command unless it runs already; iterating does it too.
+
+        One request starts it and carries its output from the first byte: nothing can fall out of what
+        is kept before somebody listens.
+        """
         from roost.client._async._executions import AsyncExecution
 
         if self.execution is None:
-            data = await self._http.call("POST", self._path, json=self._body)
-            self.execution = AsyncExecution(self._http, data)
+            source = events(
+                self._http,
+                "POST",
+                f"{self._path}/stream",
+                json=self._body,
+                once=True,
+                timeout=self._http.timeout,  # a sleeping machine is woken first
+            )
+            async for event in source:
+                if event.name == "started":
+                    self.execution = AsyncExecution(self._http, event.data)
+                    self._source = source
+                    return self.execution
+                self._take(event)
+            raise error("DAEMON_UNREACHABLE", "The stream ended before the command began.")
         return self.execution
 
     async def aclose(self) -> None:
         """Stops listening; the command runs on."""
         await self._chunks.aclose()  # type: ignore[attr-defined]
+        if self._source is not None:
+            await self._source.aclose()  # type: ignore[attr-defined]
+
+    def _attach(self, execution: AsyncExecution) -> AsyncIterator[Event]:
+        out, err = self._seen["stdout"], self._seen["stderr"]
+        return events(
+            self._http,
+            "GET",
+            f"{self._path}/{execution.id}/stream",
+            params={"stdout_offset": out, "stderr_offset": err},
+            headers={"Last-Event-ID": f"{out}:{err}"},
+        )
 
     async def _run(self) -> AsyncIterator[Chunk]:
         execution = await self.start()
         broken_since: float | None = None
         pause = 0.2
         while self.exit is None:
-            out, err = self._seen["stdout"], self._seen["stderr"]
+            source, self._source = self._source or self._attach(execution), None
             try:
-                async for event in events(
-                    self._http,
-                    "GET",
-                    f"{self._path}/{execution.id}/stream",
-                    params={"stdout_offset": out, "stderr_offset": err},
-                    headers={"Last-Event-ID": f"{out}:{err}"},
-                ):
+                async for event in source:
                     broken_since, pause = None, 0.2
                     chunk = self._take(event)
                     if chunk is not None:
@@ -116,6 +140,8 @@ class AsyncExecStream:
                 log.warning("stream of %s broke (%s); reconnecting", execution.id, exc.code)
                 await sleep(pause)
                 pause = min(pause * 2, 2.0)
+            finally:
+                await source.aclose()  # type: ignore[attr-defined]
         for stream, decoder in self._text.items():
             if rest := decoder.decode(b"", final=True):
                 yield Chunk(stream, b"", rest, self._seen[stream])

@@ -167,7 +167,8 @@ class Executions:
             timeout=timeout,
             stdin_stream=stdin_stream,
         )
-        return Execution(self._http, self._http.call("POST", self._path, json=body))
+        data = self._http.call("POST", self._path, json=body, params={"wait": "false"})
+        return Execution(self._http, data)
 
     def run(self, body: Mapping[str, Any]) -> ExecResult:
         """One request that answers when the command has ended."""

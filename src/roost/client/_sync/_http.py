@@ -7,7 +7,8 @@ What is tried again, and only this, each time with a warning on the logger ``roo
 - 429 and 503 that carry ``Retry-After``, while the sum of the waits stays within ``max_retry_wait``
   seconds (0 by default: never).
 
-A body that is streamed is sent once.
+A body that is streamed is sent once; so is what answers with a stream of events, which the daemon
+does not keep for a second asking.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class HTTP:
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """A whole answer with status < 300. Options: json, params, headers, content (bytes or an
-        iterator), timeout (s; None waits for ever). Raises RoostError."""
+        iterator), timeout (s; None waits for ever), once (never sent again). Raises RoostError."""
         return self._send(method, path, stream=False, **options)
 
     @contextmanager
@@ -132,13 +133,14 @@ class HTTP:
         headers: Mapping[str, str] | None = None,
         content: Content | None = None,
         timeout: float | Unset | None = UNSET,
+        once: bool = False,
     ) -> httpx.Response:
         sent = dict(headers or {})
         if method not in ("GET", "HEAD"):
             sent.setdefault("Idempotency-Key", uuid.uuid4().hex)
         limit = self.timeout if isinstance(timeout, Unset) else timeout
         deadline = time.monotonic() + (600.0 if limit is None else limit)
-        replayable = content is None or isinstance(content, bytes)
+        replayable = not once and (content is None or isinstance(content, bytes))
         again = False
         waited = 0.0
         while True:

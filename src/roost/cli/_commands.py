@@ -1,0 +1,45 @@
+"""The list of commands and the first page of help, without the parser: it must come at once."""
+
+from __future__ import annotations
+
+HELP = "Roost: a machine for every agent to come home to."
+EPILOG = "Machines are named by id, the start of an id (4 characters), key or name."
+
+# name -> (module below roost.cli, help). A module's ``app`` holds the command of that name, or is the group.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("up", "Start the daemon, bake the base template, make a first machine."),
+    "down": ("down", "Stop the daemon; machines go on. --purge removes everything."),
+    "doctor": ("doctor", "What this host can do, and how to mend the rest."),
+    "create": ("machines", "Make a machine."),
+    "ensure": ("machines", "The machine of a key: made if there is none, woken if it slept."),
+    "ls": ("machines", "List machines."),
+    "show": ("machines", "Everything about one machine."),
+    "exec": ("exec", "Run a command in a machine."),
+    "shell": ("shell", "Open a terminal in a machine."),
+    "cp": ("cp", "Copy files and directories to, from and between machines."),
+    "logs": ("logs", "A machine's life, or the daemon's log."),
+    "ps": ("machines", "Commands that run in a machine."),
+    "usage": ("machines", "What a machine uses now."),
+    "sleep": ("machines", "End a machine's processes, keep its disk."),
+    "wake": ("machines", "Start a sleeping machine."),
+    "rm": ("machines", "Destroy machines and their disks."),
+    "template": ("template", "Templates machines start from: ls, show, build."),
+    "key": ("key", "API keys: show, ls, create, revoke."),
+    "completion": ("about", "Print the completion script of a shell."),
+    "version": ("about", "Versions of this command and of the daemon."),
+}
+GROUPS = {"template", "key"}
+
+
+def overview() -> str:
+    """What ``roost --help`` prints."""
+    options = {
+        "--install-completion": "Install completion for this shell.",
+        "--show-completion": "Print it instead.",
+        "--help": "Of a command: roost COMMAND --help.",
+    }
+    lines = ["Usage: roost [OPTIONS] COMMAND [ARGS]...", "", f"  {HELP}", "", "Commands:"]
+    lines += [f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
+    lines += ["", "Options:"]
+    lines += [f"  {name:<22}{text}" for name, text in options.items()]
+    return "\n".join([*lines, "", f"  {EPILOG}", ""])
