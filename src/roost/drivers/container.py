@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -44,6 +45,7 @@ _SIOCADDRT = 0x890B
 _SIOCGIFADDR = 0x8915
 _SIOCSIFADDR = 0x8916
 _SIOCSIFNETMASK = 0x891C
+_TELLING = re.compile(r"error|fatal|cannot|failed|not defined", re.IGNORECASE)
 _ENODATA = (99, 19)  # EADDRNOTAVAIL, ENODEV
 
 
@@ -56,6 +58,7 @@ class _Live:
     console: console.Console
     exit: asyncio.Future[Exit]
     watcher: asyncio.Task[None] | None = None
+    removing: bool = False  # its end is then our doing, whoever gets to read its status
 
 
 class ContainerDriver(Driver):
@@ -127,10 +130,15 @@ class ContainerDriver(Driver):
         thread.start()
         try:
             handle, pidfd, fifo = await asyncio.shield(task)
-        except asyncio.CancelledError:
-            # The thread cannot be stopped: let it end, then take away what it made.
+        except BaseException:
+            # The thread cannot be stopped: let it end, then take away what it made, which only a thread in
+            # the daemon's own mount namespace can.
             await asyncio.wait([task])
-            await self.remove(spec.machine_id)
+            if not task.exception():
+                _, pidfd, fifo = task.result()
+                os.close(pidfd)
+                fifo.close()
+            await self._run(self._remove, spec.machine_id, spec.root.image)
             raise
         self._watch(handle, pidfd, fifo)
         return handle
@@ -169,8 +177,6 @@ class ContainerDriver(Driver):
         except BaseException as exc:
             if fifo is not None:
                 fifo.close()
-            with contextlib.suppress(Exception):
-                self._remove(spec.machine_id, spec.root.image)
             if isinstance(exc, RoostError) or not isinstance(exc, Exception):
                 raise
             raise MachineError(
@@ -269,7 +275,7 @@ class ContainerDriver(Driver):
         status = processes.reap(live.handle.pid)
         killed = await self._run(self.cgroups.oom_kills, self._group(live.handle.machine_id))
         if not live.exit.done():
-            live.exit.set_result(_exit(status, killed))
+            live.exit.set_result(Exit("killed") if live.removing else _exit(status, killed))
 
     async def _drain(self) -> None:
         while self._live:
@@ -323,6 +329,8 @@ class ContainerDriver(Driver):
     # --- removal ---------------------------------------------------------------------------------
 
     async def remove(self, machine_id: str) -> None:
+        if machine_id in self._live:
+            self._live[machine_id].removing = True
         await self._run(self._remove, machine_id, None)
         self._forget(machine_id)
 
@@ -457,8 +465,10 @@ def _gone(handle: Handle) -> MachineError:
 
 
 def _last(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip()[-500:] if lines else "it said nothing."
+    """The line of a runtime's output that says what went wrong."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if _TELLING.search(line)] or lines
+    return telling[-1][-500:] if telling else "it said nothing."
 
 
 def _pidfd(pid: int) -> int | None:

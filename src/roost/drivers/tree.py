@@ -96,7 +96,11 @@ def prepare(
         if hosts is None or own.encode() not in hosts.splitlines():
             _put(tree, "etc/hosts", f"127.0.0.1\tlocalhost\n{own}\n::1\tlocalhost ip6-localhost\n")
         if host_ca and _HOST_CA.exists():
-            _put(tree, _CA_FILE, _HOST_CA.read_text())
+            # Beside the distribution's own for programs told by CA_ENVIRONMENT (those that bring a list
+            # of theirs), and in its place for all that ask the system.
+            authorities = _HOST_CA.read_text()
+            _put(tree, _CA_FILE, authorities)
+            _put(tree, "etc/ssl/certs/ca-certificates.crt", authorities)
 
 
 def _put(tree: Tree, path: str, text: str) -> None:

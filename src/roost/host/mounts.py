@@ -142,6 +142,7 @@ def trim(target: Path, minlen: int = 0) -> int:
     span = _TrimRange(0, 2**64 - 1, minlen)
     fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        syscalls.syncfs(fd)  # blocks freed but not yet committed are passed over
         fcntl.ioctl(fd, _FITRIM, span)
     finally:
         os.close(fd)

@@ -77,6 +77,10 @@ def set_child_subreaper(on: bool) -> None:
     _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1 if on else 0), 0, 0, 0))
 
 
+def syncfs(fd: int) -> None:
+    _check(_libc.syncfs(fd))
+
+
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     _check(_libc.fallocate64(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)))
 

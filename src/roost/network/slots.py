@@ -102,7 +102,6 @@ class SlotNetwork:
         pooled = list(self._pool)
         self._pool.clear()
         await asyncio.gather(*(self._demolish(slot) for slot in pooled), return_exceptions=True)
-        self._threads.shutdown(wait=False)
 
     async def purge(self) -> None:
         if self._task is not None:

@@ -128,7 +128,6 @@ class PoolStorage:
         """The pool stays mounted: machines outlive the daemon."""
         if self._trimmer is not None:
             self._trimmer.cancel()
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def purge(self) -> None:
         await self._run(self.pool.purge)

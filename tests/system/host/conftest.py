@@ -1,0 +1,295 @@
+"""Real drivers, slots and pool, with no daemon above them, in directories and an address range of their own.
+
+The root tree is a handful of the host's programs with their libraries: no mirror is needed, and a test
+starts in a second. The "internet" is a namespace with public addresses that only this host routes to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roost.agent.client import AgentClient
+from roost.agent.v1 import agent_pb2 as pb
+from roost.drivers import create
+from roost.drivers.container import ContainerDriver
+from roost.drivers.interface import Handle, NetworkSlot, Root, Size, StartSpec
+from roost.drivers.tree import AgentBinary, default_agent
+from roost.host import mounts, netns
+from roost.network import SlotNetwork
+from roost.settings import Settings
+from roost.storage import Image, PoolStorage
+from roost.templates.build import Builder
+
+INTERNET = "198.51.100.10"
+RESOLVER = "198.51.100.53"
+TOKEN = "t" * 32
+_PROGRAMS = "bash cat chmod cp dd env id ln ls mkdir mv rm sh sleep stat sync timeout touch true"
+PROGRAMS = _PROGRAMS.split()
+
+
+@dataclass
+class Machine:
+    id: str
+    driver: ContainerDriver
+    handle: Handle
+    slot: NetworkSlot
+    disk: Path
+    spec: StartSpec
+    client: AgentClient
+    count: int = 0
+
+    async def run(self, shell: str, timeout_s: float = 20) -> tuple[int, str]:
+        """Exit code and both outputs."""
+        self.count += 1
+        request = pb.StartRequest(
+            execution_id=f"e{self.count}",
+            argv=["/bin/bash", "-c", shell],
+            timeout_ms=int(timeout_s * 1000),
+        )
+        result = await self.client.run(request)
+        text = (result.stdout + result.stderr).decode(errors="replace")
+        return result.execution.exit_code, text
+
+
+@dataclass
+class World:
+    settings: Settings
+    storage: PoolStorage
+    image: Image
+    network: SlotNetwork
+    machines: dict[str, Machine] = field(default_factory=dict)
+    made: int = 0
+
+    def driver(self, name: str) -> ContainerDriver:
+        driver = create(name, self.settings)
+        assert isinstance(driver, ContainerDriver)
+        return driver
+
+    async def start(self, driver: ContainerDriver, **changes: Any) -> Machine:
+        self.made += 1
+        machine_id = f"test{self.made}"
+        slot = await self.network.take(machine_id)
+        disk = await self.storage.clone(self.image, machine_id, changes.pop("storage_gib", 1))
+        values: dict[str, Any] = {
+            "machine_id": machine_id,
+            "hostname": f"box{self.made}",
+            "size": Size(1, 256, 1),
+            "root": Root(image=disk),
+            "slot": slot,
+            "agent_token": TOKEN,
+        }
+        spec = StartSpec(**{**values, **changes})
+        return await self.boot(driver, spec)
+
+    async def boot(self, driver: ContainerDriver, spec: StartSpec) -> Machine:
+        assert spec.slot is not None
+        assert spec.root.image is not None
+        handle = await driver.start(spec)
+        client = AgentClient(handle.agent_target, TOKEN)
+        machine = Machine(spec.machine_id, driver, handle, spec.slot, spec.root.image, spec, client)
+        self.machines[spec.machine_id] = machine
+        await client.wait_ready(10)
+        return machine
+
+    async def destroy(self, machine: Machine) -> None:
+        await machine.client.close()
+        await machine.driver.remove(machine.id)
+        await self.network.release(machine.id)
+        await self.storage.delete(machine.id)
+        self.machines.pop(machine.id, None)
+
+
+@pytest.fixture(scope="session")
+def tree() -> Iterator[Path]:
+    """A root tree of the host's programs."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    if not default_agent().exists():
+        pytest.skip("needs the agent (scripts/up builds it)")
+    root = Path(tempfile.mkdtemp(prefix="roost-tree-"))
+    try:
+        for name in ("etc", "tmp", "proc", "sys", "dev", "run", "root", "usr/bin", "home/user"):
+            (root / name).mkdir(parents=True)
+        (root / "bin").symlink_to("usr/bin")
+        (root / "tmp/.keep").write_text("x")
+        os.chmod(root / "tmp", 0o1777)
+        (root / "etc/passwd").write_text(
+            "root:x:0:0::/root:/bin/bash\nuser:x:1000:1000::/home/user:/bin/bash\n"
+        )
+        (root / "etc/group").write_text("root:x:0:\nuser:x:1000:\n")
+        for program in PROGRAMS:
+            path = shutil.which(program, path="/usr/bin:/bin")
+            assert path is not None, program
+            shutil.copy(path, root / "usr/bin" / program)
+            for word in subprocess.run(
+                ["ldd", path], capture_output=True, text=True
+            ).stdout.split():
+                if word.startswith("/") and not (root / word[1:]).exists():
+                    (root / word[1:]).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(word, root / word[1:])
+        yield root
+    finally:
+        shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def place() -> Iterator[Settings]:
+    """Directories and a range of the session's own; purged at its end."""
+    base = Path(tempfile.mkdtemp(prefix="roost-host-"))
+    settings = Settings(
+        data_dir=base / "data",
+        run_dir=base / "run",
+        pool_gib=8,
+        pool_reserve_percent=0.5,
+        network_cidr="10.231.0.0/20",
+        network_pool=2,
+        dns=RESOLVER,
+        operation_timeout_s=30,
+    )
+    try:
+        yield settings
+    finally:
+        for target in reversed(mounts.below(base)):
+            mounts.unmount(target)
+        shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def internet() -> Iterator[str]:
+    """A namespace that answers on public addresses: a greeting on TCP 80 and 2000, and DNS."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    netns.prepare()
+    name = f"rtest-{os.getpid()}"
+    fd = netns.create(name)
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True)
+
+    stop = threading.Event()
+    threads: list[threading.Thread] = []
+    try:
+        host, far = f"rt{os.getpid()}", f"rf{os.getpid()}"
+        ip("link", "add", host, "type", "veth", "peer", "name", far, "netns", name)
+        ip("addr", "add", "172.30.255.1/30", "dev", host)
+        ip("link", "set", host, "up")
+        ip("-n", name, "addr", "add", "172.30.255.2/30", "dev", far)
+        ip("-n", name, "addr", "add", f"{INTERNET}/32", "dev", "lo")
+        ip("-n", name, "addr", "add", f"{RESOLVER}/32", "dev", "lo")
+        ip("-n", name, "addr", "add", "192.168.77.7/32", "dev", "lo")
+        ip("-n", name, "addr", "add", "169.254.169.254/32", "dev", "lo")
+        ip("-n", name, "link", "set", "lo", "up")
+        ip("-n", name, "link", "set", far, "up")
+        ip("-n", name, "route", "add", "default", "via", "172.30.255.1")
+        for network in ("198.51.100.0/24", "192.168.77.7/32", "169.254.169.254/32"):
+            ip("route", "add", network, "via", "172.30.255.2")
+        sockets = []
+        with netns.entered(fd):
+            # UDP on each address by itself, so that answers come from where the question went.
+            for kind, address, port in (
+                (socket.SOCK_STREAM, "0.0.0.0", 80),
+                (socket.SOCK_STREAM, "0.0.0.0", 53),
+                (socket.SOCK_DGRAM, RESOLVER, 53),
+                (socket.SOCK_DGRAM, "192.168.77.7", 53),
+            ):
+                sock = socket.socket(socket.AF_INET, kind)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind((address, port))
+                sock.settimeout(0.2)
+                if kind == socket.SOCK_STREAM:
+                    sock.listen(16)
+                sockets.append(sock)
+        for sock in sockets:
+            thread = threading.Thread(target=_serve, args=(sock, stop), daemon=True)
+            thread.start()
+            threads.append(thread)
+        yield name
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(2)
+        subprocess.run(["ip", "link", "del", f"rt{os.getpid()}"], check=False)
+        os.close(fd)
+        netns.delete(name)
+
+
+def _serve(sock: socket.socket, stop: threading.Event) -> None:
+    """Says who is asking."""
+    with sock:
+        while not stop.is_set():
+            try:
+                if sock.type == socket.SOCK_DGRAM:
+                    _, peer = sock.recvfrom(512)
+                    sock.sendto(f"answer to {peer[0]}".encode(), peer)
+                else:
+                    connection, peer = sock.accept()
+                    with connection:
+                        connection.sendall(f"greeting to {peer[0]}\n".encode())
+            except TimeoutError:
+                continue
+
+
+@pytest.fixture(scope="session")
+def image(tree: Path, place: Settings) -> Image:
+    """In the pool, with the agent."""
+
+    async def make() -> Image:
+        storage = PoolStorage(place)
+        await storage.open()
+        work = storage.pool.tmp / "tree.ext4"
+        with work.open("xb") as file:
+            file.truncate(1 << 30)
+        subprocess.run(
+            ["mke2fs", "-q", "-t", "ext4", "-E", "assume_storage_prezeroed=1", "-d", tree, work],
+            check=True,
+        )
+        layer = storage.image_store.add(work, "sha256:" + "0" * 64, {"agent_digest": None})
+        builder = Builder(storage.pool, storage.image_store, AgentBinary(default_agent()))
+        made = builder._with_agent(layer, "")
+        await storage.close()
+        return made
+
+    return asyncio.run(make())
+
+
+@pytest.fixture
+async def world(place: Settings, image: Image, internet: str) -> AsyncIterator[World]:
+    storage, network = PoolStorage(place), SlotNetwork(place)
+    await storage.open()
+    await network.open({})
+    world = World(place, storage, image, network, made=World.made)
+    try:
+        yield world
+    finally:
+        for machine in list(world.machines.values()):
+            await world.destroy(machine)
+        World.made = world.made
+        await world.network.purge()
+        await world.network.close()
+        await storage.close()
+
+
+@pytest.fixture(params=["runc", "gvisor"])
+def runtime(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+async def driver(world: World, runtime: str) -> ContainerDriver:
+    driver = world.driver(runtime)
+    probe = await driver.probe()
+    if not probe.available:
+        pytest.skip(probe.reason or "not available")
+    return driver

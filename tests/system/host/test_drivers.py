@@ -1,0 +1,315 @@
+"""Machines of the real runtimes, driver alone: life, death, adoption, limits, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from roost.drivers.container import ContainerDriver
+from roost.drivers.interface import Exit, Root, Size
+from roost.errors import MachineError, RoostError, UnsupportedError
+from roost.host import loop, mounts, processes
+from roost.storage import disks
+
+from .conftest import World
+
+pytestmark = pytest.mark.system
+
+
+def _footprint(world: World) -> dict[str, object]:
+    """Everything of this instance that the host can tell."""
+    run_dir, data_dir = str(world.settings.run_dir), str(world.settings.data_dir)
+    commands = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_bytes()
+        except OSError:
+            continue
+        if run_dir.encode() in text:
+            commands.append(path.parent.name)
+    groups = world.driver("runc").cgroups
+    return {
+        "mounts": sorted(
+            m.target for m in mounts.table() if m.target.startswith((run_dir, data_dir))
+        ),
+        "loops": sorted(b for _, b in loop.attached() if b.startswith(data_dir)),
+        "groups": sorted(groups.names()),
+        "processes": sorted(commands),
+        "directories": sorted(p.name for p in world.settings.run_dir.glob("machines/*/*")),
+        "zombies": [p for p in _children() if processes.start_ticks(p) is None],
+    }
+
+
+def _children() -> list[int]:
+    found: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            found += [int(p) for p in (task / "children").read_text().split()]
+        except OSError:
+            continue
+    return found
+
+
+async def test_a_machine_starts_runs_and_leaves_nothing(
+    world: World, driver: ContainerDriver
+) -> None:
+    warm = await world.start(driver)
+    await world.destroy(warm)
+    before = _footprint(world)
+    machine = await world.start(driver)
+    assert await driver.list_ids() == {machine.id}
+    code, text = await machine.run(
+        "id -u; cat /etc/hostname /etc/resolv.conf; echo kept >/root/f; sync"
+    )
+    assert code == 0, text
+    assert text.startswith(f"0\nbox{world.made}\nnameserver 10.0.0.1")
+    usage = await driver.usage(machine.handle)
+    assert usage.cpu_usage_us > 0
+    assert usage.memory_bytes > 0
+    assert usage.memory_limit_bytes is not None
+    assert usage.memory_limit_bytes >= 256 << 20
+    started = time.monotonic()
+    await driver.remove(machine.id)
+    assert time.monotonic() - started < 2
+    await driver.remove(machine.id)
+    assert await driver.list_ids() == set()
+    with pytest.raises(RoostError):
+        await driver.usage(machine.handle)
+    await world.destroy(machine)
+    await asyncio.sleep(0.1)
+    assert _footprint(world) == before
+
+
+async def test_the_disk_outlives_the_machine(world: World, driver: ContainerDriver) -> None:
+    machine = await world.start(driver)
+    await machine.run("echo kept >/root/f")
+    await machine.client.close()
+    await driver.remove(machine.id)
+    slot = await world.network.reattach(machine.id, machine.slot.index)
+    again = await world.boot(driver, replace(machine.spec, slot=slot))
+    assert await again.run("cat /root/f") == (0, "kept\n")
+    assert again.handle != machine.handle
+
+
+async def test_another_driver_object_adopts_it(world: World, driver: ContainerDriver) -> None:
+    machine = await world.start(driver)
+    later = world.driver(driver.name)
+    assert await later.adopt(machine.handle)
+    assert await later.list_ids() == {machine.id}
+    assert (await later.usage(machine.handle)).pids > 0
+    for change in (
+        {"pid_start_ticks": machine.handle.pid_start_ticks + 1},
+        {"boot_id": "another"},
+        {"pid": os.getpid()},
+        {"driver": "other"},
+    ):
+        assert not await world.driver(driver.name).adopt(replace(machine.handle, **change))
+    waiting = asyncio.create_task(later.wait(machine.handle))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    await later.remove(machine.id)
+    assert (await asyncio.wait_for(waiting, 5)).reason == "killed"
+    assert not await world.driver(driver.name).adopt(machine.handle)
+
+
+async def test_waiting_ends_when_the_machine_dies(world: World, driver: ContainerDriver) -> None:
+    machine = await world.start(driver)
+    waiting = asyncio.create_task(driver.wait(machine.handle))
+    await asyncio.sleep(0.05)
+    os.kill(machine.handle.pid, signal.SIGKILL)
+    assert await asyncio.wait_for(waiting, 5) == Exit("killed")
+    assert await driver.list_ids() == {machine.id}, "debris is found until it is removed"
+    assert not await world.driver(driver.name).adopt(machine.handle)
+    unknown = await world.driver(driver.name).wait(machine.handle)
+    assert unknown.reason == "unknown"
+
+
+async def test_too_much_memory_ends_it_or_a_process_of_it(
+    world: World, driver: ContainerDriver
+) -> None:
+    machine = await world.start(driver, size=Size(1, 64, 1))
+    waiting = asyncio.create_task(driver.wait(machine.handle))
+    with pytest.MonkeyPatch.context():
+        try:
+            code, _ = await machine.run("x=$(dd if=/dev/zero bs=1M count=600 | cat -v)", 30)
+        except RoostError:
+            code = -1
+    assert code != 0
+    if driver.name == "gvisor":
+        assert (await asyncio.wait_for(waiting, 20)).reason == "oom"
+    else:
+        waiting.cancel()
+    await driver.remove(machine.id)
+    assert await driver.list_ids() == set()
+
+
+async def test_frozen_it_stands_still_and_thawed_it_goes_on(
+    world: World, driver: ContainerDriver
+) -> None:
+    machine = await world.start(driver)
+    await driver.freeze(machine.handle)
+    before = (await driver.usage(machine.handle)).cpu_usage_us
+    call = asyncio.create_task(machine.run("echo awake"))
+    await asyncio.sleep(0.3)
+    assert not call.done()
+    assert (await driver.usage(machine.handle)).cpu_usage_us - before < 20_000
+    await driver.thaw(machine.handle)
+    assert await asyncio.wait_for(call, 10) == (0, "awake\n")
+    await driver.freeze(machine.handle)
+    await asyncio.wait_for(driver.remove(machine.id), 10)  # a frozen one goes as well
+
+
+async def test_the_disk_freezes_for_a_whole_copy(world: World, driver: ContainerDriver) -> None:
+    machine = await world.start(driver)
+    await machine.run("echo one >/root/f")
+    await driver.freeze_disk(machine.handle)
+    await driver.freeze_disk(machine.handle)
+    writing = asyncio.create_task(machine.run("echo two >/root/f; sync"))
+    await asyncio.sleep(0.2)
+    assert not writing.done()
+    await driver.thaw_disk(machine.handle)
+    await driver.thaw_disk(machine.handle)
+    assert (await asyncio.wait_for(writing, 10))[0] == 0
+
+
+async def test_limits_change_while_it_runs(world: World, driver: ContainerDriver) -> None:
+    machine = await world.start(driver)
+    before = (await driver.usage(machine.handle)).memory_limit_bytes
+    await driver.resize(machine.handle, Size(0.5, 512, 1))
+    after = (await driver.usage(machine.handle)).memory_limit_bytes
+    assert before is not None
+    assert after is not None
+    assert after - before >= 256 << 20
+
+
+async def test_the_image_is_a_hard_limit(world: World, driver: ContainerDriver) -> None:
+    machine = await world.start(driver)
+    code, text = await machine.run("dd if=/dev/zero of=/root/big bs=1M count=2000", 60)
+    assert code != 0
+    assert "No space left" in text
+    await machine.run("rm /root/big")
+    assert (await machine.run("echo fine >/root/f; cat /root/f")) == (0, "fine\n")
+
+
+async def test_a_machine_reaches_nothing_of_the_hosts(
+    world: World, driver: ContainerDriver
+) -> None:
+    machine = await world.start(driver)
+    base = world.settings.data_dir.parent
+    for shell in (
+        f"ls {base}",
+        "echo 1 >/proc/sysrq-trigger",
+        "echo x >/proc/sys/kernel/core_pattern",
+        "echo x >/sys/kernel/uevent_helper",
+        "cat /proc/kcore",
+        "cat /dev/mem",
+        "cat /dev/kvm",
+        "cat /dev/loop0",
+        "ls /proc/1/root/.roost/../../../work",
+    ):
+        code, text = await machine.run(shell)
+        assert code != 0, (shell, text)
+    _, text = await machine.run("cat /proc/1/environ /proc/self/environ; ls /proc/self/fd")
+    assert str(base) not in text
+
+
+async def test_links_planted_by_the_guest_lead_nowhere(
+    world: World, driver: ContainerDriver
+) -> None:
+    canary = world.settings.data_dir.parent / "canary"
+    canary.mkdir(exist_ok=True)
+    (canary / "agent").write_text("untouched")
+    machine = await world.start(driver)
+    code, text = await machine.run(
+        f"mv /.roost /.old; ln -s {canary} /.roost; rm -f /etc/resolv.conf /etc/hosts /etc/hostname; "
+        f"ln -s {canary}/agent /etc/resolv.conf; ln -s /../../../../../../..{canary}/agent /etc/hosts; "
+        f"mkdir /etc/hostname; sync"
+    )
+    assert code == 0, text
+    await machine.client.close()
+    await driver.remove(machine.id)
+    slot = await world.network.reattach(machine.id, machine.slot.index)
+    again = await world.boot(driver, replace(machine.spec, slot=slot))
+    code, text = await again.run("cat /etc/resolv.conf /etc/hostname; ls /.roost")
+    assert (code, text.splitlines()[0]) == (0, "nameserver 10.0.0.1")
+    assert "agent" in text
+    assert [p.name for p in canary.iterdir()] == ["agent"]
+    assert (canary / "agent").read_text() == "untouched"
+
+
+async def test_a_disk_a_virtual_machine_wrote_is_not_mounted(
+    world: World, driver: ContainerDriver
+) -> None:
+    machine_id = "raw1"
+    slot = await world.network.take(machine_id)
+    disk = await world.storage.clone(world.image, machine_id, 1)
+    disks.mark_used(disk, raw_written=True)
+    spec = _spec_like(world, machine_id, slot, disk)
+    with pytest.raises(UnsupportedError):
+        await driver.start(spec)
+    disk.with_suffix(".json").unlink()
+    with pytest.raises(RoostError):
+        await driver.start(spec)
+    assert await driver.list_ids() == set()
+    await world.network.release(machine_id)
+    await world.storage.delete(machine_id)
+
+
+async def test_a_start_that_fails_leaves_nothing_and_says_why(
+    world: World, driver: ContainerDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _footprint(world)
+    real = driver._command
+    monkeypatch.setattr(driver, "_command", lambda d, i: [*real(d, i)[:-1], "--no-such-flag", i])
+    with pytest.raises(MachineError) as caught:
+        await world.start(driver)
+    assert "no-such-flag" in caught.value.message
+    monkeypatch.setattr(driver, "_command", lambda d, i: ["sleep", "60"])
+    monkeypatch.setattr(driver.settings, "operation_timeout_s", 0.3)
+    with pytest.raises(MachineError) as caught:
+        await world.start(driver)
+    assert caught.value.code == "TIMEOUT"
+    for name in list(world.network._used):
+        await world.network.release(name)
+        await world.storage.delete(name)
+    after = _footprint(world)
+    assert after == before
+
+
+async def test_a_cancelled_start_is_taken_back(world: World, driver: ContainerDriver) -> None:
+    task = asyncio.create_task(world.start(driver))
+    await asyncio.sleep(0.03)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await driver.list_ids() == set()
+    for name in list(world.network._used):
+        await world.network.release(name)
+        await world.storage.delete(name)
+
+
+async def test_many_come_and_go(world: World, driver: ContainerDriver) -> None:
+    warm = await world.start(driver)
+    await world.destroy(warm)
+    before, fds = _footprint(world), len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        machines = await asyncio.gather(
+            *(world.start(driver, size=Size(1, 128, 1)) for _ in range(4))
+        )
+        assert [await m.run("echo $((6*7))") for m in machines] == [(0, "42\n")] * 4
+        await asyncio.gather(*(world.destroy(m) for m in machines))
+    await asyncio.sleep(0.2)
+    assert _footprint(world) == before
+    assert len(os.listdir("/proc/self/fd")) <= fds + 4
+
+
+def _spec_like(world: World, machine_id: str, slot: object, disk: Path):  # type: ignore[no-untyped-def]
+    from roost.drivers.interface import StartSpec
+
+    return StartSpec(machine_id, "box", Size(1, 256, 1), Root(image=disk), slot, "t" * 32)  # type: ignore[arg-type]
