@@ -22,7 +22,7 @@ from uvicorn.config import Config
 
 from roost.errors import ConflictError, InvalidRequestError
 from roost.gateway import relay
-from roost.gateway.http import HttpProtocol, State, WsProtocol, raw_error
+from roost.gateway.http import HttpProtocol, State, WsProtocol, last_words, raw_error
 from roost.gateway.respond import SHUTDOWN
 
 log = structlog.get_logger(__name__)
@@ -123,6 +123,11 @@ class Front:
         self.open_connections += 1
         return self.open_connections <= self._max
 
+    @property
+    def crowded(self) -> bool:
+        """Far above the cap: no time for manners."""
+        return self.open_connections > self._max * 1.25
+
     def _released(self) -> None:
         self.open_connections -= 1
 
@@ -157,8 +162,12 @@ class _Sniff(asyncio.Protocol):
         front = self._front
         if not front.admit():
             message = "Too many connections are open; try again soon."
-            transport.write(raw_error(503, "CAPACITY_EXCEEDED", message, retryable=True))
-            transport.close()
+            answer = raw_error(503, "CAPACITY_EXCEEDED", message, retryable=True)
+            if front.crowded:
+                transport.write(answer)
+                transport.close()
+            else:
+                last_words(transport, answer)
             return
         front._waiting.add(self)
         sock = transport.get_extra_info("socket")

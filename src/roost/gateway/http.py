@@ -13,6 +13,7 @@ from uvicorn.server import ServerState
 
 HEADER_BYTES = 64 * 1024
 HEADER_S = 20.0
+LINGER_S = 0.5
 BODY_BUFFER = 768 * 1024
 WRITE_BUFFER = 1024 * 1024
 DISCARD_BYTES = 32 * 1024 * 1024  # of a body that came after its answer
@@ -34,6 +35,7 @@ class HttpProtocol(HttpToolsProtocol):
     _in_headers = False
     _header_bytes = 0
     _discarded = 0
+    _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -45,7 +47,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.parser is None:
+        if self.parser is None or self._refused:
             return
         super().data_received(data)
         if self._in_headers:
@@ -104,9 +106,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         self._in_headers = False
+        self._refused = True
         if not self.transport.is_closing():
-            self.transport.write(raw_error(status, code, message))
-            self.transport.close()
+            last_words(self.transport, raw_error(status, code, message))
 
 
 class _Parts:
@@ -141,6 +143,15 @@ class WsProtocol(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.released()
         super().connection_lost(exc)
+
+
+def last_words(transport: asyncio.Transport, answer: bytes) -> None:
+    """Answers and closes, a moment apart: closed at once, with bytes of the client's unread, the kernel would
+    send a reset that can overtake the answer."""
+    transport.write(answer)
+    if transport.can_write_eof():
+        transport.write_eof()
+    asyncio.get_running_loop().call_later(LINGER_S, transport.close)
 
 
 def raw_error(status: int, code: str, message: str, retryable: bool = False) -> bytes:

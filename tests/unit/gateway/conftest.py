@@ -1,0 +1,1 @@
+from tests.unit.api.conftest import agent, bare, served  # noqa: F401
