@@ -21,9 +21,12 @@
 //! below the supervisor it was started under, and can be signalled, killed and reaped there.
 
 pub mod auth;
+pub mod clock;
+pub mod dial;
 pub mod errors;
 pub mod exec;
 pub mod files;
+pub mod identity;
 pub mod launch;
 pub mod limits;
 pub mod listen;
@@ -36,9 +39,14 @@ pub mod ring;
 pub mod serial;
 pub mod service;
 pub mod start;
+pub mod stats;
 pub mod supervisor;
 pub mod sync;
+pub mod tar;
+pub mod terminal;
 pub mod users;
+pub mod watch;
+pub mod whole;
 pub mod wire;
 pub mod zygote;
 

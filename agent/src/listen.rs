@@ -139,13 +139,18 @@ async fn pause() {
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
 }
 
+/// Listens before the path is there, so that whoever finds it can connect. A socket left by an agent that was
+/// killed is replaced.
 fn bind_unix(path: &str) -> io::Result<UnixListener> {
-    // A socket left by an agent that was killed.
-    if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
-        std::fs::remove_file(path)?;
+    let early = format!("{path}.new");
+    for old in [path, &early] {
+        if std::fs::symlink_metadata(old).is_ok_and(|meta| meta.file_type().is_socket()) {
+            std::fs::remove_file(old)?;
+        }
     }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let listener = UnixListener::bind(&early)?;
+    std::fs::set_permissions(&early, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&early, path)?;
     Ok(listener)
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -14,6 +15,8 @@ use crate::limits;
 use crate::machine::Machine;
 use crate::pb::{self, agent_server::Agent};
 use crate::program::Programs;
+use crate::terminal::Terminals;
+use crate::{auth::Token, clock, dial, identity, stats, tar, watch, whole};
 
 pub const CONTRACT_MAJOR: u32 = 1;
 pub const CONTRACT_MINOR: u32 = 0;
@@ -21,7 +24,10 @@ pub const CONTRACT_MINOR: u32 = 0;
 pub struct Service {
     pub programs: Arc<Programs>,
     pub executions: Executions,
+    pub terminals: Terminals,
     pub machine: Machine,
+    pub token: Token,
+    pub own_ports: Vec<u16>,
     pub started: SystemTime,
 }
 
@@ -64,6 +70,38 @@ impl Service {
         blocking(move || work(&programs.users()))
             .await
             .map(Response::new)
+    }
+
+    /// Blocking work on a stream of the caller's, whose first message has been taken.
+    async fn consume<M: Send + 'static, T: Send + 'static>(
+        &self,
+        first: Bytes,
+        mut messages: Streaming<M>,
+        broken: impl Fn() -> bool + Send + 'static,
+        data: fn(M) -> Bytes,
+        work: impl FnOnce(mpsc::Receiver<Part>, &crate::users::Users) -> Result<T> + Send + 'static,
+    ) -> Reply<T> {
+        let (sender, parts) = files::write::channel();
+        let feed = async move {
+            let mut part = first;
+            loop {
+                if !part.is_empty() && sender.send(Part::Data(part)).await.is_err() {
+                    return; // The work has failed, and says why.
+                }
+                match messages.message().await {
+                    Ok(Some(message)) => part = data(message),
+                    Ok(None) if !broken() => break,
+                    _ => return,
+                }
+            }
+            let _ = sender.send(Part::End).await;
+        };
+        let mut worked = std::pin::pin!(self.work(move |users| work(parts, users)));
+        tokio::select! {
+            reply = &mut worked => reply,
+            // Waited for also when the upload broke: what was begun is cleared away first.
+            () = feed => worked.await,
+        }
     }
 
     /// Blocking work that answers with a stream; its error is the stream's end.
@@ -203,29 +241,66 @@ impl Agent for Service {
         reply(pb::Empty {})
     }
 
-    async fn open_terminal(&self, _: Request<pb::OpenTerminalRequest>) -> Reply<pb::Terminal> {
-        Err(fail(Code::Unsupported, "not yet"))
+    async fn open_terminal(
+        &self,
+        request: Request<pb::OpenTerminalRequest>,
+    ) -> Reply<pb::Terminal> {
+        reply(self.terminals.open(request.into_inner()).await?.describe())
     }
 
     type AttachTerminalStream = Out<pb::TerminalOutput>;
 
     async fn attach_terminal(
         &self,
-        _: Request<Streaming<pb::TerminalInput>>,
+        request: Request<Streaming<pb::TerminalInput>>,
     ) -> Reply<Self::AttachTerminalStream> {
-        Err(fail(Code::Unsupported, "not yet"))
+        let mut inputs = request.into_inner();
+        let first = inputs
+            .message()
+            .await?
+            .ok_or_else(|| missing("name the terminal"))?;
+        let terminal = self.terminals.get(&first.terminal_id)?;
+        let frames = terminal.view(!first.no_scrollback);
+        tokio::spawn(async move {
+            let mut input = first;
+            loop {
+                if let Some(size) = &input.resize {
+                    let _ = terminal.resize(size.cols, size.rows);
+                }
+                if !input.data.is_empty() && terminal.write(&input.data).await.is_err() {
+                    return;
+                }
+                match inputs.message().await {
+                    Ok(Some(next)) => input = next,
+                    _ => return,
+                }
+            }
+        });
+        stream(frames)
     }
 
-    async fn resize_terminal(&self, _: Request<pb::ResizeRequest>) -> Reply<pb::Terminal> {
-        Err(fail(Code::Unsupported, "not yet"))
+    async fn resize_terminal(&self, request: Request<pb::ResizeRequest>) -> Reply<pb::Terminal> {
+        let request = request.into_inner();
+        let terminal = self.terminals.get(&request.terminal_id)?;
+        terminal.resize(request.cols, request.rows)?;
+        reply(terminal.describe())
     }
 
-    async fn close_terminal(&self, _: Request<pb::TerminalRef>) -> Reply<pb::Empty> {
-        Err(fail(Code::Unsupported, "not yet"))
+    async fn close_terminal(&self, request: Request<pb::TerminalRef>) -> Reply<pb::Empty> {
+        self.terminals
+            .close(&request.into_inner().terminal_id)
+            .await?;
+        reply(pb::Empty {})
     }
 
     async fn list_terminals(&self, _: Request<pb::Empty>) -> Reply<pb::TerminalList> {
-        Err(fail(Code::Unsupported, "not yet"))
+        let terminals = self
+            .terminals
+            .list()
+            .iter()
+            .map(|terminal| terminal.describe())
+            .collect();
+        reply(pb::TerminalList { terminals })
     }
 
     type ReadFileStream = Out<pb::ReadFileChunk>;
@@ -242,31 +317,21 @@ impl Agent for Service {
         &self,
         request: Request<Streaming<pb::WriteFileChunk>>,
     ) -> Reply<pb::FileInfo> {
+        let broken = whole::is_broken(request.extensions());
         let mut chunks = request.into_inner();
         let first = chunks
             .message()
             .await?
             .ok_or_else(|| missing("have the header"))?;
         let header = first.header.ok_or_else(|| missing("have the header"))?;
-        let (sender, parts) = files::write::channel();
-        let feed = async move {
-            let mut data = first.data;
-            loop {
-                if !data.is_empty() && sender.send(Part::Data(data)).await.is_err() {
-                    return Ok(()); // The writer has failed, and says why.
-                }
-                match chunks.message().await? {
-                    Some(chunk) => data = chunk.data,
-                    None => break,
-                }
-            }
-            let _ = sender.send(Part::End).await;
-            Ok::<(), Status>(())
-        };
-        let write = self.work(move |users| files::write::write(&header, parts, users));
-        let (fed, written) = tokio::join!(feed, write);
-        fed?;
-        written
+        self.consume(
+            first.data,
+            chunks,
+            broken,
+            |chunk| chunk.data,
+            move |parts, users| files::write::write(&header, parts, users),
+        )
+        .await
     }
 
     async fn stat(&self, request: Request<pb::PathRequest>) -> Reply<pb::FileInfo> {
@@ -312,43 +377,65 @@ impl Agent for Service {
 
     type TarOutStream = Out<pb::Data>;
 
-    async fn tar_out(&self, _: Request<pb::TarOutRequest>) -> Reply<Self::TarOutStream> {
-        Err(fail(Code::Unsupported, "not yet"))
+    async fn tar_out(&self, request: Request<pb::TarOutRequest>) -> Reply<Self::TarOutStream> {
+        let request = request.into_inner();
+        self.produce(move |_, sender| tar::pack::pack(&request, sender))
     }
 
-    async fn tar_in(&self, _: Request<Streaming<pb::TarInChunk>>) -> Reply<pb::TarInReply> {
-        Err(fail(Code::Unsupported, "not yet"))
+    async fn tar_in(&self, request: Request<Streaming<pb::TarInChunk>>) -> Reply<pb::TarInReply> {
+        let broken = whole::is_broken(request.extensions());
+        let mut chunks = request.into_inner();
+        let first = chunks
+            .message()
+            .await?
+            .ok_or_else(|| missing("have the header"))?;
+        let header = first.header.ok_or_else(|| missing("have the header"))?;
+        self.consume(
+            first.data,
+            chunks,
+            broken,
+            |chunk| chunk.data,
+            move |parts, users| {
+                tar::unpack::unpack(&header, tar::unpack::Source::new(parts), users)
+            },
+        )
+        .await
     }
 
     type WatchStream = Out<pb::WatchEvent>;
 
-    async fn watch(&self, _: Request<pb::WatchRequest>) -> Reply<Self::WatchStream> {
-        Err(fail(Code::Unsupported, "not yet"))
+    async fn watch(&self, request: Request<pb::WatchRequest>) -> Reply<Self::WatchStream> {
+        stream(watch::watch(request.into_inner()).await?)
     }
 
     type DialStream = Out<pb::DialFrame>;
 
-    async fn dial(&self, _: Request<Streaming<pb::DialFrame>>) -> Reply<Self::DialStream> {
-        Err(fail(Code::Unsupported, "not yet"))
+    async fn dial(&self, request: Request<Streaming<pb::DialFrame>>) -> Reply<Self::DialStream> {
+        stream(dial::dial(request.into_inner(), &self.own_ports).await?)
     }
 
     async fn stats(&self, _: Request<pb::Empty>) -> Reply<pb::StatsReply> {
-        Err(fail(Code::Unsupported, "not yet"))
+        let (executions, terminals) = (self.executions.running(), self.terminals.alive());
+        let mut stats = blocking(|| Ok(stats::stats())).await?;
+        stats.executions_running = executions as u32;
+        stats.terminals_open = terminals as u32;
+        reply(stats)
     }
 
-    async fn set_clock(&self, _: Request<pb::SetClockRequest>) -> Reply<pb::SetClockReply> {
-        Err(fail(Code::Unsupported, "not yet"))
+    async fn set_clock(&self, request: Request<pb::SetClockRequest>) -> Reply<pb::SetClockReply> {
+        reply(clock::set(&request.into_inner())?)
     }
 
-    async fn reseed(&self, _: Request<pb::ReseedRequest>) -> Reply<pb::ReseedReply> {
-        Err(fail(Code::Unsupported, "not yet"))
+    async fn reseed(&self, request: Request<pb::ReseedRequest>) -> Reply<pb::ReseedReply> {
+        reply(clock::reseed(&request.into_inner())?)
     }
 
     async fn renew_identity(
         &self,
-        _: Request<pb::RenewIdentityRequest>,
+        request: Request<pb::RenewIdentityRequest>,
     ) -> Reply<pb::RenewIdentityReply> {
-        Err(fail(Code::Unsupported, "not yet"))
+        let request = request.into_inner();
+        reply(identity::renew(request, &self.token, &self.machine.pool, &self.programs).await?)
     }
 
     async fn shutdown(&self, request: Request<pb::ShutdownRequest>) -> Reply<pb::Empty> {

@@ -18,6 +18,8 @@ use crate::pb::agent_server::AgentServer;
 use crate::pool::Pool;
 use crate::program::Programs;
 use crate::service::Service;
+use crate::terminal::Terminals;
+use crate::whole::Whole;
 use crate::{limits, zygote};
 
 const USAGE: &str = "usage: roost-agent --listen ADDRESS... [--token-file PATH] [--workdir DIR]
@@ -108,15 +110,19 @@ fn run(arguments: Arguments) -> Result<(), String> {
     runtime.block_on(async {
         tokio::spawn(machine::reap_orphans());
         let pool = Pool::new(zygote).map_err(text("cannot start"))?;
-        let (incoming, _ports) = listen::listen(&arguments.listen, &token)
+        let (incoming, own_ports) = listen::listen(&arguments.listen, &token)
             .await
             .map_err(text("cannot listen"))?;
         let programs = Arc::new(Programs::new(arguments.workdir));
         let executions =
             Executions::new(pool.clone(), programs.clone()).map_err(text("cannot start"))?;
+        let terminals = Terminals::new(pool.clone(), programs.clone());
         let service = Service {
             programs,
             executions,
+            terminals,
+            token: token.clone(),
+            own_ports,
             machine: Machine {
                 pool,
                 zygote: zygote_pid,
@@ -131,7 +137,7 @@ fn run(arguments: Arguments) -> Result<(), String> {
             .max_concurrent_streams(limits::STREAMS)
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-            .add_service(InterceptedService::new(server, token))
+            .add_service(Whole(InterceptedService::new(server, token)))
             .serve_with_incoming(ReceiverStream::new(incoming))
             .await
             .map_err(|error| format!("the server ended: {error}"))
