@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from roost.errors import RoostError, error
+from roost.host import mounts
 from roost.settings import Settings
 
 Say = Callable[[str], None]
@@ -31,6 +32,8 @@ async def purge(settings: Settings, say: Say) -> None:
     if not failures:
         await _storage(settings, say, failures)
     if not failures:
+        for target in reversed(mounts_below(settings.run_dir)):
+            mounts.unmount(target)  # the drivers' own; machines' are gone by now
         for directory in (settings.run_dir, settings.data_dir):
             try:
                 remove_directory(directory, say)
@@ -79,7 +82,8 @@ async def _storage(settings: Settings, say: Say, failures: list[str]) -> None:
         await PoolStorage(settings).purge()
         say("removed the pool with all disks and templates")
     except Exception as exc:
-        failures.append(f"pool: {exc}")
+        held = holders(settings.data_dir / "pool")
+        failures.append(f"pool: {exc}" + (f" (held by {', '.join(held)})" if held else ""))
 
 
 def remove_directory(path: Path, say: Say) -> None:
@@ -101,11 +105,26 @@ def remove_directory(path: Path, say: Say) -> None:
     say(f"removed {path}")
 
 
-def mounts_below(path: Path) -> list[str]:
-    """Mount points below ``path``, as the kernel has them."""
+def mounts_below(path: Path, pid: str = "self") -> list[str]:
+    """Mount points at or below ``path``, outermost first, as process ``pid`` sees them."""
+    real = os.path.realpath(path)
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/mountinfo").read_text(errors="replace").splitlines():
         target = line.split()[4].encode().decode("unicode_escape")
-        if target.startswith(f"{path}/"):
+        if target == real or target.startswith(f"{real}/"):
             found.append(target)
     return found
+
+
+def holders(path: Path) -> list[str]:
+    """Processes in other mount namespaces that still have ``path`` mounted: what a busy pool waits for."""
+    found = []
+    own = os.readlink("/proc/self/ns/mnt")
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(entry / "ns/mnt") != own and mounts_below(path, entry.name):
+                command = (
+                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
+                found.append(f"process {entry.name}: {' '.join(command.split())[:60]}")
+    return found[:5]
