@@ -17,12 +17,15 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from roost.cli._out import note
 from roost.client._config import DEFAULT_DATA_DIR, data_dir, default_url, is_loopback
 from roost.errors import RoostError, error
 
 UNIT = Path("/etc/systemd/system/roost.service")
 START_S = 60.0
 STOP_S = 40.0
+LOGS = ("daemon.err", "daemon.log")
+LINES = 12  # of a failed start
 
 
 def run_dir() -> Path:
@@ -98,6 +101,7 @@ def _is_daemon(pid: int) -> bool:
 def start() -> None:
     """Starts it and waits until it answers. Raises UnavailableError with the end of its log."""
     url = local_url()
+    before = {name: _size(name) for name in LOGS}
     if _systemd():
         subprocess.run(["systemctl", "start", "roost"], check=False)
         process = None
@@ -106,9 +110,9 @@ def start() -> None:
     deadline = time.monotonic() + START_S
     while not healthy(url):
         if process is not None and process.poll() is not None and not healthy(url):
-            raise _failed(f"The daemon ended at once (exit code {process.returncode}).")
+            raise _failed(f"The daemon ended at once (exit code {process.returncode}).", before)
         if time.monotonic() > deadline:
-            raise _failed(f"The daemon did not answer at {url} within {START_S:g} s.")
+            raise _failed(f"The daemon did not answer at {url} within {START_S:g} s.", before)
         time.sleep(0.05)
 
 
@@ -140,16 +144,29 @@ def _spawn() -> subprocess.Popen[bytes]:
         ) from exc
 
 
-def _failed(what: str) -> RoostError:
-    from roost.cli.logs import tail
+def _size(name: str) -> int:
+    with contextlib.suppress(OSError):
+        return (data_dir() / "logs" / name).stat().st_size
+    return 0
 
-    lines: list[str] = []
-    for name in ("daemon.log", "daemon.err"):
-        with contextlib.suppress(OSError):
-            lines += tail(data_dir() / "logs" / name, 12)
-    for line in lines:
-        print(f"  {line}", file=sys.stderr)
-    return error("DEPENDENCY_UNAVAILABLE", f"{what} Its last words stand above.")
+
+def _failed(what: str, before: dict[str, int]) -> RoostError:
+    """What this start wrote, shown; the error that sums it up."""
+    shown = False
+    for name in LOGS:
+        with contextlib.suppress(OSError), open(data_dir() / "logs" / name, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(before[name] if before[name] <= size else 0)
+            lines = file.read(1 << 20).decode("utf-8", "replace").splitlines()
+            for line in [line for line in lines if line.strip()][-LINES:]:
+                note(f"  {line}")
+                shown = True
+        if shown:
+            break  # the second has the same once more, for machines
+    said = "Its last words stand above." if shown else "It said nothing."
+    return error(
+        "DEPENDENCY_UNAVAILABLE", f"{what} {said} See `roost logs --daemon`, `roost doctor`."
+    )
 
 
 def stop() -> bool:
