@@ -1,11 +1,12 @@
 """What machines of OCI runtimes have in common.
 
-A machine has a directory of its own under the run directory: the mount point of its disk, its console
-(a FIFO), the runtime's state, and ``machine.json``, which says which disk is mounted so that a later
-daemon can take everything away. Its cgroup is the second place it is found by.
+A machine has a directory of its own under the run directory: its console (a FIFO), the runtime's state,
+and ``machine.json``, which says which disk it runs on, so that a later daemon can take everything away. Its
+cgroup is the second place it is found by.
 
 Starting is one blocking pass in a thread of its own: the thread leaves the daemon's mount and network
-namespaces for the machine's before it starts the runtime, which inherits them, so no helper program runs.
+namespaces, mounts the disk where nobody else sees it, and starts the runtime, which inherits all that
+without a helper program. When the machine's last process is gone so is the mount.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import Any, TypeVar
 from roost.drivers import oci, tree
 from roost.drivers.interface import Driver, Exit, Handle, Size, StartSpec, Usage
 from roost.errors import InternalError, MachineError, RoostError
-from roost.host import cgroups, console, files, mounts, processes, syscalls
+from roost.host import apart, cgroups, console, files, processes, syscalls
 from roost.network.addresses import AGENT_PORT, instance_tag
 from roost.settings import Settings
 from roost.storage import disks, mounting
@@ -111,7 +112,6 @@ class ContainerDriver(Driver):
                 os.chmod(
                     self._base, 0o700
                 )  # a setuid file on a machine's disk is nobody's on the host
-                mounts.make_shared(self._base)
                 self._home.mkdir(exist_ok=True, mode=0o700)
                 self.cgroups.prepare()
                 syscalls.set_child_subreaper(True)
@@ -131,8 +131,7 @@ class ContainerDriver(Driver):
         try:
             handle, pidfd, fifo = await asyncio.shield(task)
         except BaseException:
-            # The thread cannot be stopped: let it end, then take away what it made, which only a thread in
-            # the daemon's own mount namespace can.
+            # The thread cannot be stopped: let it end, and its mounts with it, then take away the rest.
             await asyncio.wait([task])
             if not task.exception():
                 _, pidfd, fifo = task.result()
@@ -153,10 +152,12 @@ class ContainerDriver(Driver):
             files.write_json(
                 directory / "machine.json", {"disk": str(spec.root.image)}, durable=False
             )
-            self._prepare_disk(spec, spec.root.image, directory / "rootfs")
-            self._write_bundle(spec, directory)
-            fifo = console.Console(directory / "console")
-            pid = self._launch(spec, directory, fifo)
+            with mounting.attached(spec.root.image) as disk:
+                apart.enter()
+                self._prepare_disk(spec, disk, directory / "rootfs")
+                self._write_bundle(spec, directory)
+                fifo = console.Console(directory / "console")
+                pid = self._launch(spec, directory, fifo)
             ticks = processes.start_ticks(pid)
             pidfd = None if ticks is None else processes.open_pidfd(pid, ticks)
             if ticks is None or pidfd is None:
@@ -183,18 +184,19 @@ class ContainerDriver(Driver):
                 f"The machine could not be started: {exc}.", code="MACHINE_FAILED"
             ) from exc
 
-    def _prepare_disk(self, spec: StartSpec, disk: Path, root: Path) -> None:
-        info = mounting.mount(disk, root)
+    def _prepare_disk(self, spec: StartSpec, disk: mounting.Attached, root: Path) -> None:
         assert spec.slot is not None
+        assert spec.root.image is not None
+        mounting.mount(disk, root)
         tree.prepare(
             root,
             self.agent,
-            has_agent=info.fresh and info.agent_digest == self.agent.digest,
+            has_agent=disk.info.fresh and disk.info.agent_digest == self.agent.digest,
             hostname=spec.hostname,
             nameserver=spec.slot.gateway,
             host_ca=self.settings.host_ca,
         )
-        disks.mark_used(disk)
+        disks.mark_used(spec.root.image)
 
     def _write_bundle(self, spec: StartSpec, directory: Path) -> None:
         bundle = oci.spec(
@@ -210,13 +212,9 @@ class ContainerDriver(Driver):
             json.dump(bundle, file)
 
     def _launch(self, spec: StartSpec, directory: Path, fifo: console.Console) -> int:
-        """In a thread that ends with it: its namespaces are not the daemon's any more."""
         assert spec.slot is not None
         namespace = os.open(spec.slot.netns, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            syscalls.unshare(syscalls.CLONE_NEWNS)
-            # What the host unmounts later must go from here too; what happens here must not come back.
-            syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
             syscalls.setns(namespace, syscalls.CLONE_NEWNET)
         finally:
             os.close(namespace)
@@ -342,15 +340,14 @@ class ContainerDriver(Driver):
         record = files.read_json(directory / "machine.json")
         if disk is None and record is not None:
             disk = Path(record["disk"])
-        root = directory / "rootfs"
-        for target in reversed(mounts.below(root)):
-            mounts.unmount(target)
         if disk is not None:
-            mounting.unmount(disk, root)
-        elif root.exists():
-            mounts.unmount(root)
+            mounting.wait_free(disk)
         self.cgroups.remove(group)
         if directory.exists():
+            with contextlib.suppress(FileNotFoundError):
+                (
+                    directory / "rootfs"
+                ).rmdir()  # not with its content, should one ever be mounted there
             shutil.rmtree(directory)
 
     def _kill(self, group: str) -> None:
@@ -422,10 +419,16 @@ class ContainerDriver(Driver):
             raise MachineError(f"The machine cannot be frozen: {exc}.", code="TIMEOUT") from exc
 
     async def freeze_disk(self, handle: Handle) -> None:
-        await self._run(mounts.freeze, self._directory(handle.machine_id) / "rootfs")
+        await self._run(mounting.freeze, await self._run(self._disk, handle.machine_id))
 
     async def thaw_disk(self, handle: Handle) -> None:
-        await self._run(mounts.thaw, self._directory(handle.machine_id) / "rootfs")
+        await self._run(mounting.thaw, await self._run(self._disk, handle.machine_id))
+
+    def _disk(self, machine_id: str) -> Path:
+        record = files.read_json(self._directory(machine_id) / "machine.json")
+        if record is None:
+            raise InternalError(f"Machine {machine_id} is not this driver's.")
+        return Path(record["disk"])
 
 
 class _Launch(threading.Thread):

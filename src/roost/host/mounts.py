@@ -100,15 +100,6 @@ def unmount(target: Path | str, *, timeout_s: float = 2.0) -> bool:
     return not is_mounted(Path(target))
 
 
-def make_shared(directory: Path) -> None:
-    """Mounts ``directory`` on itself as a shared peer group. Unmounting something below it then also
-    takes it from mount namespaces that copied ours, which would hold it (and its disk) otherwise."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not is_mounted(directory):
-        syscalls.mount(directory, directory, None, syscalls.MS_BIND)
-    syscalls.mount(None, directory, None, syscalls.MS_SHARED)
-
-
 def freeze(target: Path) -> None:
     """Everything written is on the image when this returns; writers wait. Already frozen is fine."""
     _ioctl(target, _FIFREEZE, errno.EBUSY)

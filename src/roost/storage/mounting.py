@@ -7,11 +7,15 @@ as it liked, and the kernel must never be shown them.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from roost.errors import InternalError, UnsupportedError
-from roost.host import loop, mounts
+from roost.host import apart, loop, mounts, syscalls
 from roost.storage import disks
 from roost.storage.disks import DiskInfo
 
@@ -20,34 +24,65 @@ from roost.storage.disks import DiskInfo
 _OPTIONS = "discard,errors=remount-ro,noinit_itable"
 
 
-def mount(disk: Path, target: Path) -> DiskInfo:
-    """What is known of the disk. Nothing stays mounted on failure."""
+@dataclass(frozen=True, slots=True)
+class Attached:
+    info: DiskInfo
+    device: Path
+
+
+@contextlib.contextmanager
+def attached(disk: Path) -> Iterator[Attached]:
+    """The disk as a block device, which goes with its last user: the block, or what was mounted in it.
+    To be entered in the host's own mount table, by whose paths the device is found again."""
     info = disks.read(disk)
     if info is None:
         raise InternalError(f"Nothing is known of disk {disk.name}; it is not mounted on the host.")
     if info.raw_written or info.imported:
         raise UnsupportedError(
-            "This disk was written by a virtual machine or came from elsewhere; the host does not mount "
-            "it. Start the machine at isolation `microvm`.",
+            "This disk was written by a virtual machine or came from elsewhere; the host does not "
+            "mount it. Start the machine at isolation `microvm`.",
             details={"raw_written": info.raw_written, "imported": info.imported},
         )
+    wait_free(disk)
+    device, fd = loop.attach(disk, direct_io=True)
+    try:
+        yield Attached(info, device)
+    finally:
+        os.close(fd)
+
+
+def mount(disk: Attached, target: Path) -> None:
+    """For a thread apart (``host.apart``)."""
+    target.mkdir(parents=True, exist_ok=True, mode=0o700)
+    syscalls.mount(disk.device, target, "ext4", syscalls.MS_NODEV, _OPTIONS)
+
+
+def wait_free(disk: Path, timeout_s: float = 10.0) -> None:
+    """Until the disk is mounted nowhere and all that was written to it lies in it. Raises INTERNAL
+    (retryable) where something holds it on."""
+    deadline = time.monotonic() + timeout_s
     for device in loop.devices_of(disk):
-        loop.detach(device)
-        if not loop.wait_gone(device, disk, 2.0):
+        if not loop.wait_gone(device, disk, max(0.1, deadline - time.monotonic())):
             raise InternalError(
                 f"Disk {disk.name} is still in use on {device}; try again.", retryable=True
             )
-    target.mkdir(parents=True, exist_ok=True, mode=0o700)
-    mounts.mount_image(disk, target, _OPTIONS)
-    return info
 
 
-def unmount(disk: Path, target: Path) -> None:
-    """Idempotent; on return the disk may be mounted again."""
-    mounts.unmount_image(disk, target)
+def freeze(disk: Path) -> None:
+    """The disk's file system, wherever it is mounted: all of it is in the image, and writers wait."""
+    apart.run(lambda: mounts.freeze(_at_hand(disk)))
 
 
-def leftovers(directory: Path) -> list[Path]:
-    """Mount points below ``directory``."""
-    real = os.path.realpath(directory)
-    return [Path(t) for t in mounts.below(Path(real))]
+def thaw(disk: Path) -> None:
+    apart.run(lambda: mounts.thaw(_at_hand(disk)))
+
+
+def _at_hand(disk: Path) -> Path:
+    """The mounted file system once more, in the calling thread's own mount table."""
+    devices = loop.devices_of(disk)
+    if not devices:
+        raise InternalError(f"Disk {disk.name} is not in use.")
+    # Any directory will do: nobody else sees it covered.
+    target = disk.parent
+    syscalls.mount(devices[0], target, "ext4", syscalls.MS_NODEV | syscalls.MS_NOSUID, _OPTIONS)
+    return target

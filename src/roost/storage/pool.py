@@ -139,7 +139,8 @@ class Pool:
 
     def purge(self) -> None:
         if self.kind == "xfs-loop" or self._file.exists():
-            mounts.unmount_image(self._file, self.root)
+            with contextlib.suppress(TimeoutError):  # whoever holds it holds what is deleted
+                mounts.unmount_image(self._file, self.root)
             self._file.unlink(missing_ok=True)
         if self.root.exists():
             shutil.rmtree(self.root)

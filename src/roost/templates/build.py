@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from roost.drivers.tree import AgentBinary, put_agent
 from roost.errors import MachineError, RoostError
-from roost.host import files, mounts, run
+from roost.host import apart, files, loop, mounts, run, syscalls
 from roost.host.safefs import Tree
 from roost.storage.images import Images
 from roost.storage.interface import Image
@@ -192,15 +192,21 @@ class Builder:
             made, root = work / "image.ext4", work / "root"
             root.mkdir()
             files.reflink(layer.path, made, durable=False)
-            mounts.mount_image(made, root, "errors=remount-ro,noinit_itable")
+            device, fd = loop.attach(made)
             try:
-                with Tree(root) as tree:
-                    put_agent(tree, self._agent)
+                apart.run(lambda: self._put_agent(device, root))
             finally:
-                mounts.unmount_image(made, root)
+                os.close(fd)
+            if not loop.wait_gone(device, made, 10):
+                raise OSError(f"{device} does not let go of the image")
             return self._images.add(made, digest, {**manifest, "agent_digest": self._agent.digest})
         finally:
             _remove_tree(work)
+
+    def _put_agent(self, device: Path, root: Path) -> None:
+        syscalls.mount(device, root, "ext4", syscalls.MS_NODEV, "noinit_itable")
+        with Tree(root) as tree:
+            put_agent(tree, self._agent)
 
 
 # --- pieces --------------------------------------------------------------------------------------

@@ -17,6 +17,11 @@ from .conftest import World
 pytestmark = pytest.mark.system
 
 
+def _mount(disk: Path, target: Path) -> None:
+    with mounting.attached(disk) as attached:
+        mounting.mount(attached, target)
+
+
 async def test_a_clone_shares_its_blocks_and_differs_when_written(
     world: World, tmp_path: Path
 ) -> None:
@@ -24,12 +29,12 @@ async def test_a_clone_shares_its_blocks_and_differs_when_written(
     disk = await world.storage.clone(world.image, "c1", 1)
     assert before - (await world.storage.usage()).free < 8 << 20
     target = tmp_path / "m"
-    mounting.mount(disk, target)
+    _mount(disk, target)
     try:
         (target / "root/new").write_text("only here")
     finally:
-        mounting.unmount(disk, target)
-        mounting.unmount(disk, target)
+        mounts.unmount_image(disk, target)
+        mounts.unmount_image(disk, target)
     assert loop.devices_of(disk) == []
     assert await world.storage.list_disks() >= {"c1"}
     await world.storage.delete("c1")
@@ -65,7 +70,7 @@ async def test_space_freed_in_a_machine_and_by_deleting_comes_back(
         pytest.skip("the pool is the file system itself")
     disk = await world.storage.clone(world.image, "trim", 1)
     target = tmp_path / "m"
-    mounting.mount(disk, target)
+    _mount(disk, target)
     with (target / "big").open("wb") as file:
         for _ in range(300):
             file.write(b"x" * (1 << 20))
@@ -73,7 +78,7 @@ async def test_space_freed_in_a_machine_and_by_deleting_comes_back(
     full = allocated()
     (target / "big").unlink()
     mounts.trim(target)
-    mounting.unmount(disk, target)
+    mounts.unmount_image(disk, target)
     for _ in range(10):  # blocks count as free once the pool's log has settled
         await world.storage.trim()
         if full - allocated() > 250 << 20:
