@@ -34,7 +34,7 @@ from typing import Any, TypeVar
 from roost.drivers import oci, tree
 from roost.drivers.interface import Driver, Exit, Handle, Size, StartSpec, Usage
 from roost.errors import InternalError, MachineError, RoostError
-from roost.host import apart, cgroups, console, files, processes, syscalls
+from roost.host import apart, cgroups, console, files, processes, reaper, syscalls
 from roost.network.addresses import AGENT_PORT, instance_tag
 from roost.settings import Settings
 from roost.storage import disks, mounting
@@ -75,7 +75,8 @@ class ContainerDriver(Driver):
         self._live: dict[str, _Live] = {}
         self._ready = False
         self._ready_lock = threading.Lock()
-        self._drainer: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._reaper = reaper.Reaper()
 
     # --- what differs ----------------------------------------------------------------------------
 
@@ -263,8 +264,8 @@ class ContainerDriver(Driver):
         live = _Live(handle, pidfd, fifo, loop.create_future())
         self._live[handle.machine_id] = live
         live.watcher = loop.create_task(self._follow(live), name=f"watch-{handle.machine_id}")
-        if self._drainer is None or self._drainer.done():
-            self._drainer = loop.create_task(self._drain(), name=f"{self.name}-consoles")
+        if self._keeper is None or self._keeper.done():
+            self._keeper = loop.create_task(self._keep(), name=f"{self.name}-keeper")
 
     async def _follow(self, live: _Live) -> None:
         await processes.ended(live.pidfd)
@@ -275,11 +276,14 @@ class ContainerDriver(Driver):
         if not live.exit.done():
             live.exit.set_result(Exit("killed") if live.removing else _exit(status, killed))
 
-    async def _drain(self) -> None:
-        while self._live:
+    async def _keep(self) -> None:
+        """While there are machines: empties their consoles, reaps what they leave behind."""
+        left = 0
+        while self._live or left:
             await asyncio.sleep(1.0)
             for live in list(self._live.values()):
                 live.console.drain()
+            left = self._reaper.sweep()
 
     def _forget(self, machine_id: str) -> None:
         live = self._live.pop(machine_id, None)

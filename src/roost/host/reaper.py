@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from roost.host import processes, syscalls
+from roost.host import processes
 
 _GRACE_S = 2.0
 _NAMES = ("runsc", "exe", "runc", "gofer", "sandbox", "boot", "roost-agent")
@@ -21,19 +21,18 @@ class Reaper:
     def __init__(self) -> None:
         self._seen: dict[int, float] = {}
 
-    def open(self) -> None:
-        syscalls.set_child_subreaper(True)
-
     def sweep(self) -> int:
-        """Call every second or so; how many it reaped."""
+        """Call every second or so; how many it leaves for a later sweep."""
         now = time.monotonic()
         zombies = set(self._zombies())
         self._seen = {pid: self._seen.get(pid, now) for pid in zombies}
-        reaped = 0
+        left = 0
         for pid, since in self._seen.items():
-            if now - since >= _GRACE_S and processes.reap(pid) is not None:
-                reaped += 1
-        return reaped
+            if now - since < _GRACE_S:
+                left += 1
+            else:
+                processes.reap(pid)
+        return left
 
     @staticmethod
     def _zombies() -> list[int]:
