@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from bench.raw import runtime_command
+from bench.raw import exec_true
 from bench.report import Report, ms, paired
 from roost import Machine
 
@@ -14,7 +14,7 @@ BOUNDS = {"gvisor": 0.7, "runc": 0.5}
 def run(report: Report, n: int) -> None:
     for driver, bound in BOUNDS.items():
         with Machine.create(driver=driver) as m:
-            raw_exec = [*runtime_command(driver, m.id), "exec", m.id, "/bin/true"]
+            raw_exec = exec_true(driver, m.id)
             ours, raw = paired(
                 max(n, 50),
                 lambda m=m: ms(lambda: m.exec(["/bin/true"])),  # type: ignore[misc]

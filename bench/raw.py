@@ -6,8 +6,10 @@ Everything up to the runtime's own command is prepared outside the clock.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -32,11 +34,32 @@ def runtime_command(driver: str, machine_id: str) -> list[str]:
     return ["runsc" if driver == "gvisor" else "runc", f"--root={runtime}"]
 
 
+def exec_true(driver: str, machine_id: str) -> list[str]:
+    """``RUNTIME exec`` of ``/bin/true`` in a machine of the running daemon. The driver removes a bundle's
+    ``config.json`` once the machine runs, and runc wants a process from somewhere."""
+    if driver == "gvisor":
+        return [*runtime_command(driver, machine_id), "exec", machine_id, "/bin/true"]
+    process = Path(tempfile.gettempdir(), "roost-bench-process.json")
+    process.write_text(
+        json.dumps(
+            {
+                "args": ["/bin/true"],
+                "cwd": "/",
+                "env": ["PATH=/usr/bin:/bin"],
+                "user": {"uid": 0, "gid": 0},
+            }
+        )
+    )
+    return [*runtime_command(driver, machine_id), "exec", "--process", str(process), machine_id]
+
+
 class RawRuntime:
     """Starts machines of one driver by hand. One slot, one machine at a time."""
 
     def __init__(self, driver: str) -> None:
-        self.settings = Settings(run_dir=Path("/run/roost-bench"), network_cidr="10.204.0.0/16", network_pool=0)
+        self.settings = Settings(
+            run_dir=Path("/run/roost-bench"), network_cidr="10.204.0.0/16", network_pool=0
+        )
         self.driver = DRIVERS[driver](self.settings)
         self.storage = PoolStorage(self.settings)
         self.network = SlotNetwork(self.settings)
@@ -57,14 +80,20 @@ class RawRuntime:
         """Milliseconds of ``RUNTIME run --detach`` and ``RUNTIME exec /bin/true`` one after the other."""
         machine_id = ids.new()
         disk = self.loop.run_until_complete(self.storage.clone(self.image, machine_id, 10))
-        spec = StartSpec(machine_id, "bench", Size(1, 1024, 10), Root(image=disk), self.slot, "0" * 64)
-        result: list[float | BaseException] = []
+        spec = StartSpec(
+            machine_id, "bench", Size(1, 1024, 10), Root(image=disk), self.slot, "0" * 64
+        )
+        took: list[float] = []
+        self.driver._launch = lambda *args: self._timed(took, *args)  # type: ignore[method-assign]
+        failures: list[BaseException] = []
 
         def launch() -> None:
             try:
-                result.append(self._timed(spec, disk))
+                _, pidfd, fifo = self.driver._start(spec)
+                os.close(pidfd)
+                fifo.close()
             except BaseException as exc:
-                result.append(exc)
+                failures.append(exc)
 
         try:
             thread = threading.Thread(target=launch)
@@ -73,31 +102,31 @@ class RawRuntime:
         finally:
             self.loop.run_until_complete(self.driver.remove(machine_id))
             self.loop.run_until_complete(self.storage.delete(machine_id))
-        if isinstance(result[0], BaseException):
-            raise result[0]
-        return result[0]
+        if failures:
+            raise failures[0]
+        return took[0]
 
-    def _timed(self, spec: StartSpec, disk: Path) -> float:
-        driver = self.driver
-        driver._prepare_host()
-        directory = driver._directory(spec.machine_id)
-        directory.mkdir(parents=True, mode=0o700)
-        driver._prepare_disk(spec, disk, directory / "rootfs")
-        driver._write_bundle(spec, directory)
-        fifo = console.Console(directory / "console")
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+    def _timed(
+        self, took: list[float], spec: StartSpec, directory: Path, fifo: console.Console
+    ) -> int:
+        """In the driver's place, in its own thread, namespaces and mounts: just the two commands."""
         with self.slot.netns.open() as namespace:
             syscalls.setns(namespace.fileno(), syscalls.CLONE_NEWNET)
         _put_address_back(self.slot.interface, self.slot.address, self.slot.gateway)
-        driver._in_namespace()
+        self.driver._in_namespace()
         output = fifo.open_for_machine()
-        command = driver._command(directory, spec.machine_id)
+        command = self.driver._command(directory, spec.machine_id)
         try:
             begun = time.perf_counter()
-            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True)
-            subprocess.run([*command[:2], "exec", spec.machine_id, "/bin/true"], check=True)
-            return (time.perf_counter() - begun) * 1e3
+            subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/", check=True
+            )
+            subprocess.run(
+                [*command[: command.index("run")], "exec", spec.machine_id, "/bin/true"],
+                cwd="/",
+                check=True,
+            )
+            took.append((time.perf_counter() - begun) * 1e3)
         finally:
             os.close(output)
-            fifo.close()
+        return int((directory / "pid").read_text())
