@@ -16,7 +16,7 @@ HEADER_S = 20.0
 LINGER_S = 0.5
 BODY_BUFFER = 768 * 1024
 WRITE_BUFFER = 1024 * 1024
-DISCARD_BYTES = 32 * 1024 * 1024  # of a body that came after its answer
+DISCARD_BYTES = 256 * 1024 * 1024  # of a body that came after its answer
 
 
 class State(ServerState):

@@ -73,6 +73,9 @@ def error_headers(failure: RoostError) -> Headers:
     allow = failure.details.get("allow")
     if failure.status == 405 and isinstance(allow, str):
         headers.append((b"allow", allow.encode()))
+    size = failure.details.get("size")
+    if failure.status == 416 and isinstance(size, int):
+        headers.append((b"content-range", f"bytes */{size}".encode()))
     return headers
 
 

@@ -4,9 +4,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests.unit.agent import process
 from tests.unit.api.kit import Served, serving
+
+# A traceback drawn for a terminal takes seconds.
+structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
 
 
 @pytest.fixture(scope="session")

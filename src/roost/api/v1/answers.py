@@ -14,6 +14,22 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+# A stream of events, as schema tools read one: each an object with text in ``data`` (JSON, here).
+EVENTS: dict[str, Any] = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "properties": {
+                "event": {"type": "string"},
+                "id": {"type": "string"},
+                "data": {"type": "string", "contentMediaType": "application/json"},
+            },
+            "required": ["event", "data"],
+        }
+    }
+}
+
+
 class Problem(Answer):
     """Every error looks like this."""
 

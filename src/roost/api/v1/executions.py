@@ -23,7 +23,7 @@ Offset = Annotated[int, Query(ge=0, le=1 << 62)]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
 _LAST_ID = re.compile(r"(\d{1,18}):(\d{1,18})", re.ASCII)
 SSE = {
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": answers.EVENTS,
     "description": "Events: started, stdout, stderr, dropped, exit, error.",
 }
 RAW_BODY = {

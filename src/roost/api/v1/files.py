@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from roost.api.v1 import answers, bodies, shapes, transfer
-from roost.api.v1.parse import body_path, byte_range, invalid, mode, query_path
+from roost.api.v1.parse import Range, body_path, byte_range, invalid, mode, query_path
 from roost.api.v1.services import Services, caller, tenant
 from roost.errors import RoostError, error
 from roost.gateway.respond import Events, Json, Streamed, event, primed
@@ -32,7 +32,7 @@ TAR: dict[str, Any] = {
     "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}
 }
 SSE: dict[str, Any] = {
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": answers.EVENTS,
     "description": "Events: ready, created, modified, removed, moved, attributes, overflow, error.",
 }
 
@@ -45,14 +45,13 @@ def router(s: Services) -> APIRouter:
         request: Request, machine_id: str, path: PathQuery = None, path_b64: B64Query = None
     ) -> Response:
         asked = byte_range(request.headers.get("range"))
-        first, last = asked or (0, None)
-        if first < 0 or asked == (0, None):
-            where = {"suffix": -first}
-        elif last is not None:
-            where = {"offset": first, "length": last - first + 1}
-        else:
-            where = {"offset": first}
-        reading = await s.files.read(tenant(request), machine_id, query_path(request), **where)
+        where = asked or Range()
+        who, name = tenant(request), query_path(request)
+        if where.suffix == 0:
+            raise _unsatisfiable((await s.files.stat(who, machine_id, name)).size)
+        reading = await s.files.read(
+            who, machine_id, name, where.offset, where.length, where.suffix or 0
+        )
         headers = _headers(reading.info)
         status = 200
         if asked is not None:
@@ -249,7 +248,7 @@ def _unsatisfiable(size: int) -> RoostError:
     return error(
         "RANGE_NOT_SATISFIABLE",
         f"The file has {size} bytes; the range lies beyond them.",
-        details={"size": size, "content_range": f"bytes */{size}"},
+        details={"size": size},
     )
 
 

@@ -16,7 +16,7 @@ from roost.gateway.respond import Events, Json, event
 from roost.services.models import Template
 
 SSE: dict[str, Any] = {
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": answers.EVENTS,
     "description": "Events: progress, done, error.",
 }
 

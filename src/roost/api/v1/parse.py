@@ -6,6 +6,7 @@ import base64
 import binascii
 import re
 import signal
+from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
@@ -90,18 +91,24 @@ def signal_number(value: int | str) -> int:
     return number
 
 
-def byte_range(value: str | None) -> tuple[int, int | None] | None:
-    """``Range`` as (first, last) or (-suffix, None); None: all of it, also for ranges of a kind that need not
-    be served (several, other units, nonsense)."""
-    if value is None:
-        return None
-    match = _RANGE.fullmatch(value.replace(" ", ""))
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The bytes asked for: ``length`` 0 is to the end; ``suffix`` the last so many, None where it is no suffix."""
+
+    offset: int = 0
+    length: int = 0
+    suffix: int | None = None
+
+
+def byte_range(value: str | None) -> Range | None:
+    """None: all of it, also for ranges of a kind that need not be served (several, other units, nonsense)."""
+    match = _RANGE.fullmatch((value or "").replace(" ", ""))
     if match is None or not (match[1] or match[2]):
         return None
     if not match[1]:
-        return -int(match[2]), None
+        return Range(suffix=int(match[2]))
     first = int(match[1])
     if not match[2]:
-        return first, None
+        return Range(first)
     last = int(match[2])
-    return None if last < first else (first, last)
+    return None if last < first else Range(first, last - first + 1)

@@ -1,0 +1,310 @@
+"""Every route against every kind of caller; bodies, methods and errors; idempotency."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from roost.store.idempotency import Idempotency
+from tests.unit.api.kit import OTHER, TENANT, Served
+
+M, E, T = "a" * 26, "b" * 26, "c" * 26
+BODIES: dict[tuple[str, str], Any] = {
+    ("post", "/v1/machines"): {},
+    ("put", "/v1/machines/by-key/{key}"): {},
+    ("patch", "/v1/machines/{machine_id}"): {},
+    ("post", "/v1/machines/{machine_id}/executions"): {"command": "id"},
+    ("post", "/v1/machines/{machine_id}/executions/stream"): {"command": "id"},
+    ("post", "/v1/machines/{machine_id}/executions/{execution_id}/signal"): {"signal": 9},
+    ("post", "/v1/machines/{machine_id}/terminals"): {},
+    ("patch", "/v1/machines/{machine_id}/terminals/{terminal_id}"): {"width": 1, "height": 1},
+    ("post", "/v1/machines/{machine_id}/files/mkdir"): {"path": "/x"},
+    ("post", "/v1/machines/{machine_id}/files/move"): {"source": "/x", "destination": "/y"},
+    ("patch", "/v1/machines/{machine_id}/files"): {"path": "/x"},
+    ("post", "/v1/keys"): {"name": "k"},
+}
+
+
+def routes(served: Served) -> list[tuple[str, str]]:
+    paths = served.app.openapi()["paths"]
+    return [
+        (method, path)
+        for path, operations in paths.items()
+        for method in operations
+        if path != "/healthz"
+    ]
+
+
+async def call(http: httpx.AsyncClient, method: str, path: str, machine: str = M) -> httpx.Response:
+    url = (
+        path.replace("{machine_id}", machine).replace("{execution_id}", E)
+        .replace("{terminal_id}", T).replace("{key_id}", E).replace("{name}", "nope")
+        .replace("{key}", "some-key")
+    )  # fmt: skip
+    params = (
+        {"path": "/x"} if "/files" in path and method in ("get", "head", "put", "delete") else {}
+    )
+    return await http.request(method, url, params=params, json=BODIES.get((method, path)))
+
+
+async def test_no_route_serves_a_stranger(bare: Served) -> None:
+    revoked = bare.keys.add(TENANT)
+    del bare.keys.keys[revoked]
+    good = bare.key
+    for key, headers, code in (
+        (None, {}, "AUTH_REQUIRED"),
+        (revoked, {}, "AUTH_INVALID"),
+        ("nonsense", {}, "AUTH_INVALID"),
+        (None, {"authorization": f"Basic {good}"}, "AUTH_INVALID"),
+        (None, {"cookie": f"key={good}"}, "AUTH_REQUIRED"),
+        (None, {"sec-websocket-protocol": f"roost.key.{good}"}, "AUTH_REQUIRED"),
+    ):
+        async with bare.client(key) as http:
+            http.headers.update(headers)
+            for method, path in routes(bare):
+                answer = await call(http, method, path)
+                assert answer.status_code == 401, (method, path, answer.text)
+                if method != "head":
+                    assert answer.json()["error_code"] == code, (method, path)
+    assert len(bare.machines.machines) == 0
+
+
+async def test_anothers_machine_answers_as_a_missing_one(bare: Served) -> None:
+    theirs = bare.machine(OTHER)
+    before = dict(bare.machines.machines)
+    for method, path in routes(bare):
+        if "{machine_id}" not in path:
+            continue
+        foreign = await call(bare.http, method, path, theirs)
+        missing = await call(bare.http, method, path, M)
+        assert foreign.status_code == missing.status_code == 404, (method, path, foreign.text)
+        if method != "head":
+            told = []
+            for answer in (foreign, missing):
+                body = answer.json()
+                body["details"].pop("request_id")
+                told.append(body)
+            assert told[0] == told[1]
+            assert told[0]["error_code"] == "MACHINE_NOT_FOUND"
+    assert bare.machines.machines == before
+
+
+async def test_open_paths_need_no_key(bare: Served) -> None:
+    async with bare.client(None) as http:
+        assert (await http.get("/healthz")).json() == {"status": "ok"}
+        assert (await http.get("/docs")).status_code == 200
+        document = (await http.get("/openapi.json")).json()
+        assert "/v1/machines" in document["paths"]
+        assert (await http.get("/metrics")).status_code == 401
+        assert (await http.get("/healthz/")).status_code == 401
+        assert (await http.get("/../healthz")).status_code in (200, 401)
+
+
+async def test_what_is_not_there(bare: Served) -> None:
+    missing = await bare.http.get("/v1/nothing")
+    assert (missing.status_code, missing.json()["error_code"]) == (404, "NOT_FOUND")
+    wrong = await bare.http.put("/v1/machines")
+    assert (wrong.status_code, wrong.json()["error_code"]) == (405, "METHOD_NOT_ALLOWED")
+    assert "GET" in wrong.headers["allow"] or "POST" in wrong.headers["allow"]
+    assert (await bare.http.request("BREW", "/v1/machines")).status_code in (400, 405)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{", 400, "INVALID_BODY"),
+        (b"\xff\xfe", 400, "INVALID_BODY"),
+        (b"[" * 100_000, 400, "INVALID_BODY"),
+        (b'{"vcpu": ' + b"9" * 10_000 + b"}", 400, "INVALID_BODY"),
+        (b'{"vcpu": 1e999}', 422, "VALIDATION_FAILED"),
+        (b'{"vcpu": NaN}', 422, "VALIDATION_FAILED"),
+        (b'{"memory_mib": ' + b"9" * 400 + b"}", 201, None),
+        (b'{"name": "\\ud800"}', 422, "VALIDATION_FAILED"),
+        (b'{"env": {"A": "\\ud800"}}', 422, "VALIDATION_FAILED"),
+        (b'{"labels": {"\\ud800": "x"}}', 422, "VALIDATION_FAILED"),
+        (b'{"nonsense": 1}', 422, "VALIDATION_FAILED"),
+        (b'{"vcpu": "1"}', 422, "VALIDATION_FAILED"),
+        (b'{"autosleep": true}', 422, "VALIDATION_FAILED"),
+        (b'{"autosleep": "5 parsecs"}', 422, "VALIDATION_FAILED"),
+        (b"[]", 422, "VALIDATION_FAILED"),
+        (b"null", 422, "VALIDATION_FAILED"),
+        (b"", 422, "VALIDATION_FAILED"),
+        (b'{"template": "nope"}', 404, "TEMPLATE_NOT_FOUND"),
+        (b'{"env": {"A": "' + b"x" * (4 << 20) + b'"}}', 413, "PAYLOAD_TOO_LARGE"),
+    ],
+)
+async def test_bodies(bare: Served, body: bytes, status: int, code: str | None) -> None:
+    answer = await bare.http.post(
+        "/v1/machines", content=body, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == status, answer.text[:300]
+    if code is not None:
+        wire = answer.json()
+        assert wire["error_code"] == code
+        assert wire["details"]["request_id"] == answer.headers["x-request-id"]
+        assert "Traceback" not in answer.text
+
+
+async def test_a_chunked_body_is_bounded_too(bare: Served) -> None:
+    async def endless() -> Any:
+        for _ in range(100):
+            yield b" " * (1 << 20)
+
+    answer = await bare.http.post("/v1/machines", content=endless())
+    assert answer.status_code == 413
+    assert (await bare.http.get("/healthz")).status_code == 200
+
+
+async def test_errors_never_show_what_was_sent(bare: Served) -> None:
+    secret = "hunter2-hunter2"
+    body = {"env": {"PASSWORD": 5, "OTHER": secret}, "key": [secret]}
+    answer = await bare.http.post("/v1/machines", json=body)
+    assert answer.status_code == 422 and secret not in answer.text
+
+
+async def test_an_unexpected_failure_is_internal_with_an_id(
+    bare: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def explode(*_: object, **__: object) -> None:
+        raise RuntimeError("the secret reason")
+
+    monkeypatch.setattr(bare.machines, "list", explode)
+    answer = await bare.http.get("/v1/machines")
+    assert answer.status_code == 500
+    assert answer.json()["error_code"] == "INTERNAL" and "secret reason" not in answer.text
+    assert answer.json()["details"]["request_id"]
+
+
+async def test_machines_over_http(bare: Served) -> None:
+    made = await bare.http.post(
+        "/v1/machines", json={"name": "n", "autosleep": "never", "ttl": "2h", "labels": {"a": "b"}}
+    )
+    assert made.status_code == 201 and made.headers["etag"] == '"1"'
+    body = made.json()
+    assert (body["autosleep_seconds"], body["ttl_seconds"]) == (None, 7200)
+    assert body["created_at"] == "2026-01-02T03:04:05.678Z"
+    assert body["isolation"]["claim"] == "isolated workspace"
+    url = f"/v1/machines/{body['machine_id']}"
+    stale = await bare.http.patch(url, json={"name": None}, headers={"if-match": '"7"'})
+    assert stale.status_code == 412
+    odd = await bare.http.patch(url, json={"name": None}, headers={"if-match": "x"})
+    assert odd.status_code == 412
+    fresh = await bare.http.patch(url, json={"name": None}, headers={"if-match": '"1"'})
+    assert fresh.status_code == 200 and fresh.json()["name"] is None
+    assert fresh.json()["labels"] == {"a": "b"}
+    first = await bare.http.put("/v1/machines/by-key/user-1", json={})
+    again = await bare.http.put("/v1/machines/by-key/user-1", json={})
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json()["machine_id"] == again.json()["machine_id"]
+    assert (await bare.http.get("/v1/machines", params={"label": "nonsense"})).status_code == 422
+    slept = (await bare.http.post(f"{url}/sleep")).json()
+    assert slept["phase"] == "sleeping" and slept["memory_kept"] is False
+
+
+async def test_building_a_template_tells_its_progress(bare: Served) -> None:
+    answer = await bare.http.post("/v1/templates/base/build")
+    assert answer.text.count("event: progress") == 2 and "event: done" in answer.text
+    failed = await bare.http.post("/v1/templates/base/build", params={"force": "true"})
+    assert failed.status_code == 200 and "TEMPLATE_BUILD_FAILED" in failed.text
+    assert (await bare.http.post("/v1/templates/nope/build")).status_code == 404
+
+
+# --- idempotency ----------------------------------------------------------------------------------
+
+
+def keyed(key: str) -> dict[str, str]:
+    return {"idempotency-key": key}
+
+
+async def test_the_same_request_is_done_once(bare: Served) -> None:
+    first = await bare.http.post("/v1/machines", json={"name": "x"}, headers=keyed("k1"))
+    again = await bare.http.post("/v1/machines", json={"name": "x"}, headers=keyed("k1"))
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    assert (again.status_code, again.content) == (first.status_code, first.content)
+    assert again.headers["etag"] == first.headers["etag"]
+    assert len(bare.machines.machines) == 1
+    other = await bare.http.post("/v1/machines", json={"name": "y"}, headers=keyed("k1"))
+    assert other.json()["error_code"] == "IDEMPOTENCY_KEY_REUSED"
+    async with bare.client(bare.other_key) as theirs:
+        fresh = await theirs.post("/v1/machines", json={"name": "x"}, headers=keyed("k1"))
+        assert fresh.status_code == 201 and fresh.json() != first.json()
+
+
+async def test_a_client_error_is_kept_and_a_server_error_is_not(
+    bare: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        answer = await bare.http.post("/v1/machines", json={"template": "no"}, headers=keyed("k2"))
+        assert answer.status_code == 404
+    assert answer.headers["idempotent-replayed"] == "true"
+
+    create = bare.machines.create
+
+    async def explode(*_: object, **__: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(bare.machines, "create", explode)
+    assert (await bare.http.post("/v1/machines", json={}, headers=keyed("k3"))).status_code == 500
+    monkeypatch.setattr(bare.machines, "create", create)
+    assert (await bare.http.post("/v1/machines", json={}, headers=keyed("k3"))).status_code == 201
+
+
+async def test_while_the_first_runs(bare: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = asyncio.Event()
+    create = bare.machines.create
+
+    async def slow(*a: Any, **k: Any) -> Any:
+        await go.wait()
+        return await create(*a, **k)
+
+    monkeypatch.setattr(bare.machines, "create", slow)
+    first = asyncio.create_task(bare.http.post("/v1/machines", json={}, headers=keyed("k4")))
+    await asyncio.sleep(0.2)
+    second = await bare.http.post("/v1/machines", json={}, headers=keyed("k4"))
+    assert second.json()["error_code"] == "IDEMPOTENCY_IN_PROGRESS" and second.json()["retryable"]
+    go.set()
+    assert (await first).status_code == 201
+    assert (await bare.http.post("/v1/machines", json={}, headers=keyed("k4"))).status_code == 201
+    assert len(bare.machines.machines) == 1
+
+
+async def test_after_a_restart(bare: Served) -> None:
+    first = await bare.http.post("/v1/machines", json={}, headers=keyed("k5"))
+    await bare.idempotency.claim(TENANT, "half-done", "x")
+    again = Idempotency(bare.store)  # what the next daemon does
+    assert await again.recover() == 1
+    replay = await bare.http.post("/v1/machines", json={}, headers=keyed("k5"))
+    assert replay.content == first.content
+    half = await bare.http.post("/v1/machines", json={}, headers=keyed("half-done"))
+    assert half.status_code == 201
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "\x7f", "a\tb"])
+async def test_keys_that_are_none(bare: Served, key: str) -> None:
+    answer = await bare.http.post("/v1/machines", json={}, headers=keyed(key))
+    assert answer.status_code in (400, 422)
+
+
+async def test_a_command_is_not_run_twice(served: Served) -> None:
+    mid = served.machine()
+    url = f"/v1/machines/{mid}/executions"
+    body = {"command": "head -c 8 /dev/urandom | od -An -tx1"}
+    one = await served.http.post(url, json=body, headers=keyed("e1"))
+    two = await served.http.post(url, json=body, headers=keyed("e1"))
+    assert one.content == two.content
+    stream = [
+        (await served.http.post(f"{url}/stream", json=body, headers=keyed("e2"))).text
+        for _ in range(2)
+    ]
+    assert stream[0] != stream[1]  # a stream is not kept, its key is free again
+    put = {"params": {"path": "/tmp/roost-idem"}, "headers": keyed("f1")}
+    for _ in range(2):
+        answer = await served.http.put(f"/v1/machines/{mid}/files", content=b"abc", **put)
+        assert answer.status_code == 200
+    assert answer.headers["idempotent-replayed"] == "true"
+    assert json.loads(answer.content)["size"] == 3

@@ -1,0 +1,78 @@
+"""A client that is slow, or goes away, costs the daemon nothing that grows."""
+
+from __future__ import annotations
+
+import asyncio
+
+from roost.gateway.metrics import resident_bytes
+from tests.unit.api.kit import Served, until
+
+MIB = 2**20
+
+
+async def slow_get(served: Served, request: bytes, seconds: float) -> float:
+    """Reads a kilobyte now and then; the most the daemon grew meanwhile, in MiB."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=4096)
+    before = resident_bytes()
+    writer.write(request)
+    most = 0.0
+    end = asyncio.get_running_loop().time() + seconds
+    while asyncio.get_running_loop().time() < end:
+        await reader.read(1024)
+        most = max(most, resident_bytes() - before)
+        await asyncio.sleep(0.02)
+    writer.close()
+    return most / MIB
+
+
+def head(served: Served, line: str, body: str = "") -> bytes:
+    return (
+        f"{line} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {served.key}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}"
+    ).encode()
+
+
+async def test_endless_output_to_a_slow_reader(served: Served) -> None:
+    mid = served.machine()
+    body = '{"command": "yes"}'
+    request = head(served, f"POST /v1/machines/{mid}/executions/stream", body)
+    assert await slow_get(served, request, 3.0) < 40
+    (row,) = await served.rows.running(mid)
+    answer = await served.http.delete(f"/v1/machines/{mid}/executions/{row.id}")
+    assert answer.json()["status"] == "cancelled"
+
+
+async def test_a_large_file_to_a_slow_reader(served: Served) -> None:
+    mid = served.machine()
+    made = {"command": "truncate -s 2G /tmp/roost-large"}
+    await served.http.post(f"/v1/machines/{mid}/executions", json=made)
+    request = head(served, f"GET /v1/machines/{mid}/files?path=/tmp/roost-large")
+    assert await slow_get(served, request, 2.0) < 40
+    await served.http.delete(f"/v1/machines/{mid}/files", params={"path": "/tmp/roost-large"})
+
+
+async def test_a_gigabyte_of_output_waited_for(served: Served) -> None:
+    mid = served.machine()
+    before = resident_bytes()
+    answer = await served.http.post(
+        f"/v1/machines/{mid}/executions",
+        json={"command": "head -c 1000000000 /dev/zero | tr '\\0' x"},
+    )
+    done = answer.json()
+    assert done["stdout_bytes"] == 1_000_000_000 and done["stdout_truncated"]
+    assert (resident_bytes() - before) / MIB < 60
+
+
+async def test_clients_that_go_away_leave_nothing(served: Served) -> None:
+    mid = served.machine()
+    body = '{"command": "echo x; sleep 60"}'
+    for _ in range(5):
+        request = head(served, f"POST /v1/machines/{mid}/executions/stream", body)
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(request)
+        await reader.readuntil(b"event: stdout")
+        writer.close()
+    await until(lambda: not served.front.state.tasks)
+    assert not served.front._endless
+    for row in await served.rows.running(mid):
+        await served.http.delete(f"/v1/machines/{mid}/executions/{row.id}")
