@@ -40,7 +40,6 @@ from roost.gateway.dispatch import Table, Target
 from roost.gateway.front import Front, bind
 from roost.gateway.metrics import Metrics
 from roost.gateway.rpc import Rpc
-from roost.host.reaper import Reaper
 from roost.logs import Logs
 from roost.network import SlotNetwork
 from roost.services.executions import Executions
@@ -62,7 +61,6 @@ from roost.templates import Library
 log = structlog.get_logger("roost.daemon")
 
 GRACE_S = 10.0
-REAP_S = 1.0
 HOUSEKEEPING_S = 60.0
 
 
@@ -80,9 +78,7 @@ def main() -> int:
             settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             logs = Logs(settings.data_dir / "logs", settings.log_level)
             stack.callback(logs.close)
-            reaper = Reaper()
-            reaper.open()
-            uvloop.run(serve(settings, sockets, logs, reaper))
+            uvloop.run(serve(settings, sockets, logs))
     except RoostError as failure:
         print(f"roost: {failure.message} [{failure.code}]", file=sys.stderr)
         return 1
@@ -137,9 +133,7 @@ def lock(data_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-async def serve(
-    settings: Settings, sockets: list[socket.socket], logs: Logs, reaper: Reaper
-) -> None:
+async def serve(settings: Settings, sockets: list[socket.socket], logs: Logs) -> None:
     """Until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -148,7 +142,7 @@ async def serve(
     loop.add_signal_handler(signal.SIGHUP, logs.reopen)
     warn_exposed(settings)
     async with contextlib.AsyncExitStack() as stack:
-        opened = asyncio.ensure_future(compose(settings, sockets, reaper, stack))
+        opened = asyncio.ensure_future(compose(settings, sockets, stack))
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({opened, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not opened.done():
@@ -177,7 +171,6 @@ async def serve(
 async def compose(
     settings: Settings,
     sockets: list[socket.socket],
-    reaper: Reaper,
     stack: contextlib.AsyncExitStack,
 ) -> Front:
     """Makes and opens everything; ``stack`` closes what was opened, last first."""
@@ -237,7 +230,6 @@ async def compose(
     await front.start()
     stack.push_async_callback(front.stop, GRACE_S)
     rounds: list[tuple[Callable[[], Awaitable[object]], float]] = [
-        (_reap(reaper), REAP_S),
         (idempotency.sweep, HOUSEKEEPING_S),
         (keys.flush, HOUSEKEEPING_S),
     ]
@@ -269,13 +261,6 @@ def watch(metrics: Metrics, engine: Engine, executions: Executions) -> None:
 def machines_by_phase(connection: sa.Connection) -> list[tuple[str, int]]:
     query = sa.select(machine_table.c.phase, sa.func.count()).group_by(machine_table.c.phase)
     return [(row[0], row[1]) for row in connection.execute(query)]
-
-
-def _reap(reaper: Reaper) -> Callable[[], Awaitable[object]]:
-    async def sweep() -> None:
-        reaper.sweep()
-
-    return sweep
 
 
 async def every(pause: float, work: Callable[[], Awaitable[object]]) -> None:
