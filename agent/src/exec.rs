@@ -129,6 +129,13 @@ impl Record {
         }
     }
 
+    /// As `describe`, but short enough that all executions there can be fit one message.
+    pub fn summary(&self) -> pb::Execution {
+        let mut execution = self.describe();
+        clip(&mut execution.argv, limits::LISTED_ARGV_BYTES);
+        execution
+    }
+
     /// The state and what is kept of the output, within one message.
     pub fn result(&self) -> pb::ExecutionResult {
         let half = limits::RESULT_BYTES / 2;
@@ -270,6 +277,8 @@ impl Executions {
             term: None,
         };
         let launch = self.programs.launch(wanted)?;
+        let mut argv = argv;
+        clip(&mut argv, limits::ARGV_BYTES);
         let claim = self.claim(&id)?;
 
         let (stdout, stdout_end) = output_pipe()?;
@@ -429,6 +438,24 @@ impl Table {
             return Err(fail(Code::LimitExceeded, message));
         }
         Ok(())
+    }
+}
+
+/// Cuts a command down to what is worth telling of it.
+fn clip(argv: &mut Vec<String>, mut budget: usize) {
+    for (index, argument) in argv.iter_mut().enumerate() {
+        if argument.len() >= budget {
+            let mut end = budget;
+            while !argument.is_char_boundary(end) {
+                end -= 1;
+            }
+            argument.truncate(end);
+            argument.push_str("...");
+            argv.truncate(index + 1);
+            return;
+        }
+        // An empty argument takes room as well.
+        budget -= argument.len() + usize::from(argument.len() < budget);
     }
 }
 

@@ -6,6 +6,9 @@ use crate::pb;
 pub const MESSAGE_BYTES: usize = 4 << 20;
 /// What of a message is left for output beside the record (whose argv may be long) and the framing.
 pub const RESULT_BYTES: usize = 3 << 20;
+/// Of a command as it is told again.
+pub const ARGV_BYTES: usize = 64 << 10;
+pub const LISTED_ARGV_BYTES: usize = 1 << 10;
 pub const RING_BYTES: u64 = 8 << 20;
 pub const DEFAULT_RING_BYTES: u64 = 1 << 20;
 pub const FRAME_BYTES: usize = 256 << 10;

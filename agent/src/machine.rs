@@ -13,9 +13,10 @@ const MAX_GRACE: Duration = Duration::from_secs(60);
 /// After SIGKILL nothing should live; a process stuck in the kernel is not waited for longer.
 const DEATH: Duration = Duration::from_secs(3);
 
+const SIGNAL_GRACE_MS: u32 = 2000;
+
 pub struct Machine {
     pub pool: Arc<Pool>,
-    pub zygote: i32,
 }
 
 impl Machine {
@@ -68,8 +69,8 @@ impl Machine {
     /// descends from the agent.
     fn everything(&self) -> Vec<i32> {
         let own = std::process::id() as i32;
-        let mut spared: HashSet<i32> = self.pool.supervisor_pids();
-        spared.extend([own, self.zygote]);
+        let mut spared: HashSet<i32> = self.pool.helpers();
+        spared.insert(own);
         let all = match own {
             1 => proctree::scan(),
             _ => proctree::descendants(own, &HashSet::new()),
@@ -79,6 +80,21 @@ impl Machine {
         };
         all.iter().filter(ours).map(|process| process.pid).collect()
     }
+}
+
+/// A polite signal is a shutdown: a container is stopped with one.
+pub async fn end_on_signal(machine: Arc<Machine>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let terminate = signal(SignalKind::terminate());
+    let interrupt = signal(SignalKind::interrupt());
+    let (Ok(mut terminate), Ok(mut interrupt)) = (terminate, interrupt) else {
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    machine.shutdown(SIGNAL_GRACE_MS, true).await;
 }
 
 /// Ends the agent, and with the first process the machine.

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use prost::Message;
@@ -21,10 +22,11 @@ const READY: usize = 1;
 
 pub struct Pool {
     zygote: tokio::sync::Mutex<UnixStream>,
+    zygote_pid: AtomicI32,
     idle: Mutex<Vec<Supervisor>>,
     /// Every supervisor's pid, which a shutdown must spare until its end.
     pids: Arc<Mutex<HashSet<i32>>>,
-    refilling: std::sync::atomic::AtomicBool,
+    refilling: AtomicBool,
 }
 
 pub struct Supervisor {
@@ -42,10 +44,11 @@ impl Drop for Supervisor {
 }
 
 impl Pool {
-    pub fn new(zygote: StdStream) -> io::Result<Arc<Pool>> {
+    pub fn new(zygote: StdStream, zygote_pid: i32) -> io::Result<Arc<Pool>> {
         zygote.set_nonblocking(true)?;
         let pool = Arc::new(Pool {
             zygote: tokio::sync::Mutex::new(UnixStream::from_std(zygote)?),
+            zygote_pid: zygote_pid.into(),
             idle: Mutex::default(),
             pids: Arc::default(),
             refilling: false.into(),
@@ -54,8 +57,11 @@ impl Pool {
         Ok(pool)
     }
 
-    pub fn supervisor_pids(&self) -> HashSet<i32> {
-        lock(&self.pids).clone()
+    /// The processes that are the agent's own.
+    pub fn helpers(&self) -> HashSet<i32> {
+        let mut pids = lock(&self.pids).clone();
+        pids.insert(self.zygote_pid.load(Ordering::Relaxed));
+        pids
     }
 
     /// Starts a program. The supervisor is back in the pool if that fails.
@@ -113,8 +119,7 @@ impl Pool {
     }
 
     fn refill(self: &Arc<Self>) {
-        use std::sync::atomic::Ordering::Relaxed;
-        if lock(&self.idle).len() >= READY || self.refilling.swap(true, Relaxed) {
+        if lock(&self.idle).len() >= READY || self.refilling.swap(true, Ordering::Relaxed) {
             return;
         }
         let pool = self.clone();
@@ -122,7 +127,7 @@ impl Pool {
             if let Ok(supervisor) = pool.make().await {
                 pool.give_back(supervisor);
             }
-            pool.refilling.store(false, Relaxed);
+            pool.refilling.store(false, Ordering::Relaxed);
         });
     }
 
@@ -131,7 +136,8 @@ impl Pool {
         let first = self.ask(&zygote).await;
         match first {
             Err(error) if error.raw_os_error().is_none() || broken(&error) => {
-                let fresh = zygote::respawn()?;
+                let (fresh, pid) = zygote::respawn()?;
+                self.zygote_pid.store(pid, Ordering::Relaxed);
                 fresh.set_nonblocking(true)?;
                 *zygote = UnixStream::from_std(fresh)?;
                 self.ask(&zygote).await

@@ -25,7 +25,7 @@ pub struct Service {
     pub programs: Arc<Programs>,
     pub executions: Executions,
     pub terminals: Terminals,
-    pub machine: Machine,
+    pub machine: Arc<Machine>,
     pub token: Token,
     pub own_ports: Vec<u16>,
     pub started: SystemTime,
@@ -231,7 +231,7 @@ impl Agent for Service {
             .executions
             .list()
             .iter()
-            .map(|record| record.describe())
+            .map(|record| record.summary())
             .collect();
         reply(pb::ExecutionList { executions })
     }

@@ -109,7 +109,7 @@ fn run(arguments: Arguments) -> Result<(), String> {
         .map_err(text("cannot start"))?;
     runtime.block_on(async {
         tokio::spawn(machine::reap_orphans());
-        let pool = Pool::new(zygote).map_err(text("cannot start"))?;
+        let pool = Pool::new(zygote, zygote_pid).map_err(text("cannot start"))?;
         let (incoming, own_ports) = listen::listen(&arguments.listen, &token)
             .await
             .map_err(text("cannot listen"))?;
@@ -117,16 +117,15 @@ fn run(arguments: Arguments) -> Result<(), String> {
         let executions =
             Executions::new(pool.clone(), programs.clone()).map_err(text("cannot start"))?;
         let terminals = Terminals::new(pool.clone(), programs.clone());
+        let machine = Arc::new(Machine { pool });
+        tokio::spawn(machine::end_on_signal(machine.clone()));
         let service = Service {
             programs,
             executions,
             terminals,
             token: token.clone(),
             own_ports,
-            machine: Machine {
-                pool,
-                zygote: zygote_pid,
-            },
+            machine,
             started: SystemTime::now(),
         };
         let server = AgentServer::new(service).max_decoding_message_size(limits::MESSAGE_BYTES);
@@ -156,6 +155,10 @@ fn settle_process(pid1: bool) {
         }
         // A memory arena per thread would be most of an idle agent.
         libc::mallopt(libc::M_ARENA_MAX, 1);
+        // Chunks of a megabyte come and go with every transfer: taken from the heap they are not faulted in
+        // anew each time, and what a transfer leaves behind stays small.
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 2 << 20);
         libc::umask(0o022);
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
         for polite in [libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2] {

@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, statat};
+use rustix::fs::{AtFlags, CWD, Dir, statat};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use crate::errors::{Code, Context, Result, fail};
-use crate::files::{info, show};
+use crate::files::{beneath, info, show};
 use crate::limits;
 use crate::pb::{FileKind, WatchEvent, WatchRequest, watch_event::Kind};
 use crate::sync::async_fd;
@@ -192,8 +192,7 @@ impl Watch {
             if !self.recursive && !tell {
                 return Ok(());
             }
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let Ok(opened) = openat(CWD, &directory, flags, Mode::empty()) else {
+            let Ok(opened) = beneath::open_exactly(&directory) else {
                 continue;
             };
             let Ok(entries) = Dir::read_from(&opened) else {

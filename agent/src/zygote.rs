@@ -31,14 +31,14 @@ pub fn fork(forget: impl FnOnce()) -> io::Result<(UnixStream, i32)> {
 }
 
 /// As `fork` for an agent that has threads, after its zygote was killed: executes this program again.
-pub fn respawn() -> io::Result<UnixStream> {
+pub fn respawn() -> io::Result<(UnixStream, i32)> {
     let (ours, theirs) = UnixStream::pair()?;
-    std::process::Command::new("/proc/self/exe")
+    let child = std::process::Command::new("/proc/self/exe")
         .arg("--zygote")
         .env_clear()
         .stdin(OwnedFd::from(theirs))
         .spawn()?;
-    Ok(ours)
+    Ok((ours, child.id() as i32))
 }
 
 /// The entry of a respawned zygote, whose socket is descriptor 0.

@@ -99,6 +99,8 @@ async fn a_terminal_echoes_resizes_and_ends() {
     keys.send(typed("sleep 300\n")).await.expect("send");
     tokio::time::sleep(Duration::from_millis(200)).await;
     keys.send(typed("\u{3}")).await.expect("send");
+    // gVisor leaves the character in the input as well.
+    keys.send(typed("\n")).await.expect("send");
     keys.send(typed("echo still he''re; exit 5\n"))
         .await
         .expect("send");
@@ -155,7 +157,7 @@ async fn closing_a_terminal_ends_everything_in_it() {
     .await
     .expect("send");
     until(&mut screen, "pid=").await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_millis(1000)).await;
     let below = roost_agent::proctree::descendants(agent.pid(), &Default::default());
     let shells: Vec<i32> = below
         .iter()

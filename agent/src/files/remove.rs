@@ -5,20 +5,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, renameat, statat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, renameat, statat, unlinkat};
 use rustix::io::Errno;
 
 use crate::errors::{Code, Context, Result, fail};
 use crate::files::write::random;
-use crate::files::{info, show};
+use crate::files::{beneath, info, show};
 use crate::pb::{FileKind, RemoveRequest};
 
 /// Open directories while descending; a deeper one is first moved up beside the root of the removal.
 const MAX_DEPTH: usize = 64;
-const DIRECTORY: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
 
 pub fn remove(request: &RemoveRequest) -> Result<()> {
     let path = crate::files::path(&request.path)?;
@@ -34,7 +30,7 @@ pub fn remove(request: &RemoveRequest) -> Result<()> {
         return unlinkat(CWD, &path, AtFlags::empty()).at(show(&path));
     }
     if request.recursive {
-        let directory = openat(CWD, &path, DIRECTORY, Mode::empty()).at(show(&path))?;
+        let directory = beneath::open_exactly(&path).at(show(&path))?;
         empty(directory.as_fd()).at(show(&path))?;
     }
     unlinkat(CWD, &path, AtFlags::REMOVEDIR).at(show(&path))
@@ -42,7 +38,7 @@ pub fn remove(request: &RemoveRequest) -> Result<()> {
 
 /// Removes everything below `root`, with a stack of open directories instead of recursion.
 fn empty(root: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    let top = openat(root, ".", DIRECTORY, Mode::empty())?;
+    let top = beneath::open_directory(root, Path::new(""))?;
     let mut stack: Vec<(OsString, OwnedFd)> = vec![(OsString::new(), top)];
     while let Some((_, directory)) = stack.last() {
         match clear(directory.as_fd())? {
@@ -63,7 +59,7 @@ fn empty(root: BorrowedFd<'_>) -> rustix::io::Result<()> {
                 renameat(directory, Path::new(&child), root, &moved)?;
             }
             Some(child) => {
-                let opened = openat(directory, Path::new(&child), DIRECTORY, Mode::empty())?;
+                let opened = beneath::open_directory(directory.as_fd(), Path::new(&child))?;
                 stack.push((child, opened));
             }
         }
@@ -74,7 +70,7 @@ fn empty(root: BorrowedFd<'_>) -> rustix::io::Result<()> {
 /// Removes the entries of one directory up to the first subdirectory that is not empty, and names that one.
 fn clear(directory: BorrowedFd<'_>) -> rustix::io::Result<Option<OsString>> {
     for _ in 0..1000 {
-        let listing = openat(directory, ".", DIRECTORY, Mode::empty())?;
+        let listing = beneath::open_directory(directory, Path::new(""))?;
         let mut seen = false;
         for entry in Dir::read_from(&listing)? {
             let entry = entry?;

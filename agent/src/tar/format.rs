@@ -135,7 +135,7 @@ pub struct Reader<R> {
 
 impl<R: Read> Reader<R> {
     /// None at the end of the archive.
-    pub fn next(&mut self) -> Result<Option<Header>> {
+    pub fn next_entry(&mut self) -> Result<Option<Header>> {
         let mut long_path: Option<Vec<u8>> = None;
         let mut long_link: Option<Vec<u8>> = None;
         let mut pax: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
@@ -357,7 +357,7 @@ mod tests {
     }
 
     fn back(bytes: &[u8]) -> Result<Option<Header>> {
-        Reader { source: bytes }.next()
+        Reader { source: bytes }.next_entry()
     }
 
     #[test]

@@ -95,7 +95,7 @@ pub fn unpack(header: &TarInHeader, source: impl Read, users: &Users) -> Result<
     );
     let mut reader = Reader { source };
     let mut done = TarInReply::default();
-    while let Some(entry) = reader.next()? {
+    while let Some(entry) = reader.next_entry()? {
         done.entries += 1;
         done.bytes = done.bytes.saturating_add(entry.size);
         if done.entries > max_entries {
