@@ -422,7 +422,8 @@ class AgentServicer:
 
     def Shutdown(self, request, context):
         """SIGHUP to every process (shells save their history), SIGTERM, then SIGKILL after grace_ms; sync; then the
-        agent exits if it is PID 1 and `exit`.
+        agent exits if `exit`, and as PID 1 powers a virtual machine off. An agent that is not PID 1 ends only what it
+        started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

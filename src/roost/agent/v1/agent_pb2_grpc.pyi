@@ -118,7 +118,8 @@ class AgentStub:
     """New machine-id, hostname, SSH host keys (where there are any), agent token. Takes effect at once."""
     Shutdown: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ShutdownRequest, _agent_pb2.Empty]
     """SIGHUP to every process (shells save their history), SIGTERM, then SIGKILL after grace_ms; sync; then the
-    agent exits if it is PID 1 and `exit`.
+    agent exits if `exit`, and as PID 1 powers a virtual machine off. An agent that is not PID 1 ends only what it
+    started.
     """
 
 @_typing.type_check_only
@@ -189,7 +190,8 @@ class AgentAsyncStub(AgentStub):
     """New machine-id, hostname, SSH host keys (where there are any), agent token. Takes effect at once."""
     Shutdown: _aio.UnaryUnaryMultiCallable[_agent_pb2.ShutdownRequest, _agent_pb2.Empty]  # type: ignore[assignment]
     """SIGHUP to every process (shells save their history), SIGTERM, then SIGKILL after grace_ms; sync; then the
-    agent exits if it is PID 1 and `exit`.
+    agent exits if `exit`, and as PID 1 powers a virtual machine off. An agent that is not PID 1 ends only what it
+    started.
     """
 
 class AgentServicer(metaclass=_abc_1.ABCMeta):
@@ -455,7 +457,8 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.Empty, _abc.Awaitable[_agent_pb2.Empty]]:
         """SIGHUP to every process (shells save their history), SIGTERM, then SIGKILL after grace_ms; sync; then the
-        agent exits if it is PID 1 and `exit`.
+        agent exits if `exit`, and as PID 1 powers a virtual machine off. An agent that is not PID 1 ends only what it
+        started.
         """
 
 def add_AgentServicer_to_server(servicer: AgentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
