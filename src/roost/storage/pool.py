@@ -139,8 +139,7 @@ class Pool:
 
     def purge(self) -> None:
         if self.kind == "xfs-loop" or self._file.exists():
-            with contextlib.suppress(TimeoutError):  # whoever holds it holds what is deleted
-                mounts.unmount_image(self._file, self.root)
+            mounts.unmount_image(self._file, self.root)
             self._file.unlink(missing_ok=True)
         if self.root.exists():
             shutil.rmtree(self.root)

@@ -7,6 +7,7 @@ starts in a second. The "internet" is a namespace with public addresses that onl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
@@ -26,7 +27,7 @@ from roost.drivers import create
 from roost.drivers.container import ContainerDriver
 from roost.drivers.interface import Handle, NetworkSlot, Root, Size, StartSpec
 from roost.drivers.tree import AgentBinary, default_agent
-from roost.host import mounts, netns
+from roost.host import netns
 from roost.network import SlotNetwork
 from roost.settings import Settings
 from roost.storage import Image, PoolStorage
@@ -161,8 +162,10 @@ def place() -> Iterator[Settings]:
     try:
         yield settings
     finally:
-        for target in reversed(mounts.below(base)):
-            mounts.unmount(target)
+        create("runc", settings).cgroups.remove_parent()  # type: ignore[attr-defined]
+        # Whoever cloned the host's mount table meanwhile holds the pool on; that is not ours to end.
+        with contextlib.suppress(TimeoutError):
+            asyncio.run(PoolStorage(settings).purge())
         shutil.rmtree(base, ignore_errors=True)
 
 
