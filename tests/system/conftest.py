@@ -156,7 +156,8 @@ def leftovers(daemon: Daemon) -> dict[str, list[str]]:
     mounts = [
         line.split()[1]
         for line in Path("/proc/mounts").read_text().splitlines()
-        if f"{daemon.run_dir}/machines/" in line.split()[1] or f"{daemon.data_dir}/pool/" in line.split()[1]
+        if f"{daemon.run_dir}/machines/" in line.split()[1]
+        or f"{daemon.data_dir}/pool/" in line.split()[1]
     ]
     loops = [
         line

@@ -95,6 +95,9 @@ class ContainerDriver(Driver):
         """In the launching thread, in the machine's network namespace and a mount namespace that only
         the runtime will see."""
 
+    def environment(self) -> Mapping[str, str]:
+        return tree.CA_ENVIRONMENT if self.settings.host_ca else {}
+
     # --- names -----------------------------------------------------------------------------------
 
     def _directory(self, machine_id: str) -> Path:
@@ -204,7 +207,7 @@ class ContainerDriver(Driver):
             spec,
             limits=self._limits(spec.size),
             cgroup=self.cgroups.path_for_runtime(self._group(spec.machine_id)),
-            environment=tree.CA_ENVIRONMENT if self.settings.host_ca else {},
+            environment=self.environment(),
             seccomp=self._seccomp(),
             network_namespace=str(spec.slot.netns) if spec.slot else None,
         )

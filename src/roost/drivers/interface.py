@@ -184,6 +184,10 @@ class Driver(ABC):
     def capabilities(self) -> Capabilities:
         """Valid after ``probe`` said available."""
 
+    def environment(self) -> Mapping[str, str]:
+        """What every program in its machines is told, below the template's and the machine's own env."""
+        return {}
+
     # --- life -----------------------------------------------------------------------------------
 
     @abstractmethod

@@ -380,7 +380,9 @@ class Engine:
         assert handle is not None
         token = self.identity.agent_token(machine.id, machine.generation)
         agent = self.parts.agents.get(machine.id, handle.agent_target, token)
-        self.roster.add(Running(machine, agent, config, handle), self.rungs.driver(machine.driver))
+        driver = self.rungs.driver(machine.driver)
+        config = {**config, "env": {**driver.environment(), **(config.get("env") or {})}}
+        self.roster.add(Running(machine, agent, config, handle), driver)
 
     def _ended(self, machine: Machine, how: Exit) -> None:
         self.parts.agents.drop(machine.id)
