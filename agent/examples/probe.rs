@@ -23,6 +23,27 @@ fn summary(what: &str, mut times: Vec<Duration>) {
     );
 }
 
+/// Processor seconds of the agent whose pid is in PROBE_PID, to tell its cost on a busy host.
+fn cpu() -> f64 {
+    let Ok(pid) = std::env::var("PROBE_PID") else {
+        return 0.0;
+    };
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = stat
+        .rsplit(") ")
+        .next()
+        .unwrap_or_default()
+        .split(' ')
+        .collect();
+    let ticks = |index: usize| {
+        fields
+            .get(index)
+            .and_then(|tick| tick.parse().ok())
+            .unwrap_or(0.0)
+    };
+    (ticks(11) + ticks(12)) / 100.0
+}
+
 fn bearer<T>(message: T) -> Request<T> {
     let token = std::env::var("ROOST_AGENT_TOKEN").expect("ROOST_AGENT_TOKEN");
     let mut request = Request::new(message);
@@ -130,13 +151,17 @@ async fn main() {
             header: None,
             data: data.clone(),
         }));
-        let began = Instant::now();
+        let (began, used) = (Instant::now(), cpu());
         client
             .write_file(bearer(tokio_stream::iter(chunks)))
             .await
             .expect("write");
         let rate = 104.8576 / began.elapsed().as_secs_f64();
-        print!("WriteFile 100 MiB {rate:6.0} MB/s   ");
+        print!(
+            "WriteFile 100 MiB {rate:6.0} MB/s (cpu {:.2} s)   ",
+            cpu() - used
+        );
+        let used = cpu();
         let began = Instant::now();
         let request = ReadFileRequest {
             path: path.clone(),
@@ -151,10 +176,8 @@ async fn main() {
         while let Some(chunk) = chunks.message().await.expect("chunk") {
             total += chunk.data.len();
         }
-        println!(
-            "ReadFile {:6.0} MB/s",
-            total as f64 / 1e6 / began.elapsed().as_secs_f64()
-        );
+        let rate = total as f64 / 1e6 / began.elapsed().as_secs_f64();
+        println!("ReadFile {rate:6.0} MB/s (cpu {:.2} s)", cpu() - used);
     }
     client
         .remove(bearer(RemoveRequest {
@@ -169,10 +192,8 @@ async fn main() {
         shell: "yes | head -c 4000000000".into(),
         ..Default::default()
     };
-    let began = Instant::now();
+    let (began, used) = (Instant::now(), cpu());
     client.run(bearer(request)).await.expect("run");
-    println!(
-        "4 GB of output {:6.0} MB/s",
-        4000.0 / began.elapsed().as_secs_f64()
-    );
+    let rate = 4000.0 / began.elapsed().as_secs_f64();
+    println!("4 GB of output {rate:6.0} MB/s (cpu {:.2} s)", cpu() - used);
 }

@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::errors::{Code, Context, Result, fail};
 use crate::limits;
+use crate::memory;
 use crate::output::{Output, Reader};
 use crate::pb;
 use crate::pool::{Pool, Supervisor};
@@ -515,6 +516,7 @@ impl Follow {
             }
         }
         self.pool.give_back(supervisor);
+        memory::used();
     }
 
     fn mark(&self, ending: Ending) {

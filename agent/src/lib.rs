@@ -31,6 +31,7 @@ pub mod launch;
 pub mod limits;
 pub mod listen;
 pub mod machine;
+pub mod memory;
 pub mod output;
 pub mod pool;
 pub mod proctree;

@@ -13,6 +13,7 @@ use crate::exec::{self, Executions, Record, unix_ms};
 use crate::files::{self, blocking, write::Part};
 use crate::limits;
 use crate::machine::Machine;
+use crate::memory;
 use crate::pb::{self, agent_server::Agent};
 use crate::program::Programs;
 use crate::terminal::Terminals;
@@ -97,11 +98,13 @@ impl Service {
             let _ = sender.send(Part::End).await;
         };
         let mut worked = std::pin::pin!(self.work(move |users| work(parts, users)));
-        tokio::select! {
+        let reply = tokio::select! {
             reply = &mut worked => reply,
             // Waited for also when the upload broke: what was begun is cleared away first.
             () = feed => worked.await,
-        }
+        };
+        memory::used();
+        reply
     }
 
     /// Blocking work that answers with a stream; its error is the stream's end.
@@ -116,6 +119,7 @@ impl Service {
             if let Err(status) = blocking(move || work(&programs.users(), &sender)).await {
                 let _ = errors.send(Err(status)).await;
             }
+            memory::used();
         });
         stream(receiver)
     }

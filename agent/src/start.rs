@@ -20,7 +20,7 @@ use crate::program::Programs;
 use crate::service::Service;
 use crate::terminal::Terminals;
 use crate::whole::Whole;
-use crate::{limits, zygote};
+use crate::{limits, memory, zygote};
 
 const USAGE: &str = "usage: roost-agent --listen ADDRESS... [--token-file PATH] [--workdir DIR]
 
@@ -109,6 +109,7 @@ fn run(arguments: Arguments) -> Result<(), String> {
         .map_err(text("cannot start"))?;
     runtime.block_on(async {
         tokio::spawn(machine::reap_orphans());
+        tokio::spawn(memory::give_back());
         let pool = Pool::new(zygote, zygote_pid).map_err(text("cannot start"))?;
         let (incoming, own_ports) = listen::listen(&arguments.listen, &token)
             .await

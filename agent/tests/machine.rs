@@ -157,18 +157,20 @@ async fn closing_a_terminal_ends_everything_in_it() {
     .await
     .expect("send");
     until(&mut screen, "pid=").await;
-    tokio::time::sleep(Duration::from_millis(1000)).await;
-    let below = roost_agent::proctree::descendants(agent.pid(), &Default::default());
-    let shells: Vec<i32> = below
-        .iter()
-        .filter(|process| {
-            let name =
-                std::fs::read_to_string(format!("/proc/{}/comm", process.pid)).unwrap_or_default();
+    let mut shells = Vec::new();
+    // The shell, the one in the background, and their two sleeps.
+    eventually("all have started", || {
+        let below =
+            roost_agent::proctree::descendants(agent.process.id() as i32, &Default::default());
+        let pids = below.iter().map(|process| process.pid);
+        let ours = |pid: &i32| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
             !name.starts_with("roost")
-        })
-        .map(|process| process.pid)
-        .collect();
-    assert!(shells.len() >= 3, "{shells:?}");
+        };
+        shells = pids.filter(ours).collect();
+        shells.len() >= 4
+    })
+    .await;
     agent
         .client
         .close_terminal(TerminalRef {
