@@ -218,6 +218,8 @@ class Executions:
                         yield event
                 return
             except RoostError as failure:
+                if failure.code not in ("EXECUTION_NOT_FOUND", "AGENT_LOST"):
+                    raise
                 # It ended, or its machine did, while we looked: the row tells what there is.
                 row = await self._settled(row, 5.0)
                 if row.status in LIVE:

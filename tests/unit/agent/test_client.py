@@ -87,6 +87,8 @@ async def test_codes_of_the_agent(client: AgentClient) -> None:
 async def test_attached_from_the_middle(client: AgentClient) -> None:
     request = started(shell="printf 0123456789; sleep 0.1; printf abc")
     await client.start(request)
+    while (await client.get_execution(request.execution_id)).stdout_bytes < 10:
+        await asyncio.sleep(0.005)
     text = b""
     async for frame in client.attach(request.execution_id, stdout_offset=5):
         text += frame.data
