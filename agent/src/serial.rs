@@ -199,6 +199,8 @@ pub async fn serve(device: Device, token: Token, queue: Queue) {
             if let Some(mut partial) = nonce.take() {
                 let wanted = (16 - partial.len()).min(data.len());
                 partial.extend_from_slice(&data[..wanted]);
+                // A dialler can die here, and the next one's preamble begin where its nonce broke off.
+                let _ = scanner.scan(&data[..wanted]);
                 data = &data[wanted..];
                 let Ok(whole) = <[u8; 16]>::try_from(partial.as_slice()) else {
                     nonce = Some(partial);
