@@ -14,6 +14,7 @@ from typing import Protocol
 
 import structlog
 from starlette.types import Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
 from roost import ids
 from roost.errors import (
