@@ -168,6 +168,8 @@ class Gateway:
             await target.app(child, receive, out.send)
         except RoostError as failure:
             await out.fail(failure)
+        except WebSocketDisconnect:
+            pass  # the client went while it was spoken to
         except Exception as failure:
             if not out.over:  # else the app has said it, and logged it
                 await out.fail(respond.unexpected(failure, out.request_id))
