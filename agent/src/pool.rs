@@ -205,7 +205,13 @@ impl Supervisor {
         message.extend_from_slice(&wire::header(wire::LAUNCH, payload.len()));
         message.extend_from_slice(payload);
         send_all(&self.stream, &message, &fds).await?;
-        self.event().await
+        // Requests are answered in order: what comes before our answer answers one that was made while the
+        // supervisor's last program was ending, a hang-up sent to a closing terminal for one.
+        loop {
+            if let event @ (Event::Launched { .. } | Event::Failed { .. }) = self.event().await? {
+                return Ok(event);
+            }
+        }
     }
 
     /// The next event. Cancelling it loses nothing.

@@ -182,6 +182,27 @@ async fn closing_a_terminal_ends_everything_in_it() {
 }
 
 #[tokio::test]
+async fn a_supervisor_that_was_signalled_at_its_end_serves_the_next_program() {
+    let mut agent = Agent::start().await;
+    for round in 0..40 {
+        let terminal_id = format!("t{round}");
+        let open = OpenTerminalRequest {
+            terminal_id: terminal_id.clone(),
+            ..Default::default()
+        };
+        agent.client.open_terminal(open).await.expect("open");
+        let close = TerminalRef { terminal_id };
+        agent.client.close_terminal(close).await.expect("closed");
+        let request = StartRequest {
+            execution_id: format!("e{round}"),
+            argv: vec!["/bin/true".into()],
+            ..Default::default()
+        };
+        agent.client.run(request).await.expect("it runs");
+    }
+}
+
+#[tokio::test]
 async fn a_terminal_survives_a_flood_and_a_dead_viewer() {
     let mut agent = Agent::start().await;
     let open = OpenTerminalRequest {

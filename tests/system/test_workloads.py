@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+import pyte
 import pytest
 
-from roost import Machine, TimeoutExpired
+from roost import Machine, Terminal, TimeoutExpired
 
 from .conftest import Daemon
 
@@ -75,15 +76,35 @@ def test_a_background_server_outlives_its_exec(machine: Machine) -> None:
         time.sleep(0.2)
 
 
+class Screen:
+    """What a person would see: full-screen programs send only what differs."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self.terminal = terminal
+        self.screen = pyte.Screen(80, 24)
+        self.stream = pyte.Stream(self.screen)
+
+    def wait_for(self, text: str, timeout: float = 30) -> None:
+        deadline = time.monotonic() + timeout
+        while not any(text in line for line in self.screen.display):
+            assert time.monotonic() < deadline, "\n".join(self.screen.display)
+            self.stream.feed(self.terminal.read(timeout=1))
+
+
 def test_a_full_screen_program_in_a_terminal(machine: Machine) -> None:
     machine.files.write("/workspace/text", "first line\n")
     with machine.terminal(cols=80, rows=24) as t:
+        screen = Screen(t)
         t.send("nano /workspace/text\n")
-        t.read_until("first line", timeout=30)
+        screen.wait_for("first line")
         t.send("typed here ")
-        t.send("\x0f\r")  # write out, to the same name
-        t.read_until("Wrote", timeout=30)
+        screen.wait_for("typed here first line")
+        t.send("\x0f")  # write out,
+        screen.wait_for("File Name to Write: /workspace/text")
+        t.send("\r")  # to the same name
+        screen.wait_for("[ Wrote 1 line ]")
         t.send("\x18")
+        screen.wait_for(":~#")
         t.send("echo ba''ck; exit\n")
         t.read_until("back", timeout=30)
     assert machine.files.read("/workspace/text") == b"typed here first line\n"

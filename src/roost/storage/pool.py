@@ -57,7 +57,10 @@ class Pool:
             self.kind = "xfs-loop"
         for name in _DIRECTORIES:
             (self.root / name).mkdir(exist_ok=True, mode=0o700)
-        for left in self.tmp.iterdir():
+        hidden = (
+            p for name in _DIRECTORIES for p in (self.root / name).glob(".*")
+        )  # half-written JSON
+        for left in (*self.tmp.iterdir(), *hidden):
             _remove(left)
 
     def _make_file(self) -> None:
