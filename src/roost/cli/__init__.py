@@ -10,7 +10,8 @@ What machines say goes to a person's terminal only after ``_inert`` took its tee
 the exception, being a terminal itself.
 
 Exit codes: 0; 1 an error; 2 wrong usage; those of commands run by ``exec`` and ``shell``, 128 + n where
-signal n ended them, 124 where their time ran out.
+signal n ended them, 124 where their time ran out. ``exec`` keeps its own failures apart from the command's:
+125, 126 the command may not be run, 127 it was not found.
 """
 
 from __future__ import annotations

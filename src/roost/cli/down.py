@@ -40,7 +40,7 @@ def down(
     if json:
         print_json({"stopped": stopped, "purged": purge})
     elif purge:
-        say("Everything of Roost on this host is removed.")
+        say("Everything this daemon made on this host is removed.")
     elif stopped:
         say("The daemon is stopped. Its machines go on; `roost up` takes them up again.")
     else:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import signal
 import stat
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from roost.cli._connect import MachineArg, find, pairs
 from roost.cli._inert import Inert
-from roost.cli._out import Json, note, print_json, say, usage_error
+from roost.cli._out import Json, fail, note, print_json, say, usage_error
 from roost.errors import RoostError
 
 if TYPE_CHECKING:
-    from roost import ExecStream, Execution
+    from roost import ExecStream, Execution, Machine
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -30,7 +31,7 @@ TIMED_OUT = 124
 def exec_(
     machine: MachineArg,
     command: Annotated[
-        list[str] | None, typer.Argument(metavar="-- COMMAND [ARG]...", show_default=False)
+        list[str] | None, typer.Argument(metavar="-- COMMAND ARG", show_default=False)
     ] = None,
     shell: Annotated[
         str | None, typer.Option("--shell", "-c", metavar="SCRIPT", help="Run under /bin/sh -c.")
@@ -76,12 +77,36 @@ def exec_(
         "timeout": timeout,
         "stdin_stream": feed and not detach,
     }
-    m = find(machine)
+    with _exit_codes():
+        _exec(find(machine), what, options, detach=detach, feed=feed, raw=raw, json=json)
+
+
+def _exec(
+    m: Machine,
+    what: str | list[str],
+    options: dict[str, Any],
+    *,
+    detach: bool,
+    feed: bool,
+    raw: bool,
+    json: bool,
+) -> None:
     if detach:
         execution = m.start(what, **options)
         print_json(execution.to_json()) if json else say(execution.id)
         return
     raise typer.Exit(_follow(m.exec_stream(what, **options), feed, raw, json))
+
+
+@contextlib.contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Ours, told from the command's own: 127 it was not found, 126 it may not be run, 125 anything else."""
+    try:
+        yield
+    except RoostError as exc:
+        fail(exc)
+        own = {"COMMAND_NOT_FOUND": 127, "PERMISSION_DENIED": 126}
+        raise typer.Exit(own.get(exc.code, 125)) from exc
 
 
 def _follow(stream: ExecStream, feed: bool, raw: bool, json: bool) -> int:
@@ -101,6 +126,11 @@ def _follow(stream: ExecStream, feed: bool, raw: bool, json: bool) -> int:
             _show(stream, raw)
     except ExecTimeout:
         late = True
+    except (
+        BrokenPipeError
+    ):  # as with `| head`: what nobody reads any more must not go on being made
+        execution.kill()
+        raise
     finally:
         restore()
     code = TIMED_OUT if late else _code(stream)
@@ -168,7 +198,7 @@ def _has_stdin() -> bool:
 def _pump(execution: Execution) -> None:
     """stdin, until its end or the command's."""
     try:
-        while data := os.read(0, 1 << 16):
+        while data := os.read(0, 1 << 20):
             execution.write_stdin(data)
         execution.close_stdin()
     except (RoostError, OSError):

@@ -72,8 +72,30 @@ def test_json(roost: Roost, machine: Machine) -> None:
 
 def test_no_such_command(roost: Roost, machine: Machine) -> None:
     done = roost("exec", machine.key, "--", "no-such-command")
-    assert done.returncode == 1
+    assert done.returncode == 127
     assert b"COMMAND_NOT_FOUND" in done.stderr
+
+
+def test_a_reader_that_leaves_ends_the_command(
+    daemon: object, roost: Roost, machine: Machine
+) -> None:
+    line = [
+        sys.executable,
+        "-m",
+        "roost.cli",
+        "exec",
+        machine.key,
+        "--no-stdin",
+        "--",
+        "yes",
+        "head-test",
+    ]
+    with subprocess.Popen(line, stdout=subprocess.PIPE) as command:
+        assert command.stdout is not None
+        assert command.stdout.readline() == b"head-test\n"
+        command.stdout.close()
+        assert command.wait(30) == 141
+    assert machine.exec("pgrep -f 'yes head-[t]est'").exit_code == 1
 
 
 def test_detach(roost: Roost, machine: Machine) -> None:

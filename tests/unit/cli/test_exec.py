@@ -87,7 +87,7 @@ def test_an_error_of_the_daemon(
         f"{EXECUTIONS}/stream",
         lambda _: Answer(wire("COMMAND_NOT_FOUND", "No \x1b[31mnope."), 422),
     )
-    assert roost("exec", "user-42", "--no-stdin", "--", "nope") == 1
+    assert roost("exec", "user-42", "--no-stdin", "--", "nope") == 127
     seen = capsys.readouterr()
     assert seen.out == ""
     assert seen.err == "error: No ^[[31mnope. [COMMAND_NOT_FOUND]\n"
