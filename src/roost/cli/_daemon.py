@@ -124,7 +124,8 @@ def foreground() -> None:
 def _spawn() -> subprocess.Popen[bytes]:
     logs = data_dir() / "logs"
     try:
-        logs.mkdir(parents=True, exist_ok=True)
+        logs.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        logs.mkdir(exist_ok=True, mode=0o700)
         path = logs / "daemon.err"
         if path.exists() and path.stat().st_size > 1 << 20:
             path.unlink()

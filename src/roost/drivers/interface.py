@@ -82,7 +82,7 @@ class Size:
     vcpu: float
     memory_mib: int
     storage_gib: int
-    pids: int = 4096
+    pids: int = 1024  # a fork bomb above this takes the agent too long to end
 
 
 @dataclass(frozen=True, slots=True)

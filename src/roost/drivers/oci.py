@@ -21,19 +21,37 @@ _CAPABILITIES = (
 )
 CAPABILITIES = [f"CAP_{name}" for name in _CAPABILITIES.split()]
 
+# What tells of the host, or of other machines: their disks' names and traffic, whose memory lies where.
 _MASKED = [
     "/proc/acpi",
     "/proc/asound",
+    "/proc/config.gz",
+    "/proc/diskstats",
     "/proc/interrupts",
     "/proc/kcore",
+    "/proc/key-users",
     "/proc/keys",
+    "/proc/kpagecgroup",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
     "/proc/latency_stats",
+    "/proc/pagetypeinfo",
+    "/proc/partitions",
     "/proc/sched_debug",
     "/proc/scsi",
+    "/proc/slabinfo",
     "/proc/timer_list",
     "/proc/timer_stats",
+    "/proc/vmallocinfo",
+    "/sys/block",
+    "/sys/class/block",
+    "/sys/dev/block",
+    "/sys/devices/virtual/block",
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
+    "/sys/fs/ext4",
+    "/sys/fs/xfs",
+    "/sys/kernel/vmcoreinfo",
 ]
 _READONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
@@ -119,6 +137,7 @@ def spec(
                 {"type": "ipc"},
                 {"type": "uts"},
                 {"type": "mount"},
+                {"type": "cgroup"},
                 network,
             ],
             "cgroupsPath": cgroup,

@@ -86,6 +86,18 @@ async def test_a_machine_starts_runs_and_leaves_nothing(
     assert _footprint(world) == before
 
 
+async def test_nothing_tells_of_the_host_or_of_other_machines(
+    world: World, driver: ContainerDriver
+) -> None:
+    machine = await world.start(driver)
+    _, text = await machine.run(
+        "cat /sys/block/loop*/loop/backing_file /sys/devices/virtual/block/*/loop/backing_file "
+        "/proc/diskstats /proc/partitions /proc/kpagecount /proc/kpagecgroup /proc/slabinfo 2>/dev/null | head -c 100;"
+        "grep -c roost /proc/self/cgroup"
+    )
+    assert text == "0\n"
+
+
 async def test_the_disk_outlives_the_machine(world: World, driver: ContainerDriver) -> None:
     machine = await world.start(driver)
     await machine.run("echo kept >/root/f")
