@@ -130,7 +130,8 @@ def _follow(stream: ExecStream, feed: bool, raw: bool, json: bool) -> int:
         BrokenPipeError
     ):  # as with `| head`: what nobody reads any more must not go on being made
         execution.kill()
-        raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise typer.Exit(128 + signal.SIGPIPE) from None
     finally:
         restore()
     code = TIMED_OUT if late else _code(stream)

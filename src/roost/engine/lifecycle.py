@@ -184,7 +184,7 @@ def step(state: State, event: Event) -> tuple[State, tuple[Command, ...]]:
             return _to(state, Phase.SLEEPING), ()
         case WakeAsked() if phase is Phase.RUNNING:
             return state, ()
-        case WakeAsked() if phase is Phase.SLEEPING or (phase is Phase.FAILED and state.retryable):
+        case WakeAsked() if phase is Phase.SLEEPING or _restartable(state):
             return _to(state, Phase.WAKING, Desired.RUNNING), (Command.RUN_WAKE,)
         case WakeUndone(reason) if phase is Phase.WAKING:
             return _to(state, Phase.SLEEPING, Desired.SLEEPING, reason), ()
@@ -207,6 +207,13 @@ def step(state: State, event: Event) -> tuple[State, tuple[Command, ...]]:
             return _to(state, Phase.DESTROYED), ()
         case _:
             raise illegal(state, event)
+
+
+def _restartable(state: State) -> bool:
+    """Failed, but not on its way out: a destroy is never taken back."""
+    return (
+        state.phase is Phase.FAILED and state.retryable and state.desired is not Desired.DESTROYED
+    )
 
 
 def illegal(state: State, event: Event) -> ConflictError:
@@ -237,7 +244,7 @@ def _possible(state: State) -> str:
             return "Create another."
         case Phase.DESTROYING:
             return "Wait until it is destroyed, then create another."
-        case Phase.FAILED if state.retryable:
+        case Phase.FAILED if _restartable(state):
             return "Wake it to start it again from its disk, or delete it."
         case Phase.FAILED:
             return "Delete it."
