@@ -129,7 +129,9 @@ def _follow(stream: ExecStream, feed: bool, raw: bool, json: bool) -> int:
     except (
         BrokenPipeError
     ):  # as with `| head`: what nobody reads any more must not go on being made
-        execution.kill()
+        stream.close()
+        with contextlib.suppress(RoostError):  # it is dying, if slowly
+            execution.kill()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         raise typer.Exit(128 + signal.SIGPIPE) from None
     finally:
