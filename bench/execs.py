@@ -16,8 +16,9 @@ def run(report: Report, n: int) -> None:
         with Machine.create(driver=driver) as m:
             raw_exec = exec_true(driver, m.id)
             ours, raw = paired(
-                max(n, 50),
+                max(n, 60),
                 lambda m=m: ms(lambda: m.exec(["/bin/true"])),  # type: ignore[misc]
                 lambda c=raw_exec: ms(lambda: subprocess.run(c, check=True)),  # type: ignore[misc]
+                block=20,
             )
         report.add(f"exec true, {driver}", "ms", ours, raw, bound=bound)

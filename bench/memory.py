@@ -7,7 +7,7 @@ from pathlib import Path
 from bench.report import Report
 from roost import Client, Machine
 
-BIG = "head -c 4000000000 /dev/zero"
+BIG = "yes a line of ordinary output | head -c 4000000000"
 
 
 def rss_mb(pid: int) -> float:

@@ -82,9 +82,13 @@ def ms(fn: Callable[[], object]) -> float:
 
 
 def paired(
-    n: int, ours: Callable[[], float], raw: Callable[[], float]
+    n: int, ours: Callable[[], float], raw: Callable[[], float], *, block: int = 1
 ) -> tuple[list[float], list[float]]:
-    """``n`` samples of each, in turns, so that a noisy minute hits both."""
+    """``n`` samples of each, ``block`` back to back in turns, so that a noisy minute hits both."""
     ours(), raw()  # warm
-    pairs = [(ours(), raw()) for _ in range(n)]
-    return [a for a, _ in pairs], [b for _, b in pairs]
+    mine: list[float] = []
+    theirs: list[float] = []
+    while len(mine) < n:
+        mine += [ours() for _ in range(block)]
+        theirs += [raw() for _ in range(block)]
+    return mine, theirs
