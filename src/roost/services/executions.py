@@ -87,6 +87,8 @@ class Ended:
 
 Event = Output | Dropped | Ended
 
+_STARTED_RING = 8 << 20  # the agent's limit
+
 
 class Executions:
     """Every call takes the caller's tenant first; what is not theirs answers as missing."""
@@ -147,6 +149,7 @@ class Executions:
         _check(spec)
         live = await self._machines.awake(tenant, machine_id)
         row, request = self._prepare(live, spec)
+        request.ring_bytes = _STARTED_RING  # room for what comes before a reader attaches
         return await asyncio.shield(self._spawn(self._start(live, row, request)))
 
     async def get(self, tenant: str, machine_id: str, execution_id: str) -> ExecutionRow:
