@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from roost.errors import UnsupportedError
+
 _APT = Path("/etc/apt")
-_DEFAULT = "http://deb.debian.org/debian"
-_DEFAULT_SECURITY = "http://security.debian.org/debian-security"
 # What a mirror may need beyond its address; copied from the host's apt.
 COPIED_OPTIONS = (
     "Acquire::Check-Valid-Until",
@@ -69,9 +69,14 @@ def lines(suite: str, components: Iterable[str], host: Iterable[Source]) -> list
     has them."""
     by_suite = {s.suite: s.uri for s in reversed(list(host)) if s.uri.startswith("http")}
     parts = " ".join(components)
-    main = by_suite.get(suite, _DEFAULT)
+    main = by_suite.get(suite)
+    if main is None:
+        raise UnsupportedError(
+            f"This host's apt knows no mirror of {suite}; add one to /etc/apt and build again.",
+            code="HOST_UNSUPPORTED",
+        )
     security = f"{suite}-security"
-    fallback = _DEFAULT_SECURITY if main == _DEFAULT else f"{main}-security"
+    fallback = f"{main}-security"
     return [
         f"deb {main} {suite} {parts}",
         f"deb {by_suite.get(f'{suite}-updates', main)} {suite}-updates {parts}",

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from roost.errors import RoostError
 from roost.templates import sources
 
 
@@ -25,11 +28,10 @@ def test_the_hosts_mirrors_are_found(tmp_path: Path) -> None:
     ]
 
 
-def test_a_host_of_another_distribution_gives_debians_own(tmp_path: Path) -> None:
-    (tmp_path / "sources.list").write_text("deb http://u.example/ubuntu noble main\n")
-    first, _, last = sources.lines("bookworm", ["main"], sources.host_sources(tmp_path))
-    assert "ubuntu" not in first
-    assert last.endswith("debian-security bookworm-security main")
+def test_a_host_without_a_mirror_of_the_suite_is_told() -> None:
+    with pytest.raises(RoostError, match="knows no mirror of bookworm") as caught:
+        sources.lines("bookworm", ["main"], [])
+    assert caught.value.code == "HOST_UNSUPPORTED"
 
 
 def test_only_what_a_mirror_needs_is_copied() -> None:
