@@ -20,7 +20,6 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import cast
 
 import sqlalchemy as sa
 import structlog
@@ -47,7 +46,7 @@ from roost.services.files import Files
 from roost.services.host import Host
 from roost.services.keys import Keys
 from roost.services.machines import Machines
-from roost.services.templates import Recipes, Templates
+from roost.services.templates import Templates
 from roost.services.terminals import Terminals
 from roost.settings import Settings
 from roost.storage import PoolStorage
@@ -185,7 +184,7 @@ async def compose(
     engine = Engine(
         store, settings, clock, drivers=drivers, network=network, storage=storage, agents=agents
     )
-    templates = Templates(store, storage, clock, cast("Recipes", Library(storage)))
+    templates = Templates(store, storage, clock, Library(storage))
     keys = Keys(store, clock, settings.data_dir)
     stack.push_async_callback(keys.flush)
     machines = Machines(engine, templates)
