@@ -81,7 +81,7 @@ class RawRuntime:
         machine_id = ids.new()
         disk = self.loop.run_until_complete(self.storage.clone(self.image, machine_id, 10))
         spec = StartSpec(
-            machine_id, "bench", Size(1, 1024, 10), Root(image=disk), self.slot, "0" * 64
+            machine_id, "bench", Size(1, 1024, 10), Root(image=disk), self.slot, "0" * 64, "0" * 32
         )
         took: list[float] = []
         self.driver._launch = lambda *args: self._timed(took, *args)  # type: ignore[method-assign]

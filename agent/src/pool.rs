@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use prost::Message;
 use tokio::io::Interest;
@@ -19,14 +20,23 @@ use crate::zygote;
 /// Idle supervisors kept for the next executions; more than these are let go.
 const KEEP_IDLE: usize = 4;
 const READY: usize = 1;
+/// Until one is made for the next execution: the one just started has the processor to itself, and if it is
+/// short its own supervisor is back by then.
+const REFILL_AFTER: Duration = Duration::from_millis(100);
 
 pub struct Pool {
-    zygote: tokio::sync::Mutex<UnixStream>,
+    zygote: tokio::sync::Mutex<Zygote>,
     zygote_pid: AtomicI32,
     idle: Mutex<Vec<Supervisor>>,
     /// Every supervisor's pid, which a shutdown must spare until its end.
     pids: Arc<Mutex<HashSet<i32>>>,
     refilling: AtomicBool,
+}
+
+struct Zygote {
+    stream: UnixStream,
+    /// A supervisor was asked for and has not been received.
+    asked: bool,
 }
 
 pub struct Supervisor {
@@ -45,15 +55,14 @@ impl Drop for Supervisor {
 
 impl Pool {
     pub fn new(zygote: StdStream, zygote_pid: i32) -> io::Result<Arc<Pool>> {
-        zygote.set_nonblocking(true)?;
         let pool = Arc::new(Pool {
-            zygote: tokio::sync::Mutex::new(UnixStream::from_std(zygote)?),
+            zygote: tokio::sync::Mutex::new(Zygote::new(zygote)?),
             zygote_pid: zygote_pid.into(),
             idle: Mutex::default(),
             pids: Arc::default(),
             refilling: false.into(),
         });
-        pool.refill();
+        pool.refill(Duration::ZERO);
         Ok(pool)
     }
 
@@ -81,7 +90,7 @@ impl Pool {
                     return Err(fail(Code::Internal, format!("supervisor lost: {error}")));
                 }
             };
-            self.refill();
+            self.refill(REFILL_AFTER);
             return match event {
                 Event::Launched { pid } => Ok((supervisor, pid)),
                 Event::Failed { step, errno } => {
@@ -118,43 +127,70 @@ impl Pool {
         Ok((made, false))
     }
 
-    fn refill(self: &Arc<Self>) {
-        if lock(&self.idle).len() >= READY || self.refilling.swap(true, Ordering::Relaxed) {
+    fn refill(self: &Arc<Self>, after: Duration) {
+        if !self.short() || self.refilling.swap(true, Ordering::Relaxed) {
             return;
         }
         let pool = self.clone();
         tokio::spawn(async move {
-            if let Ok(supervisor) = pool.make().await {
+            tokio::time::sleep(after).await;
+            if pool.short()
+                && let Ok(supervisor) = pool.make().await
+            {
                 pool.give_back(supervisor);
             }
             pool.refilling.store(false, Ordering::Relaxed);
         });
     }
 
+    fn short(&self) -> bool {
+        lock(&self.idle).len() < READY
+    }
+
     async fn make(&self) -> io::Result<Supervisor> {
         let mut zygote = self.zygote.lock().await;
-        let first = self.ask(&zygote).await;
-        match first {
+        let (socket, pid) = match zygote.supervisor().await {
             Err(error) if error.raw_os_error().is_none() || broken(&error) => {
                 let (fresh, pid) = zygote::respawn()?;
                 self.zygote_pid.store(pid, Ordering::Relaxed);
-                fresh.set_nonblocking(true)?;
-                *zygote = UnixStream::from_std(fresh)?;
-                self.ask(&zygote).await
+                *zygote = Zygote::new(fresh)?;
+                zygote.supervisor().await
             }
             other => other,
-        }
+        }?;
+        lock(&self.pids).insert(pid);
+        Ok(Supervisor {
+            stream: socket,
+            pid,
+            pids: self.pids.clone(),
+            partial: [0; wire::EVENT],
+            filled: 0,
+        })
+    }
+}
+
+impl Zygote {
+    fn new(stream: StdStream) -> io::Result<Zygote> {
+        stream.set_nonblocking(true)?;
+        Ok(Zygote {
+            stream: UnixStream::from_std(stream)?,
+            asked: true,
+        })
     }
 
-    async fn ask(&self, zygote: &UnixStream) -> io::Result<Supervisor> {
-        send_all(zygote, &[1], &[]).await?;
+    async fn supervisor(&mut self) -> io::Result<(UnixStream, i32)> {
+        let stream = &self.stream;
+        if !self.asked {
+            send_all(stream, &[1], &[]).await?;
+            self.asked = true;
+        }
         let mut record = [0; wire::EVENT];
         let mut filled = 0;
         let mut rights: Vec<OwnedFd> = Vec::new();
         while filled < record.len() {
-            let got = zygote
+            let got = stream
                 .async_io(Interest::READABLE, || {
-                    wire::receive(zygote.as_fd(), &mut record[filled..], &mut rights)
+                    wire::receive(stream.as_fd(), &mut record[filled..], &mut rights)
                 })
                 .await?;
             if got == 0 {
@@ -162,18 +198,12 @@ impl Pool {
             }
             filled += got;
         }
+        self.asked = false;
         match (Event::decode(&record)?, rights.pop()) {
             (Event::Supervisor { pid }, Some(socket)) => {
                 let socket = StdStream::from(socket);
                 socket.set_nonblocking(true)?;
-                lock(&self.pids).insert(pid);
-                Ok(Supervisor {
-                    stream: UnixStream::from_std(socket)?,
-                    pid,
-                    pids: self.pids.clone(),
-                    partial: [0; wire::EVENT],
-                    filled: 0,
-                })
+                Ok((UnixStream::from_std(socket)?, pid))
             }
             (Event::Failed { errno, .. }, _) => Err(io::Error::from_raw_os_error(errno)),
             _ => Err(io::ErrorKind::InvalidData.into()),

@@ -150,7 +150,7 @@ fn settle_process(pid1: bool) {
     unsafe {
         // Whatever the starter left open is not for the programs of this machine.
         if libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) != 0 {
-            for descriptor in 3..1024 {
+            for descriptor in open_descriptors() {
                 libc::close(descriptor);
             }
         }
@@ -180,9 +180,17 @@ fn settle_process(pid1: bool) {
         limit.rlim_cur = limit.rlim_max.min(65_536);
         libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
     }
-    if pid1 {
-        // gVisor lays an empty /tmp over one that has nothing in it.
-        let _ = std::fs::write("/tmp/.roost-keep", "");
+}
+
+/// Above the standard three, as /proc has them (gVisor knows no close_range); the listing's own is among them,
+/// closed by then. Without /proc, all that a process usually may have.
+fn open_descriptors() -> Vec<i32> {
+    match std::fs::read_dir("/proc/self/fd") {
+        Ok(entries) => entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|descriptor| *descriptor > 2)
+            .collect(),
+        Err(_) => (3..1024).collect(),
     }
 }
 

@@ -2,10 +2,11 @@
 //!
 //! The agent cannot fork cheaply or safely once it has a runtime; this small process can. One byte asks for
 //! a supervisor; the answer is its pid and the agent's end of its socket. Supervisors are used again, so a
-//! machine that runs one command after another forks none at all.
+//! machine that runs one command after another forks none at all. A new zygote finds the first byte already
+//! there: it works while the agent is still coming up.
 
 use std::collections::HashSet;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::ptr;
@@ -13,11 +14,13 @@ use std::ptr;
 use crate::supervisor;
 use crate::{proctree, wire};
 
-/// Forks the zygote. The returned socket is the agent's end. `forget` clears secrets in the copy.
+/// Forks the zygote. The returned socket is the agent's end, on which one supervisor has been asked for.
+/// `forget` clears secrets in the copy.
 ///
 /// Must be called while the process has one thread.
 pub fn fork(forget: impl FnOnce()) -> io::Result<(UnixStream, i32)> {
-    let (ours, theirs) = UnixStream::pair()?;
+    let (mut ours, theirs) = UnixStream::pair()?;
+    ours.write_all(&[1])?;
     // SAFETY: one thread, so the child may do anything.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
@@ -32,7 +35,8 @@ pub fn fork(forget: impl FnOnce()) -> io::Result<(UnixStream, i32)> {
 
 /// As `fork` for an agent that has threads, after its zygote was killed: executes this program again.
 pub fn respawn() -> io::Result<(UnixStream, i32)> {
-    let (ours, theirs) = UnixStream::pair()?;
+    let (mut ours, theirs) = UnixStream::pair()?;
+    ours.write_all(&[1])?;
     let child = std::process::Command::new("/proc/self/exe")
         .arg("--zygote")
         .env_clear()

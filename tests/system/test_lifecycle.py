@@ -47,6 +47,18 @@ def test_sleep_keeps_the_disk_and_a_call_wakes(daemon: Daemon, driver: str) -> N
         assert m.refresh().phase == "running"
 
 
+def test_each_machine_has_an_identity_of_its_own_and_keeps_it(daemon: Daemon, driver: str) -> None:
+    def identity(m: Machine) -> list[str]:
+        return m.exec("cat /etc/machine-id; hostname; stat -c %a /etc/machine-id").stdout.split()
+
+    with Machine.create(driver=driver) as one, Machine.create(driver=driver) as other:
+        first, second = identity(one), identity(other)
+        assert len(first[0]) == 32 and int(first[0], 16) and first[2] == "444"
+        assert first[0] != second[0] and first[1] != second[1]
+        one.sleep()
+        assert identity(one) == first
+
+
 def test_a_killed_machine_fails_with_a_reason_and_comes_back(daemon: Daemon, driver: str) -> None:
     with Machine.create(driver=driver) as m:
         m.files.write("/workspace/f", "on disk", sync=True)

@@ -158,7 +158,7 @@ class ContainerDriver(Driver):
             )
             with mounting.attached(spec.root.image) as disk:
                 apart.enter()
-                self._prepare_disk(spec, disk, directory / "rootfs")
+                identified = self._prepare_disk(spec, disk, directory / "rootfs")
                 self._write_bundle(spec, directory)
                 fifo = console.Console(directory / "console")
                 pid = self._launch(spec, directory, fifo)
@@ -177,6 +177,7 @@ class ContainerDriver(Driver):
                 pid_start_ticks=ticks,
                 boot_id=processes.boot_id(),
                 agent_target=f"{spec.slot.host_address}:{AGENT_PORT}",
+                identity_on_disk=identified,
             )
             return handle, pidfd, fifo
         except BaseException as exc:
@@ -188,19 +189,22 @@ class ContainerDriver(Driver):
                 f"The machine could not be started: {exc}.", code="MACHINE_FAILED"
             ) from exc
 
-    def _prepare_disk(self, spec: StartSpec, disk: mounting.Attached, root: Path) -> None:
+    def _prepare_disk(self, spec: StartSpec, disk: mounting.Attached, root: Path) -> bool:
+        """Whether a fresh disk has all of its identity now."""
         assert spec.slot is not None
         assert spec.root.image is not None
         mounting.mount(disk, root)
-        tree.prepare(
+        identified = tree.prepare(
             root,
             self.agent,
             has_agent=disk.info.fresh and disk.info.agent_digest == self.agent.digest,
             hostname=spec.hostname,
+            linux_id=spec.linux_id if disk.info.fresh else None,
             nameserver=spec.slot.gateway,
             host_ca=self.settings.host_ca,
         )
         disks.mark_used(spec.root.image)
+        return identified
 
     def _write_bundle(self, spec: StartSpec, directory: Path) -> None:
         bundle = oci.spec(

@@ -34,6 +34,7 @@ class GVisorDriver(ContainerDriver):
             "and namespaces; the host's kernel serves it a narrow set of calls",
             claim="sandboxed by gVisor",
             own_kernel=True,
+            own_clock=False,  # the host's, both
             own_network=True,
             disk_image=True,
             raw_disk=False,

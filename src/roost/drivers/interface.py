@@ -60,6 +60,7 @@ class Capabilities:
     egress_enforced: bool
     needs_root: bool
     accelerated: bool | None  # None where acceleration means nothing
+    own_clock: bool = True  # and random pool: both are given to it at every start
 
     @property
     def level(self) -> int:
@@ -114,6 +115,7 @@ class StartSpec:
     root: Root
     slot: NetworkSlot | None
     agent_token: str
+    linux_id: str  # for /etc/machine-id of a fresh disk: 32 lower-case hex digits
     env: Mapping[str, str] = field(default_factory=dict)  # of PID 1; no secrets
     no_new_privs: bool = False
 
@@ -132,6 +134,7 @@ class Handle:
     pid_start_ticks: int
     boot_id: str
     agent_target: str  # what gRPC dials: "unix:/path" or "10.x.y.z:port"
+    identity_on_disk: bool = False  # a fresh disk was given all of its own: nothing left to renew
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

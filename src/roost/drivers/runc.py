@@ -27,6 +27,7 @@ class RuncDriver(ContainerDriver):
             "host's kernel, and root in the machine is root's number on the host",
             claim="sandboxed by runc",
             own_kernel=False,
+            own_clock=False,  # the host's, both
             own_network=True,
             disk_image=True,
             raw_disk=False,

@@ -75,10 +75,13 @@ def prepare(
     *,
     has_agent: bool,
     hostname: str,
+    linux_id: str | None,
     nameserver: str,
     host_ca: bool,
-) -> None:
-    """Before each start. ``has_agent``: the disk is fresh from an image that carries this very agent."""
+) -> bool:
+    """Before each start. ``has_agent``: the disk is fresh from an image that carries this very agent.
+    ``linux_id``: of a fresh disk. True unless something of a fresh disk's identity is left for the agent to
+    renew (SSH host keys: making them is a program of the machine's)."""
     with Tree(root) as tree:
         if not has_agent:
             try:
@@ -91,6 +94,8 @@ def prepare(
                 ) from exc
         _put(tree, "etc/resolv.conf", f"nameserver {nameserver}\noptions timeout:2 attempts:3\n")
         _put(tree, "etc/hostname", f"{hostname}\n")
+        # gVisor lays an empty /tmp over one that has nothing in it.
+        _put(tree, "tmp/.roost-keep", "")
         own = f"127.0.1.1\t{hostname}"
         hosts = tree.read("etc/hosts", _SMALL)
         if hosts is None or own.encode() not in hosts.splitlines():
@@ -101,10 +106,28 @@ def prepare(
             authorities = _HOST_CA.read_text()
             _put(tree, _CA_FILE, authorities)
             _put(tree, "etc/ssl/certs/ca-certificates.crt", authorities)
+        return linux_id is None or _identify(tree, linux_id)
 
 
-def _put(tree: Tree, path: str, text: str) -> None:
+def _identify(tree: Tree, linux_id: str) -> bool:
+    text = f"{linux_id}\n"
+    _put(tree, "etc/machine-id", text, 0o444)
+    if (
+        tree.read("var/lib/dbus/machine-id", _SMALL) is not None
+    ):  # a file of its own, not the usual link
+        _put(tree, "var/lib/dbus/machine-id", text, 0o444)
+    try:
+        names = tree.names("etc/ssh")
+    except FileNotFoundError:
+        names = []
+    except OSError:
+        return False
+    has_keys = any(name.startswith("ssh_host_") for name in names)
+    return not has_keys and tree.read("etc/machine-id", _SMALL) == text.encode()
+
+
+def _put(tree: Tree, path: str, text: str, mode: int = 0o644) -> None:
     data = text.encode()
     if tree.read(path, max(_SMALL, len(data))) != data:
         with contextlib.suppress(OSError):
-            tree.write(path, data, 0o644)
+            tree.write(path, data, mode)

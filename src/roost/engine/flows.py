@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,10 @@ class Start:
     def token(self) -> str:
         return self.parts.identity.agent_token(self.machine.id, self.generation)
 
+    @property
+    def linux_id(self) -> str:
+        return linux_machine_id(self.machine.id)
+
     async def clone(self, context: Context) -> None:
         image = await image_of(self.parts.storage, self.machine.image_digest)
         await self.parts.storage.clone(image, self.machine.id, self.machine.storage_gib)
@@ -112,6 +116,7 @@ class Start:
                 root=Root(image=self.parts.storage.disk(machine.id)),
                 slot=self.slot,
                 agent_token=self.token,
+                linux_id=self.linux_id,
                 env=env,
                 no_new_privs=bool(self.config.get("no_new_privs", False)),
             )
@@ -126,21 +131,22 @@ class Start:
         assert self.handle is not None
         agent = self.parts.agents.get(context.machine_id, self.handle.agent_target, self.token)
         await agent.wait_ready(self.parts.agent_timeout_s)
-        calls = [
-            agent.reseed(secrets.token_bytes(64)),
-            agent.set_clock(int(self.parts.clock.now().timestamp() * 1e9)),
-        ]
-        if self.fresh_disk:
+        calls: list[Coroutine[Any, Any, Any]] = []
+        if self.machine.capabilities.own_clock:
+            calls.append(agent.reseed(secrets.token_bytes(64)))
+            calls.append(agent.set_clock(int(self.parts.clock.now().timestamp() * 1e9)))
+        if self.fresh_disk and not self.handle.identity_on_disk:
             calls.append(
                 agent.renew_identity(
                     pb.RenewIdentityRequest(
                         hostname=self.machine.hostname,
-                        machine_id=linux_machine_id(self.machine.id),
+                        machine_id=self.linux_id,
                         renew_ssh_host_keys=True,
                     )
                 )
             )
-        await asyncio.gather(*calls)
+        if calls:
+            await asyncio.gather(*calls)
 
     # --- rows -----------------------------------------------------------------------------------
 
@@ -180,7 +186,13 @@ class Start:
     def boot_and_greet(self) -> tuple[Stage, Stage]:
         return (
             Stage("boot", (Step("boot", self.boot, self.unboot),), self.began_boot),
-            Stage("agent", (Step("agent", self.greet),), self.began_greet, interruptible=True),
+            Stage(
+                "agent",
+                (Step("agent", self.greet),),
+                self.began_greet,
+                interruptible=True,
+                eager=True,
+            ),
         )
 
 

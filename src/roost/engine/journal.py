@@ -60,12 +60,14 @@ class Step:
 @dataclass(frozen=True, slots=True)
 class Stage:
     """``begin`` runs in the transaction that says so. ``interruptible``: may be cancelled in the middle (its
-    steps leave no thread or process behind when they are)."""
+    steps leave no thread or process behind when they are). ``eager``: its steps make nothing that an undo would
+    have to find, so they run while the row is being written."""
 
     name: str
     steps: tuple[Step, ...]
     begin: Callable[[sa.Connection, Context], None] | None = None
     interruptible: bool = False
+    eager: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +147,7 @@ class Journal:
                     await self._finish_stage(operation, plan, context, begun, stage)
                 else:
                     self._check(interrupt)
-                    if begun > operation.step:
-                        await self._begin(operation, plan, context, begun, stage)
-                    await self._do(plan, stage, context, interrupt)
+                    await self._do_stage(operation, plan, context, begun, stage, interrupt)
             if plan.finishes:
                 await self._finish(operation, plan, context)
             else:
@@ -202,6 +202,29 @@ class Journal:
             )
 
         await self._store.write(fn)
+
+    async def _do_stage(
+        self,
+        operation: Operation,
+        plan: Plan,
+        context: Context,
+        number: int,
+        stage: Stage,
+        interrupt: asyncio.Event | None,
+    ) -> None:
+        if not stage.eager:
+            if number > operation.step:
+                await self._begin(operation, plan, context, number, stage)
+            await self._do(plan, stage, context, interrupt)
+            return
+        doing = asyncio.ensure_future(self._do(plan, stage, context, interrupt))
+        try:
+            await self._begin(operation, plan, context, number, stage)
+            await doing
+        finally:
+            if not doing.done():
+                doing.cancel()
+                await asyncio.wait([doing])
 
     async def _finish_stage(
         self, operation: Operation, plan: Plan, context: Context, number: int, stage: Stage

@@ -40,6 +40,14 @@ class Tree:
         """Raises where any part is a link or no directory."""
         return self._open(path, os.O_RDONLY | os.O_DIRECTORY)
 
+    def names(self, path: str) -> list[str]:
+        """Of a directory's entries. Raises OSError where any part is a link or no directory."""
+        fd = self.directory(path)
+        try:
+            return os.listdir(fd)
+        finally:
+            os.close(fd)
+
     def read(self, path: str, limit: int) -> bytes | None:
         """None where there is no such regular file, or it is larger. Never blocks on a FIFO."""
         try:

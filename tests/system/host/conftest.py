@@ -90,6 +90,7 @@ class World:
             "root": Root(image=disk),
             "slot": slot,
             "agent_token": TOKEN,
+            "linux_id": f"{self.made:032x}",
         }
         spec = StartSpec(**{**values, **changes})
         return await self.boot(driver, spec)

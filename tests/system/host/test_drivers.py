@@ -326,4 +326,4 @@ async def test_many_come_and_go(world: World, driver: ContainerDriver) -> None:
 def _spec_like(world: World, machine_id: str, slot: object, disk: Path):  # type: ignore[no-untyped-def]
     from roost.drivers.interface import StartSpec
 
-    return StartSpec(machine_id, "box", Size(1, 256, 1), Root(image=disk), slot, "t" * 32)  # type: ignore[arg-type]
+    return StartSpec(machine_id, "box", Size(1, 256, 1), Root(image=disk), slot, "t" * 32, "0" * 32)  # type: ignore[arg-type]

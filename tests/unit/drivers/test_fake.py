@@ -12,7 +12,7 @@ from roost.drivers.interface import Exit, Root, Size, StartSpec
 from roost.errors import InvalidRequestError, MachineError, UnsupportedError
 from roost.settings import Settings
 
-SPEC = StartSpec("m1", "box", Size(1, 256, 1), Root(), None, "t")
+SPEC = StartSpec("m1", "box", Size(1, 256, 1), Root(), None, "t", "0" * 32)
 
 
 async def test_a_second_driver_adopts_what_the_first_started() -> None:

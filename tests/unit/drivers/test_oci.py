@@ -18,6 +18,7 @@ START = StartSpec(
     root=Root(image=Path("/pool/m1.ext4")),
     slot=SLOT,
     agent_token="s3cret",
+    linux_id="0" * 32,
     env={"A": "b"},
 )
 

@@ -133,13 +133,44 @@ def test_our_files_are_written_as_far_as_the_tree_lets(
     binary.write_bytes(DATA)
     agent = tree.AgentBinary(binary)
     for _ in range(2):
-        tree.prepare(
-            root, agent, has_agent=False, hostname="box", nameserver="10.0.0.1", host_ca=False
-        )
+        assert _prepare(root, agent)
     assert (root / "etc/hostname").read_text() == "box\n"
     assert "nameserver 10.0.0.1" in (root / "etc/resolv.conf").read_text()
     assert (root / "etc/hosts").read_text().count("box") == 1
     (root / "etc/hosts").write_text("127.0.1.1\tbox\n10.1.1.1 mine\n")
-    tree.prepare(root, agent, has_agent=True, hostname="box", nameserver="10.0.0.1", host_ca=False)
+    _prepare(root, agent, has_agent=True)
     assert "mine" in (root / "etc/hosts").read_text()
     assert _unchanged(outside)
+
+
+def test_a_fresh_disk_is_given_its_identity_and_a_used_one_keeps_it(
+    place: tuple[Path, Path], tmp_path: Path
+) -> None:
+    root, outside = place
+    agent = tree.AgentBinary(tmp_path / "agent")
+    own = root / "etc/machine-id"
+    own.symlink_to("../../outside/canary")
+    assert _prepare(root, agent, has_agent=True, linux_id="a" * 32)
+    assert own.read_text() == "a" * 32 + "\n" and not own.is_symlink()
+    assert _prepare(root, agent, has_agent=True)
+    assert own.read_text() == "a" * 32 + "\n"
+    (root / "etc/ssh").mkdir()
+    assert _prepare(root, agent, has_agent=True, linux_id="b" * 32)
+    (root / "etc/ssh/ssh_host_rsa_key").write_text("shared")
+    assert not _prepare(root, agent, has_agent=True, linux_id="c" * 32)
+    assert _prepare(root, agent, has_agent=True)
+    assert _unchanged(outside)
+
+
+def _prepare(
+    root: Path, agent: tree.AgentBinary, has_agent: bool = False, linux_id: str | None = None
+) -> bool:
+    return tree.prepare(
+        root,
+        agent,
+        has_agent=has_agent,
+        hostname="box",
+        linux_id=linux_id,
+        nameserver="10.0.0.1",
+        host_ca=False,
+    )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import string
 from pathlib import Path
 
 import pytest
@@ -351,8 +352,9 @@ async def test_list_pages_filters_and_cursors(tmp_path: Path) -> None:
         assert [m.id for m in gone.items] == [made[0].id]
         good = (await d.machines.list(TENANT, limit=1)).next_cursor
         assert good is not None
-        flipped = good[:-1] + ("A" if good[-1] != "A" else "B")
-        for bad in (flipped, "", "!!", good + "x", "é", "A" * 600, good[:20]):
+        letters = string.ascii_letters + string.digits + "-_"
+        flipped = [good[:-1] + last for last in letters if last != good[-1]]
+        for bad in (*flipped, "", "!!", good + "x", "é", "A" * 600, good[:20]):
             with pytest.raises(InvalidRequestError) as caught:
                 await d.machines.list(TENANT, limit=1, cursor=bad)
             assert caught.value.code == "INVALID_CURSOR"
