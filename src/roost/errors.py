@@ -114,6 +114,7 @@ CODES: dict[str, tuple[int, bool, type[RoostError]]] = {
     "TERMINAL_NOT_FOUND": (404, False, NotFoundError),
     "TEMPLATE_NOT_FOUND": (404, False, NotFoundError),
     "KEY_NOT_FOUND": (404, False, NotFoundError),
+    "SNAPSHOT_NOT_FOUND": (404, False, NotFoundError),
     "FILE_NOT_FOUND": (404, False, NotFoundError),
     "METHOD_NOT_ALLOWED": (405, False, InvalidRequestError),
     "INVALID_BODY": (400, False, InvalidRequestError),
@@ -133,6 +134,7 @@ CODES: dict[str, tuple[int, bool, type[RoostError]]] = {
     "ALREADY_EXISTS": (409, False, ConflictError),
     "FILE_EXISTS": (409, False, ConflictError),
     "DIRECTORY_NOT_EMPTY": (409, False, ConflictError),
+    "SNAPSHOT_INVALID": (409, False, ConflictError),  # damaged, or not of this host
     "IN_USE": (409, False, ConflictError),
     "IDEMPOTENCY_KEY_REUSED": (409, False, ConflictError),
     "IDEMPOTENCY_IN_PROGRESS": (409, True, ConflictError),

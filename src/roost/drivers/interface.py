@@ -165,11 +165,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """A memory image in a directory of its own, with what restore needs to judge it."""
+    """What was kept of a machine at one instant, in a directory of its own. ``manifest`` is JSON: what a
+    restore needs to judge it (versions, digests, sizes); the engine keeps it and gives it back."""
 
     directory: Path
     manifest: Mapping[str, Any]
-    paused_ms: float
+    paused_ms: float = 0.0  # how long the machine stood still; of the capture's own call only
+    memory: bool = True  # False: the disk alone
 
 
 class Driver(ABC):
@@ -240,12 +242,26 @@ class Driver(ABC):
     async def thaw_disk(self, handle: Handle) -> None:
         raise UnsupportedError(f"The {self.name} driver cannot freeze a disk.")
 
-    # --- memory (rungs whose capabilities say memory_snapshot) ----------------------------------
+    # --- one instant kept (capabilities: ``fork``; with memory where ``memory_snapshot``) ---------
 
     async def capture(self, handle: Handle, into: Path, disk_to: Path) -> Capture:
-        """Memory into ``into`` and the disk, of the same instant, reflinked to ``disk_to``; the machine
-        runs on afterwards, whatever happens."""
-        raise UnsupportedError(f"The {self.name} driver has no memory snapshots.")
+        """Memory (where the rung can) into the empty directory ``into`` and the disk, of the same instant,
+        reflinked to ``disk_to`` (a new file on the same file system); both durable on return. The machine runs
+        on afterwards, whatever happens; on failure nothing is left in ``into`` or at ``disk_to``.
+
+        Raises MACHINE_FAILED (it ended meanwhile), STORAGE_FULL, TIMEOUT."""
+        raise UnsupportedError(f"The {self.name} driver has no snapshots.")
 
     async def restore(self, spec: StartSpec, capture: Capture) -> Handle:
+        """A machine that goes on from a capture with memory: ``spec.root`` is a clone of the disk of the same
+        instant. Its agent still has the name, token, entropy and clock of the one captured; its connections
+        are gone. May be called any number of times, at the same time too, with one capture.
+
+        Raises SNAPSHOT_INVALID before anything ran where the capture does not fit this host or is damaged
+        (the disk is good: the machine can be started from it), else as ``start``."""
+        raise UnsupportedError(f"The {self.name} driver has no memory snapshots.")
+
+    async def hibernate(self, handle: Handle, into: Path) -> Capture:
+        """Memory into the empty directory ``into``, durable; the machine's processes have ended on return and
+        its disk is of that instant. On failure it runs on."""
         raise UnsupportedError(f"The {self.name} driver has no memory snapshots.")
