@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::errors::{Code, Context, Result, fail};
 use crate::limits;
 use crate::memory;
-use crate::output::{Output, Reader};
+use crate::output::{Awaited, Output, Reader};
 use crate::pb;
 use crate::pool::{Pool, Supervisor};
 use crate::program::{Programs, Wanted};
@@ -55,6 +55,8 @@ pub struct Record {
     began: Instant,
     pub stdout: Arc<Output>,
     pub stderr: Arc<Output>,
+    /// The first reader, until it attaches.
+    awaited: Mutex<Option<Awaited>>,
     stdin: Option<tokio::sync::Mutex<Option<pipe::Sender>>>,
     pub state: watch::Sender<State>,
     control: mpsc::Sender<Control>,
@@ -269,6 +271,10 @@ impl Executions {
             );
             return Err(fail(Code::InvalidArgument, message));
         }
+        if request.await_reader_ms > limits::AWAIT_READER_MS {
+            let message = format!("await_reader_ms may be at most {}", limits::AWAIT_READER_MS);
+            return Err(fail(Code::InvalidArgument, message));
+        }
         let account = self.programs.account(&request.user)?;
         let wanted = Wanted {
             argv: argv.clone(),
@@ -303,14 +309,20 @@ impl Executions {
             (true, sender) => (Some(tokio::sync::Mutex::new(sender)), None),
             (false, sender) => (None, sender),
         };
+        let (stdout_kept, stderr_kept) = (Output::new(head, ring), Output::new(head, ring));
+        let awaited = (request.await_reader_ms > 0).then(|| {
+            let time = Duration::from_millis(request.await_reader_ms);
+            Awaited::new([&stdout_kept, &stderr_kept], time)
+        });
         let record = Arc::new(Record {
             id,
             argv,
             pid,
             started,
             began,
-            stdout: Output::new(head, ring),
-            stderr: Output::new(head, ring),
+            stdout: stdout_kept,
+            stderr: stderr_kept,
+            awaited: Mutex::new(awaited),
             stdin: kept,
             state: watch::Sender::new(State::default()),
             control,
@@ -505,6 +517,7 @@ impl Follow {
                     Control::Kill { done } => {
                         self.killed.push(done);
                         self.mark(Ending::Killed);
+                        lock(&self.record.awaited).take();
                         let _ = supervisor.kill_tree().await;
                     }
                 },
@@ -651,6 +664,9 @@ pub fn attach(
     }
     let mut readers = offsets
         .map(|(output, offset, stream)| (Reader::new(output, offset, request.lossless), stream));
+    if request.lossless {
+        lock(&record.awaited).take();
+    }
     let (sender, receiver) = mpsc::channel(2);
     tokio::spawn(async move {
         let mut state = record.state.subscribe();

@@ -11,6 +11,8 @@ pub const ARGV_BYTES: usize = 64 << 10;
 pub const LISTED_ARGV_BYTES: usize = 1 << 10;
 pub const RING_BYTES: u64 = 8 << 20;
 pub const DEFAULT_RING_BYTES: u64 = 1 << 20;
+/// How long an execution can be told to wait for its first reader.
+pub const AWAIT_READER_MS: u64 = 60_000;
 pub const FRAME_BYTES: usize = 256 << 10;
 pub const SCROLLBACK_BYTES: usize = 256 << 10;
 pub const EXECUTIONS: usize = 1024;

@@ -1,7 +1,7 @@
 //! One output stream of an execution: a pipe pumped into a ring, and the readers attached to it.
 //!
 //! The pump reads whatever comes, unless a lossless reader would lose bytes by it: then it leaves them in the
-//! pipe, and the process waits, for as long as that reader is there.
+//! pipe, and the process waits, for as long as that reader is there. One that is still to come is stood in for.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::futures::Notified;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::ring::Ring;
@@ -208,6 +208,25 @@ impl Drop for Reader {
         if let Some(number) = self.lossless {
             lock(&self.output.kept).lossless.remove(&number);
             self.output.moved.notify_waiters();
+        }
+    }
+}
+
+/// Stands in for a lossless reader of these outputs that is still to come, until it is dropped or `time` is over.
+pub struct Awaited {
+    _until_dropped: oneshot::Sender<()>,
+}
+
+impl Awaited {
+    pub fn new(outputs: [&Arc<Output>; 2], time: Duration) -> Awaited {
+        let readers = outputs.map(|output| Reader::new(output, 0, true));
+        let (sender, dropped) = oneshot::channel();
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(time, dropped).await;
+            drop(readers);
+        });
+        Awaited {
+            _until_dropped: sender,
         }
     }
 }

@@ -499,6 +499,72 @@ async fn a_stalled_lossless_reader_holds_the_program_until_it_leaves() {
 }
 
 #[tokio::test]
+async fn a_reader_that_is_awaited_misses_nothing() {
+    let mut agent = Agent::start().await;
+    let request = StartRequest {
+        ring_bytes: 10_000,
+        await_reader_ms: 30_000,
+        ..shell("a", "seq 1 500000; seq 1 500000 >&2")
+    };
+    agent.client.start(request).await.expect("start");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let attach = AttachRequest {
+        execution_id: "a".into(),
+        lossless: true,
+        ..Default::default()
+    };
+    let mut frames = agent
+        .client
+        .attach(attach)
+        .await
+        .expect("attach")
+        .into_inner();
+    let mut count = 0;
+    while let Some(frame) = frames.message().await.expect("a frame") {
+        assert_eq!(frame.dropped, 0);
+        count += frame.data.len();
+    }
+    let once: usize = (1..=500_000)
+        .map(|number: u32| number.to_string().len() + 1)
+        .sum();
+    assert_eq!(count, 2 * once);
+}
+
+#[tokio::test]
+async fn a_reader_that_never_comes_is_awaited_as_long_as_asked_or_until_a_kill() {
+    let mut agent = Agent::start().await;
+    let request = |id: &str, await_reader_ms| StartRequest {
+        ring_bytes: 10_000,
+        await_reader_ms,
+        ..shell(id, "head -c 9000000 /dev/zero; exec sleep 0.01")
+    };
+    let began = Instant::now();
+    let result = agent.client.run(request("a", 500)).await.expect("run");
+    let record = result.into_inner().execution.expect("a record");
+    assert!(began.elapsed() >= Duration::from_millis(500));
+    assert_eq!(record.stdout_bytes, 9_000_000);
+
+    agent
+        .client
+        .start(request("b", 60_000))
+        .await
+        .expect("start");
+    let kill = SignalRequest {
+        execution_id: "b".into(),
+        signal: 9,
+        tree: true,
+    };
+    agent.client.signal(kill).await.expect("signal");
+    let ended = tokio::time::timeout(Duration::from_secs(20), agent.client.wait(reference("b")));
+    let result = ended.await.expect("an end").expect("wait").into_inner();
+    let record = result.execution.expect("a record");
+    assert_eq!(record.state(), ExecutionState::Killed);
+
+    let refused = agent.client.start(request("c", 60_001)).await;
+    assert_eq!(code(refused), "INVALID_ARGUMENT");
+}
+
+#[tokio::test]
 async fn attach_tells_what_it_dropped() {
     let mut agent = Agent::start().await;
     let request = StartRequest {

@@ -44,6 +44,9 @@ MAX_TIMEOUT_MS = 604_800_000
 QUICK_S = 0.015  # an execution that ends within this has one write
 LOST_PATIENCE_S = 60.0
 TOUCH_S = 20.0
+# What a started execution prints beyond what is kept waits this long for its first reader:
+READER_S = 2.0  # who may never come
+STREAM_READER_S = 30.0  # who comes at once
 PRUNE_EVERY = 200
 
 
@@ -86,8 +89,6 @@ class Ended:
 
 
 Event = Output | Dropped | Ended
-
-_STARTED_RING = 8 << 20  # the agent's limit
 
 
 class Executions:
@@ -144,13 +145,27 @@ class Executions:
         self._live[row.id] = (machine_id, task)
         return await asyncio.shield(task)
 
-    async def start(self, tenant: str, machine_id: str, spec: StartExecution) -> ExecutionRow:
-        """Running when it returns. Raises as ``run``."""
+    async def start(
+        self,
+        tenant: str,
+        machine_id: str,
+        spec: StartExecution,
+        reader_within_s: float = READER_S,
+    ) -> ExecutionRow:
+        """Running when it returns. A ``stream`` of it from within that time on misses nothing. Raises as
+        ``run``."""
         _check(spec)
         live = await self._machines.awake(tenant, machine_id)
         row, request = self._prepare(live, spec)
-        request.ring_bytes = _STARTED_RING  # room for what comes before a reader attaches
+        request.await_reader_ms = int(reader_within_s * 1000)
         return await asyncio.shield(self._spawn(self._start(live, row, request)))
+
+    async def start_stream(
+        self, tenant: str, machine_id: str, spec: StartExecution
+    ) -> tuple[ExecutionRow, AsyncGenerator[Event, None]]:
+        """Running, and its stream from the first byte, none lost. Raises as ``run``."""
+        row = await self.start(tenant, machine_id, spec, STREAM_READER_S)
+        return row, self._stream(row, 0, 0)
 
     async def get(self, tenant: str, machine_id: str, execution_id: str) -> ExecutionRow:
         """As it is now: of a running one, with the agent's counts."""

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+from collections.abc import AsyncGenerator
+from typing import Any
 
+import pytest
+
+from roost.agent.client import AgentClient
 from roost.gateway.metrics import resident_bytes
-from tests.unit.api.kit import Served, until
+from tests.unit.api.kit import Served, events, until
 
 MIB = 2**20
 
@@ -40,6 +46,65 @@ async def test_endless_output_to_a_slow_reader(served: Served) -> None:
     (row,) = await served.rows.running(mid)
     answer = await served.http.delete(f"/v1/machines/{mid}/executions/{row.id}")
     assert answer.json()["status"] == "cancelled"
+
+
+async def counted(served: Served, mid: str, command: str, pause_s: float = 0.0) -> int:
+    """Bytes of stdout that a streamed command's reader gets, which pauses at every 100th event."""
+    count = number = 0
+    async with served.http.stream(
+        "POST", f"/v1/machines/{mid}/executions/stream", json={"command": command}
+    ) as answer:
+        async for name, data in events(answer.aiter_lines()):
+            assert name != "dropped", data
+            if name == "stdout":
+                assert data["offset"] == count
+                count += len(base64.b64decode(data["data_b64"]))
+            if name == "exit":
+                assert (data["status"], data["stdout_bytes"]) == ("succeeded", count)
+            number += 1
+            if number % 100 == 0:
+                await asyncio.sleep(pause_s)
+    return count
+
+
+async def test_a_stream_has_every_byte_from_the_first(served: Served) -> None:
+    mid = served.machine()
+    for _ in range(3):
+        assert await counted(served, mid, "head -c 100000000 /dev/zero") == 100_000_000
+
+
+async def test_a_stream_has_every_byte_however_late_it_attaches(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach = AgentClient.attach
+
+    async def late(self: AgentClient, *args: Any) -> AsyncGenerator[Any, None]:
+        await asyncio.sleep(1.0)
+        async for frame in attach(self, *args):
+            yield frame
+
+    monkeypatch.setattr(AgentClient, "attach", late)
+    mid = served.machine()
+    assert await counted(served, mid, "head -c 30000000 /dev/zero") == 30_000_000
+
+
+async def test_a_slow_reader_gets_every_byte(served: Served) -> None:
+    mid = served.machine()
+    assert await counted(served, mid, "head -c 50000000 /dev/zero", pause_s=0.2) == 50_000_000
+
+
+async def test_a_started_execution_waits_for_its_first_reader(served: Served) -> None:
+    mid = served.machine()
+    path = f"/v1/machines/{mid}/executions"
+    body = {"command": "head -c 30000000 /dev/zero"}
+    started = (await served.http.post(path, params={"wait": False}, json=body)).json()
+    await asyncio.sleep(0.3)
+    count = 0
+    async with served.http.stream("GET", f"{path}/{started['execution_id']}/stream") as answer:
+        async for name, data in events(answer.aiter_lines()):
+            assert name != "dropped", data
+            count += len(base64.b64decode(data["data_b64"])) if name == "stdout" else 0
+    assert count == 30_000_000
 
 
 async def test_a_large_file_to_a_slow_reader(served: Served) -> None:

@@ -245,6 +245,7 @@ class StartRequest(_message.Message):
     RING_BYTES_FIELD_NUMBER: _builtins.int
     KILL_ON_CANCEL_FIELD_NUMBER: _builtins.int
     HEAD_BYTES_FIELD_NUMBER: _builtins.int
+    AWAIT_READER_MS_FIELD_NUMBER: _builtins.int
     execution_id: _builtins.str
     """Chosen by the daemon, [a-z0-9]{1,64}. A second Start with a known id: EXECUTION_EXISTS."""
     shell: _builtins.str
@@ -264,6 +265,10 @@ class StartRequest(_message.Message):
     """Run only: the caller's going away kills it"""
     head_bytes: _builtins.int
     """Head of each stream kept as well as the tail (ring), so that truncated output shows both ends."""
+    await_reader_ms: _builtins.int
+    """For this long after the start, or until the first lossless Attach or the first kill, output is held back as
+    if a lossless reader had attached at offset 0. 0 = not; at most 60,000.
+    """
     @_builtins.property
     def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Exactly one of argv and shell. A shell string runs under /bin/sh -c."""
@@ -287,10 +292,11 @@ class StartRequest(_message.Message):
         ring_bytes: _builtins.int = ...,
         kill_on_cancel: _builtins.bool = ...,
         head_bytes: _builtins.int = ...,
+        await_reader_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "cwd", b"cwd", "env", b"env", "execution_id", b"execution_id", "head_bytes", b"head_bytes", "kill_on_cancel", b"kill_on_cancel", "ring_bytes", b"ring_bytes", "shell", b"shell", "stdin", b"stdin", "stdin_stream", b"stdin_stream", "timeout_ms", b"timeout_ms", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "await_reader_ms", b"await_reader_ms", "cwd", b"cwd", "env", b"env", "execution_id", b"execution_id", "head_bytes", b"head_bytes", "kill_on_cancel", b"kill_on_cancel", "ring_bytes", b"ring_bytes", "shell", b"shell", "stdin", b"stdin", "stdin_stream", b"stdin_stream", "timeout_ms", b"timeout_ms", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -241,8 +241,8 @@ class AgentServicer:
 
     def Attach(self, request, context):
         """Replays the rings from the given offsets, then live frames, then one frame with `exit`.
-        While an attached reader keeps up nothing is lost: a full ring stops reading the process's pipes for as
-        long as a lossless reader is attached (pipe back-pressure). With no lossless reader old bytes fall out.
+        A lossless reader loses nothing, however slow: a full ring stops reading the process's pipes for as long as
+        one is attached (pipe back-pressure), or is awaited (StartRequest.await_reader_ms). With none old bytes fall out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -66,8 +66,8 @@ class AgentStub:
     """What the rings hold now (also of a live execution), and the state."""
     Attach: _grpc.UnaryStreamMultiCallable[_agent_pb2.AttachRequest, _agent_pb2.OutputFrame]
     """Replays the rings from the given offsets, then live frames, then one frame with `exit`.
-    While an attached reader keeps up nothing is lost: a full ring stops reading the process's pipes for as
-    long as a lossless reader is attached (pipe back-pressure). With no lossless reader old bytes fall out.
+    A lossless reader loses nothing, however slow: a full ring stops reading the process's pipes for as long as
+    one is attached (pipe back-pressure), or is awaited (StartRequest.await_reader_ms). With none old bytes fall out.
     """
     WriteStdin: _grpc.StreamUnaryMultiCallable[_agent_pb2.StdinChunk, _agent_pb2.StdinReply]
     """First message names the execution; `eof` closes stdin. Back-pressured by the pipe."""
@@ -138,8 +138,8 @@ class AgentAsyncStub(AgentStub):
     """What the rings hold now (also of a live execution), and the state."""
     Attach: _aio.UnaryStreamMultiCallable[_agent_pb2.AttachRequest, _agent_pb2.OutputFrame]  # type: ignore[assignment]
     """Replays the rings from the given offsets, then live frames, then one frame with `exit`.
-    While an attached reader keeps up nothing is lost: a full ring stops reading the process's pipes for as
-    long as a lossless reader is attached (pipe back-pressure). With no lossless reader old bytes fall out.
+    A lossless reader loses nothing, however slow: a full ring stops reading the process's pipes for as long as
+    one is attached (pipe back-pressure), or is awaited (StartRequest.await_reader_ms). With none old bytes fall out.
     """
     WriteStdin: _aio.StreamUnaryMultiCallable[_agent_pb2.StdinChunk, _agent_pb2.StdinReply]  # type: ignore[assignment]
     """First message names the execution; `eof` closes stdin. Back-pressured by the pipe."""
@@ -243,8 +243,8 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.OutputFrame], _abc.AsyncIterator[_agent_pb2.OutputFrame]]:
         """Replays the rings from the given offsets, then live frames, then one frame with `exit`.
-        While an attached reader keeps up nothing is lost: a full ring stops reading the process's pipes for as
-        long as a lossless reader is attached (pipe back-pressure). With no lossless reader old bytes fall out.
+        A lossless reader loses nothing, however slow: a full ring stops reading the process's pipes for as long as
+        one is attached (pipe back-pressure), or is awaited (StartRequest.await_reader_ms). With none old bytes fall out.
         """
 
     @_abc_1.abstractmethod

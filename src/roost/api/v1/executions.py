@@ -59,8 +59,7 @@ def router(s: Services) -> APIRouter:
         request: Request, machine_id: str, body: bodies.StartExecution
     ) -> Response:
         s.metrics.executions.labels("stream").inc()
-        row = await s.executions.start(tenant(request), machine_id, _spec(body))
-        events = await s.executions.stream(tenant(request), machine_id, row.id)
+        row, events = await s.executions.start_stream(tenant(request), machine_id, _spec(body))
         return Events(_sse(events, 0, 0, row), caller(request).request_id)
 
     @r.get("", response_model=answers.Page[answers.Execution])
