@@ -27,6 +27,7 @@ import uvloop
 from pydantic import ValidationError
 
 import roost
+from roost import memory
 from roost.agent.client import Agents
 from roost.api.v1 import Services, create_app, streams
 from roost.api.v1.app import PUBLIC
@@ -66,6 +67,7 @@ HOUSEKEEPING_S = 60.0
 def main() -> int:
     """``python -m roost.daemon``. 0 after a stop that was asked for; 1 with the reason on stderr."""
     os.umask(0o077)
+    memory.give_back_large()
     try:
         settings = load_settings()
         require_root(settings)

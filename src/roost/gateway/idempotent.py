@@ -2,13 +2,15 @@
 
 The request is its method, path, query and body. A body that an app streams (file and tar uploads, stdin) is
 told by its length and digest headers instead, for it is never held whole. Kept are answers below 500 (429 apart), up to
-``KEPT_BYTES``; of a longer one only that it came, so that nothing is ever done twice. A stream of events is
+``KEPT_BYTES``, the long ones compressed; of a longer one only that it came, so that nothing is ever done twice. A stream of events is
 not kept: the key is free again when it ends.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import zlib
 from collections.abc import Iterable
 
 import structlog
@@ -21,7 +23,9 @@ log = structlog.get_logger(__name__)
 
 METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 KEPT_BYTES = 8 * 2**20
+LONG_BYTES = 64 * 1024
 _TOO_LONG = "x-roost-not-kept"
+_DEFLATED = "x-roost-deflated"
 _KEPT_HEADERS = frozenset({"content-type", "etag", "location", "last-modified"})
 _OF_BODY = (b"content-length", b"content-digest", b"content-md5", b"content-encoding")
 
@@ -70,7 +74,8 @@ class Keeper:
         self._send = send
         self._status = 0
         self._headers: dict[str, str] = {}
-        self._body: bytearray | None = bytearray()
+        self._parts: list[bytes] | None = []  # None: too long to keep
+        self._length = 0
         self._stream = False
         self._settled = False
 
@@ -84,11 +89,11 @@ class Keeper:
             self._stream = self._headers.get("content-type", "").startswith("text/event-stream")
         elif message["type"] == "http.response.body":
             body = message.get("body", b"")
-            if self._body is not None and not self._stream:
-                if len(self._body) + len(body) > KEPT_BYTES:
-                    self._body = None
-                else:
-                    self._body += body
+            self._length += len(body)
+            if self._length > KEPT_BYTES or self._stream:
+                self._parts = None
+            elif self._parts is not None:
+                self._parts.append(body)
             if not message.get("more_body", False):
                 await self.settle()  # before its last byte leaves: a retry must find it
         await self._send(message)
@@ -98,17 +103,21 @@ class Keeper:
         if self._settled:
             return
         self._settled = True
+        # Let go of here: who listens is in a cycle with what it listens to, which lives until the collector comes.
+        parts, self._parts = self._parts, None
         try:
             if self._stream or not 200 <= self._status < 500 or self._status == 429:
                 await self._store.abandon(self._tenant, self._key)
-            elif self._body is None:
+            elif parts is None:
                 await self._store.finish(
                     self._tenant, self._key, self._status, {_TOO_LONG: "1"}, b""
                 )
             else:
-                await self._store.finish(
-                    self._tenant, self._key, self._status, self._headers, bytes(self._body)
-                )
+                headers, body = self._headers, b"".join(parts)
+                if len(body) > LONG_BYTES:
+                    headers = {**headers, _DEFLATED: "1"}
+                    body = await asyncio.to_thread(zlib.compress, body, 1)
+                await self._store.finish(self._tenant, self._key, self._status, headers, body)
         except RoostError as failure:
             log.warning("idempotency.keep", error=failure.code)
 
@@ -139,7 +148,9 @@ async def claim(store: Idempotency, tenant: str, key: str, request: str) -> Repl
 
 def replayed(found: Replay) -> tuple[list[tuple[bytes, bytes]], bytes]:
     headers: list[tuple[bytes, bytes]] = [
-        (name.encode("latin-1"), value.encode("latin-1")) for name, value in found.headers.items()
+        (name.encode("latin-1"), value.encode("latin-1"))
+        for name, value in found.headers.items()
+        if name != _DEFLATED
     ]
     headers.append((b"idempotent-replayed", b"true"))
-    return headers, found.body
+    return headers, zlib.decompress(found.body) if _DEFLATED in found.headers else found.body

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 from collections.abc import AsyncGenerator, Mapping
 from datetime import UTC, datetime
@@ -18,12 +19,39 @@ from roost.errors import InternalError, RoostError, UnavailableError
 log = structlog.get_logger(__name__)
 
 KEEP_ALIVE_S = 15.0
+PIECE = 64 * 1024  # characters of a string that are encoded at a time
 SHUTDOWN = "shutdown"  # said with the cancellation of a request when the daemon stops
 Headers = list[tuple[bytes, bytes]]
 
 
 def dumps(value: Any) -> bytes:
     """UTF-8; what UTF-8 cannot say (lone surrogates) is escaped."""
+    if isinstance(value, dict):
+        longest = max((len(each) for each in value.values() if isinstance(each, str)), default=0)
+        if longest > PIECE:
+            return _in_pieces(value)
+    return _at_once(value)
+
+
+def _in_pieces(value: Mapping[str, Any]) -> bytes:
+    """A NUL is six characters of JSON: only the answer itself is ever held at that length."""
+    out = io.BytesIO()
+    before = b"{"
+    for name, each in value.items():
+        out.write(before + _at_once(name) + b":")
+        before = b","
+        if isinstance(each, str):
+            out.write(b'"')
+            for at in range(0, len(each), PIECE):
+                out.write(_at_once(each[at : at + PIECE])[1:-1])
+            out.write(b'"')
+        else:
+            out.write(_at_once(each))
+    out.write(b"}")
+    return out.getvalue()
+
+
+def _at_once(value: Any) -> bytes:
     try:
         return _as_utf8(value).encode()
     except UnicodeEncodeError:

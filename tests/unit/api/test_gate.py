@@ -293,6 +293,12 @@ async def test_keys_that_are_none(bare: Served, key: str) -> None:
 async def test_a_command_is_not_run_twice(served: Served) -> None:
     mid = served.machine()
     url = f"/v1/machines/{mid}/executions"
+    long = {"command": "head -c 300000 /dev/urandom | od -An -tx1"}
+    one = await served.http.post(url, json=long, headers=keyed("e0"))
+    two = await served.http.post(url, json=long, headers=keyed("e0"))
+    assert two.headers["idempotent-replayed"] == "true"
+    assert len(one.content) > 500_000 and one.content == two.content
+    assert not [name for name in two.headers if name.startswith("x-roost")]
     body = {"command": "head -c 8 /dev/urandom | od -An -tx1"}
     one = await served.http.post(url, json=body, headers=keyed("e1"))
     two = await served.http.post(url, json=body, headers=keyed("e1"))

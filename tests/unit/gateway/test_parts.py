@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from roost.gateway import auth, idempotent
+from roost.gateway import auth, idempotent, respond
 from roost.gateway.dispatch import Table, Target, host_name
 from roost.gateway.metrics import resource_of
 from roost.logs import _mask
@@ -81,6 +83,23 @@ def test_fingerprints() -> None:
     ):  # fmt: skip
         assert made(**other) != first
     assert made(body=None, headers=[(b"content-length", b"1")]) != made(body=None)
+
+
+@pytest.mark.parametrize("char", ["x", "\0", "\u00e9", "\U0001f980", "\ud800", '"', "\\"])
+def test_long_strings_of_json_are_as_short_ones(char: str) -> None:
+    value = {"a": 1, "text": char * 200_000, "b\n": [char], "other": "y" * 65_536, "none": None}
+    assert json.loads(respond.dumps(value)) == value
+
+
+def test_a_long_answer_is_held_once() -> None:
+    value = {"stdout": "\0" * 2**20}
+    tracemalloc.start()
+    try:
+        assert len(respond.dumps(value)) > 6 * 2**20
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 9 * 2**20
 
 
 def test_resources_are_few() -> None:
