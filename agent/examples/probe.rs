@@ -145,11 +145,12 @@ async fn main() {
         };
         let mut chunks = vec![WriteFileChunk {
             header: Some(header),
-            data: Bytes::new(),
+            ..Default::default()
         }];
-        chunks.extend((0..100).map(|_| WriteFileChunk {
+        chunks.extend((1..=100).map(|number| WriteFileChunk {
             header: None,
             data: data.clone(),
+            end: number == 100,
         }));
         let (began, used) = (Instant::now(), cpu());
         client

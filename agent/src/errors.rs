@@ -91,7 +91,11 @@ pub fn errno(number: i32, what: impl AsRef<str>) -> Status {
 }
 
 pub fn io_error(error: &io::Error, what: impl AsRef<str>) -> Status {
-    let code = error.raw_os_error().map_or(Code::Internal, code_of_errno);
+    let code = match (error.raw_os_error(), error.kind()) {
+        (Some(number), _) => code_of_errno(number),
+        (None, io::ErrorKind::ConnectionAborted) => Code::InvalidState,
+        _ => Code::Internal,
+    };
     fail(code, format!("{}: {error}", what.as_ref()))
 }
 

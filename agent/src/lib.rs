@@ -45,9 +45,9 @@ pub mod supervisor;
 pub mod sync;
 pub mod tar;
 pub mod terminal;
+pub mod upload;
 pub mod users;
 pub mod watch;
-pub mod whole;
 pub mod wire;
 pub mod zygote;
 

@@ -3,24 +3,24 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::errors::{Code, Result, fail};
 use crate::exec::{self, Executions, Record, unix_ms};
-use crate::files::{self, blocking, write::Part};
+use crate::files::{self, blocking};
 use crate::limits;
 use crate::machine::Machine;
 use crate::memory;
 use crate::pb::{self, agent_server::Agent};
 use crate::program::Programs;
 use crate::terminal::Terminals;
-use crate::{auth::Token, clock, dial, identity, stats, tar, watch, whole};
+use crate::upload::{self, Chunk, Parts};
+use crate::{auth::Token, clock, dial, identity, stats, tar, watch};
 
 pub const CONTRACT_MAJOR: u32 = 1;
-pub const CONTRACT_MINOR: u32 = 0;
+pub const CONTRACT_MINOR: u32 = 1;
 
 pub struct Service {
     pub programs: Arc<Programs>,
@@ -73,35 +73,18 @@ impl Service {
             .map(Response::new)
     }
 
-    /// Blocking work on a stream of the caller's, whose first message has been taken.
-    async fn consume<M: Send + 'static, T: Send + 'static>(
+    /// Blocking work on what the caller uploads.
+    async fn consume<C: Chunk, T: Send + 'static>(
         &self,
-        first: Bytes,
-        mut messages: Streaming<M>,
-        broken: impl Fn() -> bool + Send + 'static,
-        data: fn(M) -> Bytes,
-        work: impl FnOnce(mpsc::Receiver<Part>, &crate::users::Users) -> Result<T> + Send + 'static,
+        request: Request<Streaming<C>>,
+        work: impl FnOnce(&C::Header, Parts, &crate::users::Users) -> Result<T> + Send + 'static,
     ) -> Reply<T> {
-        let (sender, parts) = files::write::channel();
-        let feed = async move {
-            let mut part = first;
-            loop {
-                if !part.is_empty() && sender.send(Part::Data(part)).await.is_err() {
-                    return; // The work has failed, and says why.
-                }
-                match messages.message().await {
-                    Ok(Some(message)) => part = data(message),
-                    Ok(None) if !broken() => break,
-                    _ => return,
-                }
-            }
-            let _ = sender.send(Part::End).await;
-        };
-        let mut worked = std::pin::pin!(self.work(move |users| work(parts, users)));
+        let (header, parts, bring) = upload::open(request.into_inner()).await?;
+        let mut worked = std::pin::pin!(self.work(move |users| work(&header, parts, users)));
         let reply = tokio::select! {
             reply = &mut worked => reply,
-            // Waited for also when the upload broke: what was begun is cleared away first.
-            () = feed => worked.await,
+            // Waited for also when the upload broke off: what was begun is cleared away first.
+            () = bring => worked.await,
         };
         memory::used();
         reply
@@ -321,21 +304,7 @@ impl Agent for Service {
         &self,
         request: Request<Streaming<pb::WriteFileChunk>>,
     ) -> Reply<pb::FileInfo> {
-        let broken = whole::is_broken(request.extensions());
-        let mut chunks = request.into_inner();
-        let first = chunks
-            .message()
-            .await?
-            .ok_or_else(|| missing("have the header"))?;
-        let header = first.header.ok_or_else(|| missing("have the header"))?;
-        self.consume(
-            first.data,
-            chunks,
-            broken,
-            |chunk| chunk.data,
-            move |parts, users| files::write::write(&header, parts, users),
-        )
-        .await
+        self.consume(request, files::write::write).await
     }
 
     async fn stat(&self, request: Request<pb::PathRequest>) -> Reply<pb::FileInfo> {
@@ -387,22 +356,9 @@ impl Agent for Service {
     }
 
     async fn tar_in(&self, request: Request<Streaming<pb::TarInChunk>>) -> Reply<pb::TarInReply> {
-        let broken = whole::is_broken(request.extensions());
-        let mut chunks = request.into_inner();
-        let first = chunks
-            .message()
-            .await?
-            .ok_or_else(|| missing("have the header"))?;
-        let header = first.header.ok_or_else(|| missing("have the header"))?;
-        self.consume(
-            first.data,
-            chunks,
-            broken,
-            |chunk| chunk.data,
-            move |parts, users| {
-                tar::unpack::unpack(&header, tar::unpack::Source::new(parts), users)
-            },
-        )
+        self.consume(request, |header, parts, users| {
+            tar::unpack::unpack(header, tar::unpack::Source::new(parts), users)
+        })
         .await
     }
 

@@ -19,7 +19,6 @@ use crate::pool::Pool;
 use crate::program::Programs;
 use crate::service::Service;
 use crate::terminal::Terminals;
-use crate::whole::Whole;
 use crate::{limits, memory, zygote};
 
 const USAGE: &str = "usage: roost-agent --listen ADDRESS... [--token-file PATH] [--workdir DIR]
@@ -137,7 +136,7 @@ fn run(arguments: Arguments) -> Result<(), String> {
             .max_concurrent_streams(limits::STREAMS)
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-            .add_service(Whole(InterceptedService::new(server, token)))
+            .add_service(InterceptedService::new(server, token))
             .serve_with_incoming(ReceiverStream::new(incoming))
             .await
             .map_err(|error| format!("the server ended: {error}"))

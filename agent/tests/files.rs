@@ -30,12 +30,16 @@ async fn write(
 ) -> Result<FileInfo, Status> {
     let mut chunks = vec![WriteFileChunk {
         header: Some(header),
-        data: Bytes::new(),
+        ..Default::default()
     }];
     chunks.extend(data.chunks(1 << 20).map(|data| WriteFileChunk {
-        header: None,
         data: Bytes::copy_from_slice(data),
+        ..Default::default()
     }));
+    chunks.push(WriteFileChunk {
+        end: true,
+        ..Default::default()
+    });
     client
         .write_file(tokio_stream::iter(chunks))
         .await
@@ -161,6 +165,7 @@ async fn a_broken_upload_leaves_the_old_file() {
     let first = WriteFileChunk {
         header: Some(header(&file, Mode::Replace)),
         data: Bytes::from("half"),
+        end: false,
     };
     sender.send(first).await.expect("send");
     let mut client = agent.client.clone();
@@ -179,6 +184,15 @@ async fn a_broken_upload_leaves_the_old_file() {
     })
     .await;
     assert_eq!(std::fs::read(&file).expect("file"), b"old");
+    let endless = WriteFileChunk {
+        header: Some(header(&file, Mode::Replace)),
+        data: Bytes::from("half"),
+        end: false,
+    };
+    let upload = agent.client.write_file(tokio_stream::iter([endless]));
+    assert_eq!(code(upload.await), "INVALID_STATE");
+    assert_eq!(std::fs::read(&file).expect("file"), b"old");
+    assert_eq!(listing(&agent.scratch.0).len(), 2);
     write(&mut agent.client, header(&file, Mode::Replace), b"new")
         .await
         .expect("replace");

@@ -46,13 +46,17 @@ async fn unpack(
 ) -> Result<TarInReply, Status> {
     let mut chunks = vec![TarInChunk {
         header: Some(header),
-        data: Bytes::new(),
+        ..Default::default()
     }];
     // An odd size, so that headers and data fall across the messages.
     chunks.extend(archive.chunks(99_991).map(|data| TarInChunk {
-        header: None,
         data: Bytes::copy_from_slice(data),
+        ..Default::default()
     }));
+    chunks.push(TarInChunk {
+        end: true,
+        ..Default::default()
+    });
     client
         .tar_in(tokio_stream::iter(chunks))
         .await
@@ -287,6 +291,13 @@ async fn caps_and_special_bits() {
         let broken = unpack(&mut agent.client, header(&to), &archive[..cut]).await;
         assert_eq!(broken.is_err(), cut != 1024, "{cut}");
     }
+    let endless = TarInChunk {
+        header: Some(header(&to)),
+        data: archive.clone().into(),
+        end: false,
+    };
+    let broken_off = agent.client.tar_in(tokio_stream::iter([endless])).await;
+    assert_eq!(code(broken_off), "INVALID_STATE");
     assert_eq!(
         code(unpack(&mut agent.client, header(&to), &[b'x'; 5000]).await),
         "INVALID_ARGUMENT"

@@ -5,43 +5,28 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use rustix::fs::{
     AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Uid, fchmod, fchown, fstat, open, readlink,
     renameat, renameat_with, statat, unlink,
 };
-use tokio::sync::mpsc::{self, Receiver};
 
 use crate::errors::{Code, Context, Result, fail};
 use crate::files::{directory, info, read::open_regular, show};
 use crate::pb::write_file_header::Mode as WriteMode;
 use crate::pb::{FileInfo, FileKind, WriteFileHeader};
+use crate::upload::{Part, Parts, broke_off};
 use crate::users::Users;
 
 const MAX_LINKS: usize = 40;
 
-pub enum Part {
-    Data(Bytes),
-    /// The upload is whole. Without it the end of the channel means it broke.
-    End,
-}
-
-pub fn channel() -> (mpsc::Sender<Part>, Receiver<Part>) {
-    mpsc::channel(4)
-}
-
-pub fn write(
-    header: &WriteFileHeader,
-    mut parts: Receiver<Part>,
-    users: &Users,
-) -> Result<FileInfo> {
+pub fn write(header: &WriteFileHeader, mut parts: Parts, users: &Users) -> Result<FileInfo> {
     let path = crate::files::path(&header.path)?;
     let mut target = Target::open(header, &path, users)?;
     loop {
         match parts.blocking_recv() {
             Some(Part::Data(data)) => target.file.write_all(&data).at(show(&path))?,
             Some(Part::End) => break,
-            None => return Err(fail(Code::InvalidState, "the upload broke off")),
+            None => return Err(broke_off()).at(show(&path)),
         }
     }
     target.commit(header.sync)?;

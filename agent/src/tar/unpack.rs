@@ -16,13 +16,12 @@ use rustix::fs::{
     futimens, linkat, mkdirat, open, openat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
-use tokio::sync::mpsc::Receiver;
 
 use crate::errors::{Code, Context, Result, fail};
-use crate::files::write::Part;
 use crate::files::{beneath, directory, info, show};
 use crate::pb::{FileKind, TarInHeader, TarInReply};
 use crate::tar::format::{Header, Kind, Reader, broken, padding};
+use crate::upload::{Part, Parts, broke_off};
 use crate::users::Users;
 
 const DEFAULT_ENTRIES: u64 = 1_000_000;
@@ -32,13 +31,13 @@ const BUFFER: usize = 128 << 10;
 
 /// The messages of the call as one stream of bytes.
 pub struct Source {
-    parts: Receiver<Part>,
+    parts: Parts,
     current: Bytes,
     ended: bool,
 }
 
 impl Source {
-    pub fn new(parts: Receiver<Part>) -> Source {
+    pub fn new(parts: Parts) -> Source {
         Source {
             parts,
             current: Bytes::new(),
@@ -53,7 +52,7 @@ impl Read for Source {
             match self.parts.blocking_recv() {
                 Some(Part::Data(data)) => self.current = data,
                 Some(Part::End) => self.ended = true,
-                None => return Err(io::Error::other("the upload broke off")),
+                None => return Err(broke_off()),
             }
         }
         let count = self.current.len().min(buffer.len());

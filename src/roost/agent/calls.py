@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
 
 import grpc
-from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from roost.agent.failures import lied, typed
 from roost.errors import MachineError
@@ -57,15 +56,15 @@ class Calls:
 async def push(call: Any, message: bytes) -> bool:
     """Writes to a stream; False when the call is over (its reader, or the call itself, says why).
 
-    Not ``call.write``: when the other side ends a call early, that puts an "internal error" of grpcio's own
-    in the place of the status.
+    Not ``call.write``, which when the other side ends a call early puts an "internal error" of grpcio's own in
+    the place of the status. The one place that looks inside grpcio.
     """
     await call._metadata_sent.wait()
     if call.done():
         return False
     try:
         await call._cython_call.send_serialized_message(message)
-    except (cygrpc.InternalError, asyncio.InvalidStateError):
+    except (grpc.aio.InternalError, asyncio.InvalidStateError):
         return False
     return not call.done()
 

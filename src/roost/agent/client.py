@@ -258,11 +258,15 @@ class AgentClient:
     ) -> pb.FileInfo:
         """``data`` in pieces of at most 1 MiB; an error it raises leaves the old file as it was."""
         first = pb.WriteFileChunk(header=header).SerializeToString()
-        return check.info(await self._upload("WriteFile", first, data, pb.FileInfo.FromString))
+        last = pb.WriteFileChunk(end=True).SerializeToString()
+        reply = pb.FileInfo.FromString
+        return check.info(await self._upload("WriteFile", first, data, reply, last))
 
     async def tar_in(self, header: pb.TarInHeader, data: AsyncIterable[bytes]) -> pb.TarInReply:
+        """``data`` in pieces of at most 1 MiB."""
         first = pb.TarInChunk(header=header).SerializeToString()
-        return await self._upload("TarIn", first, data, pb.TarInReply.FromString)
+        last = pb.TarInChunk(end=True).SerializeToString()
+        return await self._upload("TarIn", first, data, pb.TarInReply.FromString, last)
 
     async def _upload(
         self,
@@ -285,14 +289,10 @@ class AgentClient:
         try:
             taken = await push(call, first)
             if taken:
-                try:
-                    async for piece in data:
-                        taken = await push(call, data_field(piece))
-                        if not taken:
-                            break
-                except BaseException:
-                    await self._break_off(call)
-                    raise
+                async for piece in data:
+                    taken = await push(call, data_field(piece))
+                    if not taken:
+                        break
             if taken and last is not None:
                 await push(call, last)
             with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
@@ -300,14 +300,6 @@ class AgentClient:
             return await self._calls.one(name, call)
         finally:
             call.cancel()
-
-    async def _break_off(self, call: Any) -> None:
-        """Ends an upload so that the agent cannot take its half for the whole: to a tonic server a cancelled
-        request looks like one that has ended, a message that cannot be parsed does not."""
-        if await push(call, b"\xff"):
-            with contextlib.suppress(RoostError, TimeoutError, asyncio.CancelledError):
-                async with asyncio.timeout(2.0):
-                    await self._calls.one("upload", call)
 
     async def stat(self, path: bytes, follow: bool = True) -> pb.FileInfo:
         request = pb.PathRequest(path=path, follow=follow)

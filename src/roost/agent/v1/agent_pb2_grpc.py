@@ -321,8 +321,9 @@ class AgentServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WriteFile(self, request_iterator, context):
-        """First message has the header. Replace goes to a temporary file beside the target, then rename: a broken
-        upload leaves the old file. An existing target keeps its mode and owner.
+        """First message has the header, the last one `end`: without it the upload was broken off, whatever else the
+        stream's end looks like (INVALID_STATE). Replace goes to a temporary file beside the target, then rename: a
+        broken upload leaves the old file. An existing target keeps its mode and owner.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -373,7 +374,7 @@ class AgentServicer:
 
     def TarIn(self, request_iterator, context):
         """Unpacks below `path`: no entry leaves it (.., absolute, through links), no devices; setuid bits dropped
-        unless keep_special; bounded by entries and bytes. First message has the header.
+        unless keep_special; bounded by entries and bytes. First and last message as in WriteFile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

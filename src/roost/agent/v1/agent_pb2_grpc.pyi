@@ -88,8 +88,9 @@ class AgentStub:
     ReadFile: _grpc.UnaryStreamMultiCallable[_agent_pb2.ReadFileRequest, _agent_pb2.ReadFileChunk]
     """--- files (paths absolute; resolved inside the machine by this process) ---------------------"""
     WriteFile: _grpc.StreamUnaryMultiCallable[_agent_pb2.WriteFileChunk, _agent_pb2.FileInfo]
-    """First message has the header. Replace goes to a temporary file beside the target, then rename: a broken
-    upload leaves the old file. An existing target keeps its mode and owner.
+    """First message has the header, the last one `end`: without it the upload was broken off, whatever else the
+    stream's end looks like (INVALID_STATE). Replace goes to a temporary file beside the target, then rename: a
+    broken upload leaves the old file. An existing target keeps its mode and owner.
     """
     Stat: _grpc.UnaryUnaryMultiCallable[_agent_pb2.PathRequest, _agent_pb2.FileInfo]
     ListDir: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ListDirRequest, _agent_pb2.ListDirReply]
@@ -101,7 +102,7 @@ class AgentStub:
     """An uncompressed pax tar of a directory (its contents, names relative to it) or of one file."""
     TarIn: _grpc.StreamUnaryMultiCallable[_agent_pb2.TarInChunk, _agent_pb2.TarInReply]
     """Unpacks below `path`: no entry leaves it (.., absolute, through links), no devices; setuid bits dropped
-    unless keep_special; bounded by entries and bytes. First message has the header.
+    unless keep_special; bounded by entries and bytes. First and last message as in WriteFile.
     """
     Watch: _grpc.UnaryStreamMultiCallable[_agent_pb2.WatchRequest, _agent_pb2.WatchEvent]
     Dial: _grpc.StreamStreamMultiCallable[_agent_pb2.DialFrame, _agent_pb2.DialFrame]
@@ -160,8 +161,9 @@ class AgentAsyncStub(AgentStub):
     ReadFile: _aio.UnaryStreamMultiCallable[_agent_pb2.ReadFileRequest, _agent_pb2.ReadFileChunk]  # type: ignore[assignment]
     """--- files (paths absolute; resolved inside the machine by this process) ---------------------"""
     WriteFile: _aio.StreamUnaryMultiCallable[_agent_pb2.WriteFileChunk, _agent_pb2.FileInfo]  # type: ignore[assignment]
-    """First message has the header. Replace goes to a temporary file beside the target, then rename: a broken
-    upload leaves the old file. An existing target keeps its mode and owner.
+    """First message has the header, the last one `end`: without it the upload was broken off, whatever else the
+    stream's end looks like (INVALID_STATE). Replace goes to a temporary file beside the target, then rename: a
+    broken upload leaves the old file. An existing target keeps its mode and owner.
     """
     Stat: _aio.UnaryUnaryMultiCallable[_agent_pb2.PathRequest, _agent_pb2.FileInfo]  # type: ignore[assignment]
     ListDir: _aio.UnaryUnaryMultiCallable[_agent_pb2.ListDirRequest, _agent_pb2.ListDirReply]  # type: ignore[assignment]
@@ -173,7 +175,7 @@ class AgentAsyncStub(AgentStub):
     """An uncompressed pax tar of a directory (its contents, names relative to it) or of one file."""
     TarIn: _aio.StreamUnaryMultiCallable[_agent_pb2.TarInChunk, _agent_pb2.TarInReply]  # type: ignore[assignment]
     """Unpacks below `path`: no entry leaves it (.., absolute, through links), no devices; setuid bits dropped
-    unless keep_special; bounded by entries and bytes. First message has the header.
+    unless keep_special; bounded by entries and bytes. First and last message as in WriteFile.
     """
     Watch: _aio.UnaryStreamMultiCallable[_agent_pb2.WatchRequest, _agent_pb2.WatchEvent]  # type: ignore[assignment]
     Dial: _aio.StreamStreamMultiCallable[_agent_pb2.DialFrame, _agent_pb2.DialFrame]  # type: ignore[assignment]
@@ -337,8 +339,9 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_agent_pb2.WriteFileChunk],
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.FileInfo, _abc.Awaitable[_agent_pb2.FileInfo]]:
-        """First message has the header. Replace goes to a temporary file beside the target, then rename: a broken
-        upload leaves the old file. An existing target keeps its mode and owner.
+        """First message has the header, the last one `end`: without it the upload was broken off, whatever else the
+        stream's end looks like (INVALID_STATE). Replace goes to a temporary file beside the target, then rename: a
+        broken upload leaves the old file. An existing target keeps its mode and owner.
         """
 
     @_abc_1.abstractmethod
@@ -398,7 +401,7 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.TarInReply, _abc.Awaitable[_agent_pb2.TarInReply]]:
         """Unpacks below `path`: no entry leaves it (.., absolute, through links), no devices; setuid bits dropped
-        unless keep_special; bounded by entries and bytes. First message has the header.
+        unless keep_special; bounded by entries and bytes. First and last message as in WriteFile.
         """
 
     @_abc_1.abstractmethod
