@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
@@ -12,6 +13,11 @@ use crate::pb::{ReseedReply, ReseedRequest, SetClockReply, SetClockRequest};
 const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
 const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
 const MAX_ENTROPY: usize = 512;
+
+pub fn unix_ms(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as i64)
+}
 
 pub fn now() -> i64 {
     let now = clock_gettime(ClockId::Realtime);

@@ -8,7 +8,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::errors::{Code, Result, fail};
-use crate::exec::{self, Executions, Record, unix_ms};
+use crate::exec::{self, Executions, Record};
 use crate::files::{self, blocking};
 use crate::limits;
 use crate::machine::Machine;
@@ -122,7 +122,7 @@ impl Agent for Service {
             contract_minor: CONTRACT_MINOR,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             pid1: std::process::id() == 1,
-            boot_time_unix_ms: unix_ms(self.started),
+            boot_time_unix_ms: clock::unix_ms(self.started),
             hostname: system.nodename().to_string_lossy().into_owned(),
             kernel: system.release().to_string_lossy().into_owned(),
             limits: Some(limits::limits()),

@@ -16,8 +16,8 @@ use rustix::termios::{InputModes, OptionalActions, Winsize, tcgetattr, tcsetattr
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 
+use crate::clock::unix_ms;
 use crate::errors::{Code, Context, Result, fail};
-use crate::exec::unix_ms;
 use crate::limits;
 use crate::pb;
 use crate::pool::{Pool, Supervisor};
