@@ -144,6 +144,12 @@ class WsProtocol(WebSocketsSansIOProtocol):
         self.released()
         super().connection_lost(exc)
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.close_sent:
+            # Refused with a body is refused: uvicorn knows only the refusal without one, and logs an error.
+            self.handshake_complete = True
+
 
 def last_words(transport: asyncio.Transport, answer: bytes) -> None:
     """Answers and closes, a moment apart: closed at once, with bytes of the client's unread, the kernel would

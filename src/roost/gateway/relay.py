@@ -46,10 +46,12 @@ def peer_address(peer: str) -> tuple[str, int] | None:
 
 
 class _End(asyncio.Protocol):
-    """One end: what comes in goes out at the other, and no faster."""
+    """One end: what comes in goes out at the other, and no faster. An end of the stream goes out, too; after
+    both sides' there is nothing left to carry."""
 
-    other: asyncio.Transport | None = None
     transport: asyncio.Transport
+    other: _End | None = None
+    ended = False
 
     def __init__(self, lost: Callable[[], None]) -> None:
         self._lost = lost
@@ -59,37 +61,47 @@ class _End(asyncio.Protocol):
         self.transport = transport = cast(asyncio.Transport, transport)
         transport.set_write_buffer_limits(high=PAUSE_AT)
 
-    def join(self, other: asyncio.Transport) -> None:
+    def join(self, other: _End) -> None:
         self.other = other
         if self._waiting:
-            other.write(b"".join(self._waiting))
+            other.transport.write(b"".join(self._waiting))
             self._waiting.clear()
         with contextlib.suppress(RuntimeError):
             self.transport.resume_reading()
+
+    def _open_other(self) -> asyncio.Transport | None:
+        if self.other is None or self.other.transport.is_closing():
+            return None
+        return self.other.transport
 
     def data_received(self, data: bytes) -> None:
         if self.other is None:
             self._waiting.append(data)
             self.transport.pause_reading()
-        elif not self.other.is_closing():
-            self.other.write(data)
+        elif other := self._open_other():
+            other.write(data)
 
     def eof_received(self) -> bool:
-        if self.other is not None and self.other.can_write_eof() and not self.other.is_closing():
-            self.other.write_eof()
+        """False closes this transport, and its loss the other's."""
+        self.ended = True
+        other = self._open_other()
+        if other is None or self.other is None or self.other.ended:
+            return False
+        if other.can_write_eof():
+            other.write_eof()
         return True
 
     def pause_writing(self) -> None:
-        if self.other is not None and not self.other.is_closing():
-            self.other.pause_reading()
+        if other := self._open_other():
+            other.pause_reading()
 
     def resume_writing(self) -> None:
-        if self.other is not None and not self.other.is_closing():
-            self.other.resume_reading()
+        if other := self._open_other():
+            other.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.other is not None:
-            self.other.close()
+            self.other.transport.close()
         self._lost()
 
 
@@ -110,13 +122,13 @@ async def start(
         name = peer_name((str(address[0]), int(address[1])), next(_serial))
         sock.bind(b"\0" + name.encode())
         await asyncio.wait_for(loop.sock_connect(sock, str(target)), _CONNECT_S)
-        transport, far = await loop.create_unix_connection(lambda: _End(lambda: None), sock=sock)
+        _, far = await loop.create_unix_connection(lambda: _End(lambda: None), sock=sock)
     except OSError:
         sock.close()
         client.close()
         return
     if client.is_closing():
-        transport.close()
+        far.transport.close()
         return
-    far.join(client)
-    near.join(transport)
+    far.join(near)
+    near.join(far)

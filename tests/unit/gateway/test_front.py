@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from websockets.exceptions import InvalidStatus
 
 from roost.errors import RoostError
 from roost.gateway import relay
-from roost.gateway.front import bind
+from roost.gateway.front import PREFACE, bind
 from roost.gateway.rpc import HealthCheckRequest, HealthCheckResponse
-from tests.unit.api.kit import Served, serving
+from tests.unit.api.kit import Served, serving, until
 
 
 async def say(served: Served, data: bytes, timeout: float = 5) -> bytes:
@@ -170,9 +171,28 @@ async def test_every_connection_is_counted_once(bare: Served) -> None:
         assert refused.value.response.status_code == 401
         await say(bare, b"\x00\x01")
     await bare.http.aclose()
-    async with asyncio.timeout(5):
-        while bare.front.open_connections:
-            await asyncio.sleep(0.02)
+    await until(lambda: bare.front.open_connections == 0)
+
+
+async def test_a_grpc_connection_both_sides_have_ended_is_let_go(bare: Served) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", bare.port)
+    writer.write(PREFACE + b"\0\0\0\4\0\0\0\0\0")  # an empty SETTINGS frame
+    assert await asyncio.wait_for(reader.readexactly(9), 5)
+    writer.write_eof()
+    await asyncio.wait_for(reader.read(), 5)  # until the server ends its side, too
+    await until(lambda: bare.front.open_connections == 0)
+    writer.close()
+
+
+async def test_a_refused_websocket_is_no_error_in_the_log(
+    bare: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"ws://127.0.0.1:{bare.port}/v1/machines/x/executions/y/stream"
+    with pytest.raises(InvalidStatus) as refused:
+        await connect(url)
+    assert refused.value.response.status_code == 401
+    await until(lambda: bare.front.open_connections == 0)
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
 async def test_a_websocket_says_401_and_404_in_json(served: Served) -> None:
