@@ -27,6 +27,7 @@ pub mod errors;
 pub mod exec;
 pub mod files;
 pub mod identity;
+pub mod kill;
 pub mod launch;
 pub mod limits;
 pub mod listen;

@@ -230,6 +230,10 @@ async fn send_all(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> 
 }
 
 impl Supervisor {
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
     async fn launch(&mut self, payload: &[u8], fds: [BorrowedFd<'_>; 3]) -> io::Result<Event> {
         let mut message = Vec::with_capacity(wire::HEADER + payload.len());
         message.extend_from_slice(&wire::header(wire::LAUNCH, payload.len()));

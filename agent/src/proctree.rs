@@ -73,28 +73,6 @@ pub fn kill(pid: i32, signal: i32) -> bool {
     unsafe { libc::kill(pid, signal) == 0 }
 }
 
-/// One pass of killing: everything is stopped first, until nothing new appears, so that a fork bomb cannot
-/// outrun the pass; then everything is killed. Call again until there are no children left to wait for.
-pub fn kill_pass(root: i32, except: &HashSet<i32>) {
-    let mut stopped = HashSet::new();
-    for _ in 0..32 {
-        let mut fresh = false;
-        for process in descendants(root, except) {
-            if !process.zombie && stopped.insert(process.pid) {
-                fresh |= kill(process.pid, libc::SIGSTOP);
-            }
-        }
-        if !fresh {
-            break;
-        }
-    }
-    for process in descendants(root, except) {
-        if !process.zombie {
-            kill(process.pid, libc::SIGKILL);
-        }
-    }
-}
-
 /// Sends a signal once to each descendant that `wanted` picks, those forked meanwhile included.
 pub fn signal(root: i32, signal: i32, wanted: impl Fn(&Process) -> bool) -> i32 {
     let mut reached = HashSet::new();

@@ -20,6 +20,7 @@ use std::ptr;
 
 use prost::Message;
 
+use crate::kill::Killing;
 use crate::wire::{self, Event, Launch, Step};
 use crate::{launch, proctree};
 
@@ -33,7 +34,7 @@ struct Supervisor {
     leader: Option<i32>,
     leader_status: Option<i32>,
     has_children: bool,
-    killing: bool,
+    killing: Option<Killing>,
     orphaned: bool,
 }
 
@@ -50,7 +51,7 @@ pub fn run(control: UnixStream) -> ! {
         leader: None,
         leader_status: None,
         has_children: false,
-        killing: false,
+        killing: None,
         orphaned: false,
     };
     supervisor.serve();
@@ -61,18 +62,17 @@ pub fn run(control: UnixStream) -> ! {
 impl Supervisor {
     fn serve(&mut self) {
         loop {
-            self.reap();
+            let reap = match &mut self.killing {
+                Some(killing) => killing.pass(&HashSet::new()),
+                None => true,
+            };
+            if reap {
+                self.reap();
+            }
             if self.orphaned && !self.has_children {
                 return;
             }
-            if self.killing && self.has_children {
-                proctree::kill_pass(self.pid, &HashSet::new());
-            }
-            let pause = if self.killing && self.has_children {
-                KILL_PAUSE_MS
-            } else {
-                -1
-            };
+            let pause = self.killing.as_ref().map_or(-1, |_| KILL_PAUSE_MS);
             let readable = wait(
                 if self.orphaned {
                     None
@@ -83,7 +83,7 @@ impl Supervisor {
             );
             if readable && self.command().is_err() {
                 self.orphaned = true;
-                self.killing = true;
+                self.kill();
             }
         }
     }
@@ -117,7 +117,7 @@ impl Supervisor {
             self.tell(Event::Empty);
         }
         if !self.has_children {
-            self.killing = false;
+            self.killing = None;
         }
     }
 
@@ -130,7 +130,7 @@ impl Supervisor {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
                     self.orphaned = true;
-                    self.killing = true;
+                    self.kill();
                 }
             }
         }
@@ -161,10 +161,14 @@ impl Supervisor {
                 let count = self.signal(number, payload[4] != 0);
                 self.tell(Event::Signalled { count });
             }
-            wire::KILL_TREE => self.killing = true,
+            wire::KILL_TREE => self.kill(),
             _ => return Err(io::ErrorKind::InvalidData.into()),
         }
         Ok(())
+    }
+
+    fn kill(&mut self) {
+        self.killing.get_or_insert_default();
     }
 
     fn launch(&mut self, payload: &[u8], descriptors: &[OwnedFd]) -> Event {

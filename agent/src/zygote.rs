@@ -10,9 +10,14 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::ptr;
+use std::time::{Duration, Instant};
 
+use crate::kill::{self, Killing};
 use crate::supervisor;
-use crate::{proctree, wire};
+use crate::wire;
+
+/// Nothing else is made meanwhile; what is left then is looked for when the next supervisor ends.
+const STRAYS: Duration = Duration::from_secs(5);
 
 /// Forks the zygote. The returned socket is the agent's end, on which one supervisor has been asked for.
 /// `forget` clears secrets in the copy.
@@ -129,12 +134,16 @@ fn reap(supervisors: &mut HashSet<i32>) -> bool {
 
 /// Someone killed a supervisor; its processes came to us and nobody could name them any more.
 fn end_strays(supervisors: &mut HashSet<i32>) {
-    let own = std::process::id() as i32;
-    for _ in 0..100 {
-        if proctree::descendants(own, supervisors).is_empty() {
-            return;
+    let mut killing = Killing::default();
+    let deadline = Instant::now() + STRAYS;
+    while Instant::now() < deadline {
+        if killing.pass(supervisors) {
+            reap(supervisors);
+            if kill::children().iter().all(|pid| supervisors.contains(pid)) {
+                return;
+            }
         }
-        proctree::kill_pass(own, supervisors);
-        reap(supervisors);
+        std::thread::sleep(Duration::from_millis(1));
     }
+    reap(supervisors);
 }

@@ -123,6 +123,29 @@ def test_a_timeout_ends_everything_the_exec_started(machine: Machine) -> None:
     assert left.stdout == ""
 
 
+COMETS = "for (1..20) { next if fork; setsid; while (1) { exit if fork; setsid } } sleep"
+TREE = "while (1) { setsid if defined($p = fork) && !$p }"
+
+
+@pytest.mark.parametrize("bomb", [COMETS, TREE], ids=["comets", "tree"])
+def test_a_timeout_ends_a_fork_bomb_and_nothing_else(
+    machine: Machine, driver: str, bomb: str
+) -> None:
+    if driver == "gvisor" and bomb == TREE:
+        pytest.skip("too many processes end a machine of gVisor's")
+    deaf = "$SIG{$_} = 'IGNORE' for qw(HUP INT TERM)"
+    other = machine.executions.start("exec sleep 300")
+    begun = time.monotonic()
+    with pytest.raises(TimeoutExpired):
+        machine.exec(["perl", "-MPOSIX=setsid", "-e", f"{deaf}; {bomb}"], timeout=2)
+    assert time.monotonic() - begun < 12
+    time.sleep(0.5)
+    left = machine.exec("ps -eo stat,args | grep '[s]etsid -e' | grep -v ^Z")
+    assert left.stdout == ""
+    assert other.refresh().status == "running"
+    other.kill()
+
+
 def test_ordinary_user_and_sudo(machine: Machine, driver: str) -> None:
     assert machine.exec("id -un", user="user").stdout == "user\n"
     sudo = machine.exec("sudo id -u", user="user")

@@ -99,6 +99,7 @@ impl Executions {
             id,
             argv,
             pid,
+            supervisor_pid: supervisor.pid(),
             started,
             began,
             stdout: stdout_kept,

@@ -20,6 +20,7 @@ pub struct Record {
     pub(super) id: String,
     pub(super) argv: Vec<String>,
     pub(super) pid: i32,
+    pub(super) supervisor_pid: i32,
     pub(super) started: SystemTime,
     pub(super) began: Instant,
     pub stdout: Arc<Output>,
@@ -93,6 +94,7 @@ impl Record {
             stderr_bytes: self.stderr.total(),
             argv: self.argv.clone(),
             has_live_descendants: state.over && state.live_descendants,
+            supervisor_pid: self.supervisor_pid,
         }
     }
 

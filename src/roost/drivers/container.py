@@ -318,6 +318,8 @@ class ContainerDriver(Driver):
         except OSError:
             os.close(pidfd)
             return False
+        with contextlib.suppress(MachineError):  # a daemon that was killed may have left it frozen
+            await self.thaw(handle)
         self._watch(handle, pidfd, fifo)
         return True
 

@@ -228,6 +228,11 @@ class Driver(ABC):
             f"The {self.name} driver cannot resize a running machine; sleep it first."
         )
 
+    async def end_tree(self, handle: Handle, pid: int) -> bool:
+        """Ends, from outside, the machine's process ``pid`` (its own number for it) and all below; nothing
+        of that runs or forks in between. False where there is no such process. Never PID 1."""
+        raise UnsupportedError(f"The {self.name} driver does not see into a machine.")
+
     async def freeze(self, handle: Handle) -> None:
         """Stops it being scheduled; memory stays."""
         raise UnsupportedError(f"The {self.name} driver cannot freeze a machine.")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import shutil
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from roost.drivers import seccomp
 from roost.drivers.container import ContainerDriver
-from roost.drivers.interface import Capabilities, ForkKind, Isolation, Probe, Size
-from roost.host import cgroups, run
+from roost.drivers.interface import Capabilities, ForkKind, Handle, Isolation, Probe, Size
+from roost.errors import MachineError
+from roost.host import cgroups, processes, run
 
 
 class RuncDriver(ContainerDriver):
@@ -41,6 +45,15 @@ class RuncDriver(ContainerDriver):
     def _limits(self, size: Size) -> cgroups.Limits:
         return cgroups.Limits(size.vcpu, size.memory_mib << 20, size.pids)
 
+    async def end_tree(self, handle: Handle, pid: int) -> bool:
+        group = self._group(handle.machine_id)
+        try:
+            return await self._run(_end_tree, self.cgroups, group, handle.pid, pid)
+        except FileNotFoundError:
+            return False
+        except TimeoutError as exc:
+            raise MachineError(f"The machine cannot be frozen: {exc}.", code="TIMEOUT") from exc
+
     def _seccomp(self) -> Mapping[str, Any]:
         return seccomp.profile()
 
@@ -57,6 +70,21 @@ class RuncDriver(ContainerDriver):
             str(directory / "pid"),
             machine_id,
         ]
+
+
+def _end_tree(groups: cgroups.Cgroups, group: str, init: int, pid: int) -> bool:
+    """While the group is frozen nothing in it forks or ends; the blow falls at the latest when it thaws."""
+    groups.freeze(group, True)
+    try:
+        members = groups.procs(group) - {init}
+        top = next((p for p in members if processes.number_inside(p) == pid), None)
+        victims = set() if top is None else processes.tree(top, members)
+        for victim in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        return bool(victims)
+    finally:
+        groups.freeze(group, False)
 
 
 @functools.cache

@@ -28,6 +28,33 @@ def parent(pid: int) -> int | None:
     return None if fields is None else int(fields[1])
 
 
+def tree(top: int, among: set[int]) -> set[int]:
+    """``top`` and all that descends from it within ``among``."""
+    below: dict[int, list[int]] = {}
+    for pid in among:
+        if (above := parent(pid)) is not None:
+            below.setdefault(above, []).append(pid)
+    found: set[int] = set()
+    todo = [top]
+    while todo:
+        pid = todo.pop()
+        if pid not in found:
+            found.add(pid)
+            todo += below.get(pid, ())
+    return found
+
+
+def number_inside(pid: int) -> int | None:
+    """What a process is called in the innermost of its pid namespaces; None where it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError:
+        return None
+    # A name, its line feeds escaped, can forge no line; other marks that end lines for splitlines() it can hold.
+    line = next((line for line in text.split("\n") if line.startswith("NSpid:")), None)
+    return None if line is None else int(line.split()[-1])
+
+
 def _stat(pid: int) -> list[str] | None:
     """Fields from the third on: a process's name can hold anything, parentheses included."""
     try:

@@ -32,6 +32,7 @@ from roost.errors import ConflictError, InvalidRequestError, MachineError, NotFo
 from roost.services import launching, outcome
 from roost.services.machines import Machines
 from roost.services.models import Live, Page
+from roost.services.overdue import Overdue
 from roost.store.cursor import Cursors
 from roost.store.executions import LIVE, ExecutionRow
 from roost.store.executions import Executions as Rows
@@ -102,6 +103,7 @@ class Executions:
         self._agents = agents
         self._cursors = cursors
         self._clock = clock
+        self._overdue = Overdue(machines, clock)
         self._live: dict[str, tuple[str, asyncio.Task[Any]]] = {}  # id -> machine, follower
         self._tasks: set[asyncio.Task[Any]] = set()
         self._since_prune: dict[str, int] = {}
@@ -273,7 +275,7 @@ class Executions:
         if row.status not in LIVE:
             return row
         try:
-            await self._client(machine_id).signal(execution_id, 9, tree=True)
+            await self._overdue.kill(self._client(machine_id), row)
         except RoostError as failure:
             if failure.code not in ("EXECUTION_NOT_FOUND", "INVALID_STATE", "AGENT_LOST"):
                 raise
@@ -329,7 +331,7 @@ class Executions:
                 if not done:
                     await self._rows.insert(row)
                     inserted = True
-                result = await call
+                values = await self._overdue.end(live.agent, row, call)
             finally:
                 call.cancel()
         except RoostError as failure:
@@ -349,7 +351,6 @@ class Executions:
         finally:
             if row.id in self._live and self._live[row.id][1] is asyncio.current_task():
                 del self._live[row.id]
-        values = outcome.ended(result)
         row = dataclasses.replace(row, **values)
         if inserted:
             await self._rows.finish(row.id, values)
@@ -400,7 +401,7 @@ class Executions:
                 try:
                     if client is None:
                         raise MachineError("No connection to the machine.")
-                    values = outcome.ended(await client.wait(row.id))
+                    values = await self._overdue.end(client, row, client.wait(row.id))
                     break
                 except RoostError as failure:
                     if failure.code == "EXECUTION_NOT_FOUND":

@@ -284,6 +284,15 @@ class Machines:
         """Counts as activity (a terminal's keystroke, preview traffic); no I/O."""
         self._engine.roster.touch(machine_id)
 
+    async def end_tree(self, machine_id: str, pid: int) -> bool:
+        """Ends a process of the machine, by its own number for it, and all below from the host's side; False
+        where there is none. Raises UNSUPPORTED where the rung cannot, TIMEOUT."""
+        running = self._engine.roster.peek(machine_id)
+        if running is None:
+            return False
+        driver = self._engine.rungs.driver(running.machine.driver)
+        return await driver.end_tree(running.handle, pid)
+
     # --- helpers --------------------------------------------------------------------------------
 
     async def _ensure(self, tenant: str, key: str, req: CreateMachine) -> tuple[Machine, bool]:

@@ -49,6 +49,13 @@ def failed(reason: str, exit_code: int | None = None) -> Mapping[str, Any]:
     return {"status": "failed", "reason": reason, "exit_code": exit_code, "ended_at": _now()}
 
 
+def expired(result: pb.ExecutionResult | None) -> dict[str, Any]:
+    """The columns of one whose timeout is over, whatever its agent says or does not."""
+    known = {} if result is None else ended(result)
+    over = {"status": "expired", "reason": "timeout"}
+    return {"ended_at": _now(), "exit_code": None, "signal": None, **known, **over}
+
+
 def _status(said: pb.Execution) -> str:
     match said.state:
         case pb.EXECUTION_STATE_TIMED_OUT:

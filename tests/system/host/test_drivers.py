@@ -179,6 +179,29 @@ async def test_frozen_it_stands_still_and_thawed_it_goes_on(
     await asyncio.wait_for(driver.remove(machine.id), 10)  # a frozen one goes as well
 
 
+async def test_what_stops_its_supervisor_is_ended_from_the_host(
+    world: World, driver: ContainerDriver
+) -> None:
+    machine = await world.start(driver)
+    stopped = machine.run("kill -STOP $PPID; sleep 60 & (sleep 60 &); wait", timeout_s=0.3)
+    call = asyncio.create_task(stopped)
+    await asyncio.sleep(1)
+    if driver.name == "gvisor":  # the host does not see its processes
+        with pytest.raises(UnsupportedError):
+            await driver.end_tree(machine.handle, 2)
+        call.cancel()
+        return
+    said = await machine.client.get_execution("e1")
+    assert not call.done()
+    assert not await driver.end_tree(machine.handle, 1)  # never the first
+    assert not await driver.end_tree(machine.handle, 9999)
+    assert await driver.end_tree(machine.handle, said.supervisor_pid)
+    await asyncio.wait_for(call, 5)
+    assert (await driver.usage(machine.handle)).pids < 30
+    code, left = await machine.run("for p in /proc/[0-9]*; do echo $(<$p/comm); done")
+    assert code == 0 and "sleep" not in left
+
+
 async def test_the_disk_freezes_for_a_whole_copy(world: World, driver: ContainerDriver) -> None:
     machine = await world.start(driver)
     await machine.run("echo one >/root/f")

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import secrets
+import signal
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,6 +77,7 @@ class FakeMachines:
         self.target = target
         self.machines: dict[str, Machine] = {}
         self.touched: list[str] = []
+        self.ended_trees: list[int] = []
         self.config: dict[str, Any] = {"env": {"FROM_TEMPLATE": "1"}, "workdir": "/", "user": ""}
 
     def add(self, tenant: str, req: CreateMachine | None = None) -> Machine:
@@ -211,6 +214,12 @@ class FakeMachines:
 
     def touch(self, machine_id: str) -> None:
         self.touched.append(machine_id)
+
+    async def end_tree(self, machine_id: str, pid: int) -> bool:
+        """As the host would: its agent here is a process of this host."""
+        self.ended_trees.append(pid)
+        os.kill(pid, signal.SIGKILL)
+        return True
 
     def _of(self, tenant: str) -> list[Machine]:
         return [m for m in self.machines.values() if m.tenant_id == tenant]

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 
+import pytest
 from websockets.asyncio.client import connect
 
 from tests.unit.api.kit import OTHER, Served, events, until
@@ -54,6 +55,25 @@ async def test_missing_command_leaves_a_row(served: Served) -> None:
 async def test_timeout_is_expired(served: Served) -> None:
     done = await run(served, served.machine(), command="sleep 60", timeout_ms=100)
     assert (done["status"], done["reason"]) == ("expired", "timeout")
+
+
+async def test_what_its_agent_cannot_end_the_host_ends(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.services.overdue.FORCE_S", 0.2)
+    mid = served.machine()
+    stops_its_supervisor = "kill -STOP $PPID; sleep 60"
+    done = await run(served, mid, command=stops_its_supervisor, timeout_ms=100)
+    assert (done["status"], done["reason"]) == ("expired", "timeout")
+    assert len(served.machines.ended_trees) == 1
+    base = f"/v1/machines/{mid}/executions"
+    started = await served.http.post(
+        base, params={"wait": "false"}, json={"command": stops_its_supervisor}
+    )
+    await asyncio.sleep(0.2)
+    cancelled = await served.http.delete(f"{base}/{started.json()['execution_id']}")
+    assert cancelled.json()["status"] == "cancelled"
+    assert len(served.machines.ended_trees) == 2
 
 
 async def test_started_followed_and_cancelled(served: Served) -> None:

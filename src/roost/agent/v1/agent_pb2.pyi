@@ -337,6 +337,7 @@ class Execution(_message.Message):
     STDERR_BYTES_FIELD_NUMBER: _builtins.int
     ARGV_FIELD_NUMBER: _builtins.int
     HAS_LIVE_DESCENDANTS_FIELD_NUMBER: _builtins.int
+    SUPERVISOR_PID_FIELD_NUMBER: _builtins.int
     execution_id: _builtins.str
     state: Global___ExecutionState.ValueType
     pid: _builtins.int
@@ -352,6 +353,8 @@ class Execution(_message.Message):
     stderr_bytes: _builtins.int
     has_live_descendants: _builtins.bool
     """the command ended, something it started in the background lives on"""
+    supervisor_pid: _builtins.int
+    """everything it started is below this process"""
     @_builtins.property
     def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """as run (shell: ["/bin/sh","-c",...])"""
@@ -371,10 +374,11 @@ class Execution(_message.Message):
         stderr_bytes: _builtins.int = ...,
         argv: _abc.Iterable[_builtins.str] | None = ...,
         has_live_descendants: _builtins.bool = ...,
+        supervisor_pid: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_ended_at_unix_ms", b"_ended_at_unix_ms", "_exit_code", b"_exit_code", "_signal", b"_signal", "ended_at_unix_ms", b"ended_at_unix_ms", "exit_code", b"exit_code", "signal", b"signal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ended_at_unix_ms", b"_ended_at_unix_ms", "_exit_code", b"_exit_code", "_signal", b"_signal", "argv", b"argv", "duration_us", b"duration_us", "ended_at_unix_ms", b"ended_at_unix_ms", "execution_id", b"execution_id", "exit_code", b"exit_code", "has_live_descendants", b"has_live_descendants", "pid", b"pid", "signal", b"signal", "started_at_unix_ms", b"started_at_unix_ms", "state", b"state", "stderr_bytes", b"stderr_bytes", "stdout_bytes", b"stdout_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ended_at_unix_ms", b"_ended_at_unix_ms", "_exit_code", b"_exit_code", "_signal", b"_signal", "argv", b"argv", "duration_us", b"duration_us", "ended_at_unix_ms", b"ended_at_unix_ms", "execution_id", b"execution_id", "exit_code", b"exit_code", "has_live_descendants", b"has_live_descendants", "pid", b"pid", "signal", b"signal", "started_at_unix_ms", b"started_at_unix_ms", "state", b"state", "stderr_bytes", b"stderr_bytes", "stdout_bytes", b"stdout_bytes", "supervisor_pid", b"supervisor_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ended_at_unix_ms: _TypeAlias = _typing.Literal["ended_at_unix_ms"]  # noqa: Y015
     _WhichOneofArgType__ended_at_unix_ms: _TypeAlias = _typing.Literal["_ended_at_unix_ms", b"_ended_at_unix_ms"]  # noqa: Y015
