@@ -146,6 +146,19 @@ def test_a_timeout_ends_a_fork_bomb_and_nothing_else(
     other.kill()
 
 
+def test_no_way_to_the_hosts_devices_and_audit_log(machine: Machine, driver: str) -> None:
+    if driver == "gvisor":
+        pytest.skip("its own kernel answers")
+    sockets = "import socket\nfor p in range(23):\n try: socket.socket(16, 3, p); print(p)\n except OSError: pass"
+    assert machine.exec(["python3", "-c", sockets]).stdout.split() == ["0", "4"]
+    tun = machine.exec(
+        "mknod /dev/tun c 10 200 && cat </dev/tun; mknod /dev/mem c 1 1 && cat </dev/mem"
+    )
+    assert tun.stderr.count("not permitted") == 2, tun.stderr
+    run(machine, "ip -o addr | grep eth0; ss -ltn")
+    run(machine, "useradd -m audited && su audited -c 'id -un' && userdel -r audited")
+
+
 def test_ordinary_user_and_sudo(machine: Machine, driver: str) -> None:
     assert machine.exec("id -un", user="user").stdout == "user\n"
     sudo = machine.exec("sudo id -u", user="user")

@@ -17,7 +17,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # clock, raw disks or network administration.
 _CAPABILITIES = (
     "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE SYS_CHROOT SETFCAP "
-    "AUDIT_WRITE MKNOD NET_RAW"
+    "MKNOD NET_RAW"
 )
 CAPABILITIES = [f"CAP_{name}" for name in _CAPABILITIES.split()]
 

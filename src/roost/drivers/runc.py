@@ -13,9 +13,19 @@ from typing import Any
 
 from roost.drivers import seccomp
 from roost.drivers.container import ContainerDriver
-from roost.drivers.interface import Capabilities, ForkKind, Handle, Isolation, Probe, Size
+from roost.drivers.interface import (
+    Capabilities,
+    ForkKind,
+    Handle,
+    Isolation,
+    Probe,
+    Size,
+    StartSpec,
+)
 from roost.errors import MachineError
-from roost.host import cgroups, processes, run
+from roost.host import cgroups, console, processes, run
+
+_TUN = "c 10:200 rwm"
 
 
 class RuncDriver(ContainerDriver):
@@ -56,6 +66,12 @@ class RuncDriver(ContainerDriver):
 
     def _seccomp(self) -> Mapping[str, Any]:
         return seccomp.profile()
+
+    def _launch(self, spec: StartSpec, directory: Path, fifo: console.Console) -> int:
+        pid = super()._launch(spec, directory, fifo)
+        # Releases before 1.2 allow it whatever they are told; only the agent runs yet.
+        self.cgroups.deny_device(self._group(spec.machine_id), _TUN)
+        return pid
 
     def _command(self, directory: Path, machine_id: str) -> list[str]:
         return [

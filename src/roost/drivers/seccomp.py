@@ -2,7 +2,8 @@
 
 Left out on purpose: loading code into the kernel or watching it (modules, bpf, perf, kexec), new mounts
 and namespaces, the clock, swap, quotas, accounting, keyrings, io_uring, userfaultfd, handles to files by
-number, and sockets other than unix, IP and netlink.
+number, and sockets other than unix, IP, and netlink for routes and sockets: its other protocols tell of
+the host's devices (uevent, connector) or write to its audit log.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from typing import Any
 _EPERM = 1
 _ENOSYS = 38
 _CLONE_NEW = 0x7E020000  # every CLONE_NEW* flag of clone(2)
-_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
+_EPROTONOSUPPORT = 93
+_FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
+_AF_NETLINK = 16
+_NETLINK = (0, 4)  # NETLINK_ROUTE, NETLINK_SOCK_DIAG
+_NETLINK_AUDIT = 9
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
 _ARCHES = {
@@ -92,6 +97,9 @@ def profile() -> dict[str, Any]:
                 }
                 for family in _FAMILIES
             ),
+            *(_netlink(protocol, "SCMP_ACT_ALLOW") for protocol in _NETLINK),
+            # useradd and their like give up on any other error than that of a kernel without auditing.
+            _netlink(_NETLINK_AUDIT, "SCMP_ACT_ERRNO") | {"errnoRet": _EPROTONOSUPPORT},
             *(
                 {
                     "names": ["personality"],
@@ -100,5 +108,16 @@ def profile() -> dict[str, Any]:
                 }
                 for value in _PERSONALITIES
             ),
+        ],
+    }
+
+
+def _netlink(protocol: int, action: str) -> dict[str, Any]:
+    return {
+        "names": ["socket"],
+        "action": action,
+        "args": [
+            {"index": 0, "value": _AF_NETLINK, "op": "SCMP_CMP_EQ"},
+            {"index": 2, "value": protocol, "op": "SCMP_CMP_EQ"},
         ],
     }

@@ -168,6 +168,12 @@ class Cgroups:
             return _keyed(self._file("", name, "cgroup.events")).get("frozen") == 1
         return self._file("freezer", name, "freezer.state").read_text().strip() == "FROZEN"
 
+    def deny_device(self, name: str, device: str) -> None:
+        """``device`` as the kernel writes it, "c 10:200 rwm"; on v2, where a program decides, the runtime's
+        word is the last."""
+        if not self.v2:
+            _write(self._file("devices", name, "devices.deny"), device)
+
     def procs(self, name: str) -> set[int]:
         """In every hierarchy and below."""
         found: set[int] = set()

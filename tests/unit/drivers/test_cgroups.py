@@ -104,3 +104,13 @@ def test_oom_kills_of_both(tmp_path: Path) -> None:
 def test_the_smallest_cpu_share_is_one_the_kernel_takes() -> None:
     assert Limits(0.001, 1, 1).quota_us == 1000
     assert Limits(0.0001, 1, 1).shares == 2
+
+
+def test_a_device_is_denied_where_that_is_the_groups_to_say(tmp_path: Path) -> None:
+    _v1(tmp_path / "v1")
+    (tmp_path / "v1/devices").mkdir()
+    _put(tmp_path / "v1/devices/roost-t/m", devices__deny="")
+    Cgroups("roost-t", tmp_path / "v1").deny_device("m", "c 10:200 rwm")
+    assert (tmp_path / "v1/devices/roost-t/m/devices.deny").read_text() == "c 10:200 rwm"
+    _put(tmp_path / "v2", cgroup__controllers="cpu\n")
+    Cgroups("roost-t", tmp_path / "v2").deny_device("m", "c 10:200 rwm")

@@ -48,6 +48,7 @@ def test_capabilities_leave_out_what_reaches_the_host() -> None:
         "SYS_PTRACE",
         "SYS_RAWIO",
         "NET_ADMIN",
+        "AUDIT_WRITE",
         "DAC_READ_SEARCH",
         "BPF",
     ):
@@ -132,3 +133,11 @@ def test_new_namespaces_are_not_to_be_had_by_clone() -> None:
     rules = [r for r in seccomp.profile()["syscalls"] if "clone" in r["names"]]
     assert [r["args"][0]["op"] for r in rules] == ["SCMP_CMP_MASKED_EQ"]
     assert rules[0]["args"][0]["value"] & 0x10000000  # CLONE_NEWUSER
+
+
+def test_netlink_is_for_routes_and_sockets_only() -> None:
+    rules = [r for r in seccomp.profile()["syscalls"] if "socket" in r["names"]]
+    found = {tuple(a["value"] for a in r["args"]): r["action"] for r in rules}
+    allowed = {arguments for arguments, action in found.items() if action == "SCMP_ACT_ALLOW"}
+    assert allowed == {(1,), (2,), (10,), (16, 0), (16, 4)}
+    assert found[16, 9] == "SCMP_ACT_ERRNO"
