@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from roost.cli._connect import MachineArg, find, pairs
 from roost.cli._inert import Inert
@@ -25,13 +26,36 @@ if TYPE_CHECKING:
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 TIMED_OUT = 124
+_ENDED = ("INVALID_STATE", "EXECUTION_NOT_FOUND", "AGENT_LOST", "MACHINE_NOT_FOUND")
 
 
-@app.command("exec")
+class _Exec(TyperCommand):
+    """Options are ours up to the command's first word, before or after the machine; what follows is the
+    command's, as it stands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.allow_interspersed_args = False
+        rest = self._rest(ctx, args)
+        if rest:
+            command = self._rest(ctx, rest[1:])
+            options = rest[1 : len(rest) - len(command)]
+            args = [*args[: len(args) - len(rest)], *options, rest[0], *command]
+        return super().parse_args(ctx, args)
+
+    def _rest(self, ctx: Any, args: list[str]) -> list[str]:
+        """From the first word on that is no option nor an option's value."""
+        parser = type(self.make_parser(ctx))(ctx)
+        for param in self.get_params(ctx):
+            if param.param_type_name == "option":
+                param.add_to_parser(parser, ctx)
+        return list(parser.parse_args(list(args))[1])
+
+
+@app.command("exec", cls=_Exec)
 def exec_(
     machine: MachineArg,
     command: Annotated[
-        list[str] | None, typer.Argument(metavar="-- COMMAND ARG", show_default=False)
+        list[str] | None, typer.Argument(metavar="[--] COMMAND ARG", show_default=False)
     ] = None,
     shell: Annotated[
         str | None, typer.Option("--shell", "-c", metavar="SCRIPT", help="Run under /bin/sh -c.")
@@ -67,7 +91,7 @@ def exec_(
     Ctrl-C sends SIGINT to the command. A third one kills it.
     """
     if bool(command) == (shell is not None):
-        raise usage_error("give a command after --, or one as --shell; not both.")
+        raise usage_error("give a command after the machine, or one as --shell; not both.")
     what: str | list[str] = shell if shell is not None else list(command or [])
     feed = stdin if stdin is not None else not detach and _has_stdin()
     options: dict[str, Any] = {
@@ -199,13 +223,14 @@ def _has_stdin() -> bool:
 
 
 def _pump(execution: Execution) -> None:
-    """stdin, until its end or the command's."""
+    """stdin, in one request, until its end or the command's."""
     try:
-        while data := os.read(0, 1 << 20):
-            execution.write_stdin(data)
-        execution.close_stdin()
-    except (RoostError, OSError):
-        return  # the command has ended or does not read; how is told by the stream
+        execution.write_stdin(iter(lambda: os.read(0, 1 << 20), b""), eof=True)
+    except OSError as exc:
+        note(f"error: stdin cannot be read: {exc.strerror}")
+    except RoostError as exc:
+        if exc.code not in _ENDED:  # else how it ended is told by the stream
+            note(f"error: stdin was cut off: {exc.message} [{exc.code}]")
 
 
 def _forward_signals(execution: Execution) -> Callable[[], None]:

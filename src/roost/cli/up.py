@@ -91,7 +91,7 @@ def _machine(quiet: bool) -> dict[str, Any]:
         print(
             "\nNext:\n"
             f"  roost shell {KEY}              a terminal in it\n"
-            f"  roost exec {KEY} -- ls -la /   a command\n"
+            f"  roost exec {KEY} ls -la /      a command\n"
             "  roost ensure user-42           another machine, kept under a key of yours\n"
             "  roost doctor                   what isolates them here"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from dataclasses import dataclass
 from typing import Protocol
@@ -127,6 +128,7 @@ class Gateway:
             body = None
         elif _has_body(scope):
             body = await _read(receive, scope)
+            _check_utf8(scope, body)
             receive = _again(body, receive)
         child = {
             **scope,
@@ -286,6 +288,18 @@ async def _read(receive: Receive, scope: Scope) -> bytes:
                     return b"".join(parts)
     except TimeoutError as failure:
         raise TimeoutExpired("The request's body did not come within 30 s.") from failure
+
+
+def _check_utf8(scope: Scope, body: bytes) -> None:
+    """JSON is exchanged as UTF-8; a parser that guesses would read UTF-16 and -32 as well, which hold zero bytes
+    for what JSON is made of. Raises INVALID_BODY."""
+    kind = next((v for n, v in scope["headers"] if n == b"content-type"), b"")
+    named = _CHARSET.search(kind.decode("latin-1"))
+    if b"\0" in body or (named and named[1].lower() not in ("utf-8", "utf8", "us-ascii")):
+        raise InvalidRequestError("A JSON body is UTF-8.", code="INVALID_BODY")
+
+
+_CHARSET = re.compile(r";\s*charset\s*=\s*\"?([^\s\";]*)", re.IGNORECASE)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

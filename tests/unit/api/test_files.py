@@ -42,7 +42,13 @@ async def test_written_read_and_ranged(served: Served, files: str, tmp_path: Pat
         part = await served.http.get(files, params=path, headers={"range": asked})
         assert (part.status_code, part.headers["content-range"]) == (206, told)
         assert part.content == want
-    for asked in ("bytes=2500000-", "bytes=9999999-10000000", "bytes=-0"):
+    for asked in (
+        "bytes=2500000-",
+        "bytes=9999999-10000000",
+        "bytes=-0",
+        "bytes=18446744073709551615-",
+        f"bytes={'9' * 5000}-",
+    ):
         beyond = await served.http.get(files, params=path, headers={"range": asked})
         assert beyond.status_code == 416, asked
         assert beyond.json()["error_code"] == "RANGE_NOT_SATISFIABLE"

@@ -118,6 +118,8 @@ async def test_what_is_not_there(bare: Served) -> None:
     [
         (b"{", 400, "INVALID_BODY"),
         (b"\xff\xfe", 400, "INVALID_BODY"),
+        ('{"vcpu": 1}'.encode("utf-16"), 400, "INVALID_BODY"),
+        ('{"vcpu": 1}'.encode("utf-32-be"), 400, "INVALID_BODY"),
         (b"[" * 100_000, 400, "INVALID_BODY"),
         (b'{"vcpu": ' + b"9" * 10_000 + b"}", 400, "INVALID_BODY"),
         (b'{"vcpu": 1e999}', 422, "VALIDATION_FAILED"),
@@ -147,6 +149,13 @@ async def test_bodies(bare: Served, body: bytes, status: int, code: str | None) 
         assert wire["error_code"] == code
         assert wire["details"]["request_id"] == answer.headers["x-request-id"]
         assert "Traceback" not in answer.text
+
+
+async def test_a_body_that_says_it_is_not_utf8_is_refused(bare: Served) -> None:
+    for charset, status in (("utf-16", 400), ('"latin-1"', 400), ("UTF-8", 201)):
+        kind = {"content-type": f"application/json; charset={charset}"}
+        answer = await bare.http.post("/v1/machines", content=b"{}", headers=kind)
+        assert answer.status_code == status, charset
 
 
 async def test_a_chunked_body_is_bounded_too(bare: Served) -> None:

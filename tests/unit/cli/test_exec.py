@@ -51,6 +51,34 @@ def test_options(ends: Any, stub: Stub, roost: Roost) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("m ls -la /", ["ls", "-la", "/"]),
+        ("m -- ls -la", ["ls", "-la"]),
+        ("-w /w m ls -w x -c y", ["ls", "-w", "x", "-c", "y"]),
+        ("m -w /w ls -- -x", ["ls", "--", "-x"]),
+        ("m --cwd=/w -- -odd", ["-odd"]),
+        ("m ls --help", ["ls", "--help"]),
+    ],
+)
+def test_options_end_where_the_command_begins(
+    ends: Any, stub: Stub, roost: Roost, line: str, command: list[str]
+) -> None:
+    ends()
+    assert roost("exec", "--no-stdin", *line.replace("m", "user-42", 1).split()) == 0
+    sent = stub.asked("POST", f"{EXECUTIONS}/stream")[0].json
+    assert sent["command"] == command
+    assert ("cwd" in sent) == ("/w" in line)
+
+
+def test_an_option_that_is_none_of_ours_is_said(
+    roost: Roost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert roost("exec", "user-42", "-la") == 2
+    assert "-l" in capsys.readouterr().err
+
+
 def test_json_is_all_there_is_on_stdout(
     ends: Any, roost: Roost, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,8 +150,24 @@ def test_stdin_goes_through_a_pipe(ends: Any, stub: Stub) -> None:
         check=False,
     )
     assert (out.returncode, out.stdout, out.stderr) == (0, b"done\n", b"")
-    assert b"".join(r.body for r in stub.asked("POST", ".*/stdin")) == b"typed\n"
+    (stdin,) = stub.asked("POST", ".*/stdin")
+    assert (stdin.body, stdin.query) == (b"typed\n", {"eof": "true"})
     assert stub.asked("POST", f"{EXECUTIONS}/stream")[0].json["stdin_stream"] is True
+
+
+def test_much_stdin_is_one_request(ends: Any, stub: Stub) -> None:
+    ends()
+    held(stub, "eof")
+    stub.on("POST", f"{EXECUTIONS}/{EXECUTION_ID}/stdin", lambda r: {"written": len(r.body)})
+    out = subprocess.run(
+        [sys.executable, "-m", "roost.cli", "exec", "user-42", "wc", "-c"],
+        input=bytes(3 << 20),
+        env=os.environ.copy(),
+        timeout=30,
+        check=False,
+    )
+    assert out.returncode == 0
+    assert [len(r.body) for r in stub.asked("POST", ".*/stdin")] == [3 << 20]
 
 
 def test_ctrl_c_goes_to_the_command(ends: Any, stub: Stub) -> None:

@@ -172,11 +172,27 @@ def test_stdin_and_signals(stub: Stub, m: Machine) -> None:
     p = m.start("cat", stdin_stream=True)
     assert stub.seen[-1].json["stdin_stream"] is True
     assert p.write_stdin("äb") == 3
+    assert p.write_stdin(iter([b"a", b"bc"])) == 3
+    assert stub.seen[-1].body == b"abc"
     p.close_stdin()
     assert stub.seen[-1].query == {"eof": "true"}
     p.signal("SIGINT")
     assert stub.seen[-1].json == {"signal": "SIGINT"}
     assert p.kill().exit_code == 137
+
+
+def test_a_phase_is_not_told_of_before_the_wake(stub: Stub, client: Client) -> None:
+    phase = ["sleeping"]
+    stub.on("GET", f"/v1/machines/{MACHINE_ID}", lambda _: machine(phase=phase[0]))
+    stub.on("POST", EXECUTIONS, lambda _: execution(stdout="", stderr="", status="succeeded"))
+    m = Machine.get(MACHINE_ID, client=client)
+    assert m.phase == "sleeping"
+    phase[0] = "running"
+    m.exec("x")
+    assert m.phase == "running"
+    asked = len(stub.seen)
+    m.exec("x")
+    assert len(stub.seen) == asked + 1
 
 
 def test_created_machines_are_destroyed_and_ensured_ones_are_not(

@@ -13,7 +13,8 @@ from starlette.requests import Request
 
 from roost.errors import ConflictError, InvalidRequestError
 
-_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII | re.IGNORECASE)
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII | re.IGNORECASE)
+_FAR = 10**18  # beyond the end of any file
 
 
 def invalid(field: str, message: str, code: str = "VALIDATION_FAILED") -> InvalidRequestError:
@@ -106,9 +107,13 @@ def byte_range(value: str | None) -> Range | None:
     if match is None or not (match[1] or match[2]):
         return None
     if not match[1]:
-        return Range(suffix=int(match[2]))
-    first = int(match[1])
+        return Range(suffix=_place(match[2]))
+    first = _place(match[1])
     if not match[2]:
         return Range(first)
-    last = int(match[2])
+    last = _place(match[2])
     return None if last < first else Range(first, last - first + 1)
+
+
+def _place(digits: str) -> int:
+    return _FAR if len(digits.lstrip("0")) > 18 else int(digits)

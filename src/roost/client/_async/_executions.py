@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -107,12 +107,24 @@ class AsyncExecution:
             self._http, self.machine_id, execution=self, offsets=(stdout_offset, stderr_offset)
         )
 
-    async def write_stdin(self, data: str | bytes, *, eof: bool = False) -> int:
-        """Bytes written. The execution must have been started with ``stdin_stream=True``."""
-        content = data.encode() if isinstance(data, str) else bytes(data)
-        params = {"eof": "true"} if eof else {}
+    async def write_stdin(
+        self, data: str | bytes | AsyncIterator[bytes], *, eof: bool = False
+    ) -> int:
+        """Bytes written. The execution must have been started with ``stdin_stream=True``.
+
+        An iterator is sent in one request, as fast as the command reads; once that breaks off, nobody
+        can say how much arrived.
+        """
+        if isinstance(data, str):
+            data = data.encode()
+        elif isinstance(data, (bytearray, memoryview)):
+            data = bytes(data)
         answer = await self._http.call(
-            "POST", f"{self._path}/stdin", content=content, params=params
+            "POST",
+            f"{self._path}/stdin",
+            content=data,
+            params={"eof": "true"} if eof else {},
+            timeout=self._http.timeout if isinstance(data, bytes) else None,
         )
         return int(answer["written"])
 

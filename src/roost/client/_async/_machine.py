@@ -219,6 +219,7 @@ class AsyncMachine(LaterMixin):
 
     @property
     def phase(self) -> str:
+        """As of the last answer; streams and files may have woken it since: ``refresh``."""
         return str(self._data["phase"])
 
     @property
@@ -280,6 +281,11 @@ class AsyncMachine(LaterMixin):
     async def _apply(self, method: str, path: str, **options: Any) -> Self:
         self._data = await self._http.call(method, path, **options)
         return self
+
+    async def _woken(self) -> None:
+        """After what wakes a sleeping machine: what is known of it is out of date."""
+        if self.phase != "running":
+            await self.refresh()
 
     async def refresh(self) -> Self:
         return await self._apply("GET", self._path)
@@ -368,6 +374,7 @@ class AsyncMachine(LaterMixin):
         result = await self.executions.run(
             execution_body(command, cwd=cwd, env=env, user=user, stdin=stdin, timeout=timeout)
         )
+        await self._woken()
         if result.status == "expired":
             raise ExecTimeout(
                 f"The command did not end within {timeout:g} s; all it started was killed."
@@ -402,8 +409,12 @@ class AsyncMachine(LaterMixin):
 
     async def start(self, command: Command, **options: Any) -> AsyncExecution:
         """Starts a command in the background; options as ``executions.start``."""
-        return await self.executions.start(command, **options)
+        execution = await self.executions.start(command, **options)
+        await self._woken()
+        return execution
 
     async def terminal(self, cols: int = 80, rows: int = 24, **options: Any) -> AsyncTerminal:
         """Opens a terminal and attaches to it; options as ``terminals.create``."""
-        return await self.terminals.create(cols, rows, **options)
+        terminal = await self.terminals.create(cols, rows, **options)
+        await self._woken()
+        return terminal

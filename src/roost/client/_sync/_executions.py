@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -107,11 +107,23 @@ class Execution:
             self._http, self.machine_id, execution=self, offsets=(stdout_offset, stderr_offset)
         )
 
-    def write_stdin(self, data: str | bytes, *, eof: bool = False) -> int:
-        """Bytes written. The execution must have been started with ``stdin_stream=True``."""
-        content = data.encode() if isinstance(data, str) else bytes(data)
-        params = {"eof": "true"} if eof else {}
-        answer = self._http.call("POST", f"{self._path}/stdin", content=content, params=params)
+    def write_stdin(self, data: str | bytes | Iterator[bytes], *, eof: bool = False) -> int:
+        """Bytes written. The execution must have been started with ``stdin_stream=True``.
+
+        An iterator is sent in one request, as fast as the command reads; once that breaks off, nobody
+        can say how much arrived.
+        """
+        if isinstance(data, str):
+            data = data.encode()
+        elif isinstance(data, (bytearray, memoryview)):
+            data = bytes(data)
+        answer = self._http.call(
+            "POST",
+            f"{self._path}/stdin",
+            content=data,
+            params={"eof": "true"} if eof else {},
+            timeout=self._http.timeout if isinstance(data, bytes) else None,
+        )
         return int(answer["written"])
 
     def close_stdin(self) -> None:

@@ -217,6 +217,7 @@ class Machine(LaterMixin):
 
     @property
     def phase(self) -> str:
+        """As of the last answer; streams and files may have woken it since: ``refresh``."""
         return str(self._data["phase"])
 
     @property
@@ -278,6 +279,11 @@ class Machine(LaterMixin):
     def _apply(self, method: str, path: str, **options: Any) -> Self:
         self._data = self._http.call(method, path, **options)
         return self
+
+    def _woken(self) -> None:
+        """After what wakes a sleeping machine: what is known of it is out of date."""
+        if self.phase != "running":
+            self.refresh()
 
     def refresh(self) -> Self:
         return self._apply("GET", self._path)
@@ -366,6 +372,7 @@ class Machine(LaterMixin):
         result = self.executions.run(
             execution_body(command, cwd=cwd, env=env, user=user, stdin=stdin, timeout=timeout)
         )
+        self._woken()
         if result.status == "expired":
             raise ExecTimeout(
                 f"The command did not end within {timeout:g} s; all it started was killed."
@@ -400,8 +407,12 @@ class Machine(LaterMixin):
 
     def start(self, command: Command, **options: Any) -> Execution:
         """Starts a command in the background; options as ``executions.start``."""
-        return self.executions.start(command, **options)
+        execution = self.executions.start(command, **options)
+        self._woken()
+        return execution
 
     def terminal(self, cols: int = 80, rows: int = 24, **options: Any) -> Terminal:
         """Opens a terminal and attaches to it; options as ``terminals.create``."""
-        return self.terminals.create(cols, rows, **options)
+        terminal = self.terminals.create(cols, rows, **options)
+        self._woken()
+        return terminal
