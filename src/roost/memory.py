@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ctypes
 
-LARGE_BYTES = 128 * 1024
-_M_MMAP_THRESHOLD = -3  # of <malloc.h>
+LARGE_BYTES = (
+    2 * 1024 * 1024
+)  # above the pieces files come and go in, whose pages would be faulted in anew each time
+KEPT_BYTES = 8 * 1024 * 1024  # at the end of a heap
+_M_TRIM_THRESHOLD = -1  # of <malloc.h>
+_M_MMAP_THRESHOLD = -3
 
 
 def give_back_large() -> None:
@@ -17,3 +21,4 @@ def give_back_large() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)

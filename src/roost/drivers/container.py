@@ -126,7 +126,7 @@ class ContainerDriver(Driver):
     async def start(self, spec: StartSpec) -> Handle:
         if spec.root.image is None or spec.slot is None:
             raise InternalError(f"The {self.name} driver needs a disk image and a network slot.")
-        await self._run(self._remove, spec.machine_id, spec.root.image)
+        await self._run(self._clear, spec.machine_id, spec.root.image)
         task: asyncio.Future[tuple[Handle, int, console.Console]] = (
             asyncio.get_running_loop().create_future()
         )
@@ -344,6 +344,11 @@ class ContainerDriver(Driver):
             self._live[machine_id].removing = True
         await self._run(self._remove, machine_id, None)
         self._forget(machine_id)
+
+    def _clear(self, machine_id: str, disk: Path) -> None:
+        """Before a start. Nothing is there of a machine that has neither directory nor cgroup."""
+        if self._directory(machine_id).exists() or self.cgroups.exists(self._group(machine_id)):
+            self._remove(machine_id, disk)
 
     def _remove(self, machine_id: str, disk: Path | None) -> None:
         """Every step is safe to repeat; the directory goes last, since it is what the rest is found by."""

@@ -1,7 +1,7 @@
 """What happens to machines, as lists of steps.
 
-    create   place (disk || slot) -> boot -> agent                 undone when it fails
-    wake     place ((disk) || slot) -> boot -> agent               undone when it fails: asleep again, or failed
+    create   place (disk || slot) -> boot || sync -> agent         undone when it fails
+    wake     place ((disk) || slot) -> boot || sync -> agent       undone when it fails: asleep again, or failed
     sleep    hush -> remove -> release                             finishes
     reap     remove -> release                                     finishes; of a machine that died
     destroy  remove -> clear (disk || slot)                        finishes
@@ -92,6 +92,11 @@ class Start:
     async def clone(self, context: Context) -> None:
         image = await image_of(self.parts.storage, self.machine.image_digest)
         await self.parts.storage.clone(image, self.machine.id, self.machine.storage_gib)
+
+    async def sync(self, context: Context) -> None:
+        """While it boots: the machine is not acknowledged before, and until then a crash undoes it."""
+        if self.fresh_disk:
+            await self.parts.storage.sync_disk(self.machine.id)
 
     async def unclone(self, context: Context) -> None:
         await self.parts.storage.delete(context.machine_id)
@@ -185,7 +190,11 @@ class Start:
 
     def boot_and_greet(self) -> tuple[Stage, Stage]:
         return (
-            Stage("boot", (Step("boot", self.boot, self.unboot),), self.began_boot),
+            Stage(
+                "boot",
+                (Step("boot", self.boot, self.unboot), Step("sync", self.sync)),
+                self.began_boot,
+            ),
             Stage(
                 "agent",
                 (Step("agent", self.greet),),

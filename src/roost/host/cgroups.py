@@ -86,6 +86,10 @@ class Cgroups:
     def _directories(self, name: str) -> list[Path]:
         return [p for h in self._hierarchies if (p := h / self._parent / name).is_dir()]
 
+    def exists(self, name: str) -> bool:
+        """In any hierarchy."""
+        return bool(self._directories(name))
+
     def _file(self, controller: str, name: str, file: str) -> Path:
         base = self._root if self.v2 else self._root / controller
         return base / self._parent / name / file

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 _LOOK_AGAIN_S = 60.0  # how long a new address of the host may go unprotected
 _RETRY_S = 5.0
+# After the last slot was taken, while there are more: a machine that is being made has the processors to itself.
+REFILL_AFTER_S = 1.0
 
 
 class SlotNetwork:
@@ -50,6 +53,7 @@ class SlotNetwork:
         self._fresh_rules: set[int] = set()
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._taken_at = -REFILL_AFTER_S
         self._resolver = ""
         self._view: plumbing.HostView | None = None
 
@@ -129,6 +133,7 @@ class SlotNetwork:
             return await self.reattach(machine_id, self._used[machine_id])
         slot = self._pool.popleft() if self._pool else await self._make_shielded()
         self._used[machine_id] = slot.index
+        self._taken_at = time.monotonic()
         self._wanted.set()
         return slot.public()
 
@@ -223,7 +228,12 @@ class SlotNetwork:
             try:
                 await self._run(self._protect)
                 while len(self._pool) < self._pool_size:
-                    self._pool.append(await self._make_shielded())
+                    if (
+                        busy := self._taken_at + REFILL_AFTER_S - time.monotonic()
+                    ) > 0 and self._pool:
+                        await asyncio.sleep(busy)
+                    else:
+                        self._pool.append(await self._make_shielded())
             except CapacityError:
                 continue  # the next release leaves an index; nobody waits for the pool
             except Exception as exc:

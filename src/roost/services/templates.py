@@ -71,7 +71,8 @@ class Templates:
         for row in await self._store.read(lambda c: rows.visible(c, tenant)):
             found.setdefault(row["name"], Template(**row))
         for name in self._recipes.names():
-            found.setdefault(name, self._unbuilt(name))
+            if name not in found:
+                found[name] = self._unbuilt(name)
         return [found[name] for name in sorted(found)]
 
     async def get(self, tenant: str, name: str) -> Template:

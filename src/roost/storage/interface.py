@@ -41,7 +41,11 @@ class Storage(Protocol):
         """Raises CapacityError STORAGE_FULL if the watermark would be passed."""
 
     async def clone(self, image: Image, machine_id: str, storage_gib: int) -> Path:
-        """A machine's disk: a reflink of ``image`` (of its variant at that size, made once). Durable on return."""
+        """A machine's disk: a reflink of ``image`` (of its variant at that size, made once). Durable after
+        ``sync_disk``."""
+
+    async def sync_disk(self, machine_id: str) -> None:
+        """A cloned disk and its name outlive a power cut."""
 
     def disk(self, machine_id: str) -> Path:
         """Where a machine's disk lies (whether or not it is there)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,15 +73,18 @@ class PoolStorage:
             agent_digest=image.agent_digest,
             fresh=True,
         )
-        # One directory sync makes both names durable. The order keeps a disk from being there with
-        # nothing known of it.
-        disks.write(disk, info, sync_parent=False)
+        # One directory sync (``sync_disk``) makes both names durable. The order keeps a disk from being there
+        # with nothing known of it.
+        disks.write(disk, info, durable=False)
         try:
-            files.reflink(source, disk, durable=True)
+            files.reflink(source, disk, durable=False)
         except BaseException:
             disk.with_suffix(".json").unlink(missing_ok=True)
             raise
         return disk
+
+    async def sync_disk(self, machine_id: str) -> None:
+        await self._run(_sync, self.disk(machine_id))
 
     def disk(self, machine_id: str) -> Path:
         return self.pool.disks / f"{disks.check_id(machine_id)}.ext4"
@@ -131,3 +135,13 @@ class PoolStorage:
 
     async def purge(self) -> None:
         await self._run(self.pool.purge)
+
+
+def _sync(disk: Path) -> None:
+    for path in (disk.with_suffix(".json"), disk):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    files.sync_dir(disk.parent)

@@ -147,6 +147,9 @@ class FakeStorage(Scripted):
         self.disks.add(machine_id)
         return self.disk(machine_id)
 
+    async def sync_disk(self, machine_id: str) -> None:
+        await self.enter("sync_disk")
+
     def disk(self, machine_id: str) -> Path:
         return self.directory / machine_id
 
