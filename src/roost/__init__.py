@@ -21,11 +21,13 @@ _HOMES = {
     "AsyncExecution": "roost.client._async",
     "AsyncExecStream": "roost.client._async",
     "AsyncMachine": "roost.client._async",
+    "AsyncSnapshot": "roost.client._async",
     "AsyncTerminal": "roost.client._async",
     "Client": "roost.client._sync",
     "Execution": "roost.client._sync",
     "ExecStream": "roost.client._sync",
     "Machine": "roost.client._sync",
+    "Snapshot": "roost.client._sync",
     "Terminal": "roost.client._sync",
     "Chunk": "roost.client._types",
     "CommandFailed": "roost.client._types",
@@ -54,6 +56,7 @@ __all__ = [
     "AsyncExecStream",
     "AsyncExecution",
     "AsyncMachine",
+    "AsyncSnapshot",
     "AsyncTerminal",
     "AuthError",
     "CapacityError",
@@ -76,6 +79,7 @@ __all__ = [
     "MachineError",
     "NotFoundError",
     "RoostError",
+    "Snapshot",
     "Terminal",
     "TimeoutExpired",
     "UnavailableError",
@@ -89,9 +93,10 @@ if TYPE_CHECKING:
         AsyncExecStream,
         AsyncExecution,
         AsyncMachine,
+        AsyncSnapshot,
         AsyncTerminal,
     )
-    from roost.client._sync import Client, ExecStream, Execution, Machine, Terminal
+    from roost.client._sync import Client, ExecStream, Execution, Machine, Snapshot, Terminal
     from roost.client._types import (
         Chunk,
         CommandFailed,

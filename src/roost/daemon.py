@@ -47,6 +47,7 @@ from roost.services.files import Files
 from roost.services.host import Host
 from roost.services.keys import Keys
 from roost.services.machines import Machines
+from roost.services.snapshots import Snapshots
 from roost.services.templates import Templates
 from roost.services.terminals import Terminals
 from roost.settings import Settings
@@ -208,6 +209,7 @@ async def compose(
 
     services = Services(
         machines=machines,
+        snapshots=Snapshots(engine, machines),
         executions=executions,
         terminals=Terminals(machines),
         files=Files(machines),

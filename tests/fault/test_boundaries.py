@@ -13,6 +13,7 @@ import pytest
 from roost.drivers.interface import Exit
 from roost.engine.journal import TRIES
 from roost.errors import MachineError, RoostError
+from roost.services.models import ForkMachine
 from tests.unit.engine.kit import TENANT, Daemon, Host, small, until
 
 
@@ -96,9 +97,23 @@ async def _delete_during_create(d: Daemon, machine_id: str) -> None:
     await asyncio.gather(creating, return_exceptions=True)
 
 
-@pytest.fixture
-async def host(tmp_path: Path) -> AsyncIterator[Host]:
-    made = Host(tmp_path)
+async def _with_snapshot(d: Daemon) -> str:
+    machine_id = await _running(d)
+    await d.snapshots.create(TENANT, machine_id, "s")
+    return machine_id
+
+
+async def _rollback(d: Daemon, machine_id: str) -> None:
+    await d.snapshots.rollback(TENANT, machine_id, "s")
+
+
+async def _fork(d: Daemon, machine_id: str) -> None:
+    await d.machines.fork(TENANT, machine_id, ForkMachine(count=1))
+
+
+@pytest.fixture(params=[False, True], ids=["disk", "memory"])
+async def host(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Host]:
+    made = Host(tmp_path, memory=request.param)
     yield made
     await made.close()
 
@@ -117,6 +132,9 @@ SCENARIOS: dict[str, Scenario] = {
     "destroy": (_running, lambda d, m: d.machines.delete(TENANT, m), {"running", "destroyed"}),
     "destroy asleep": (_sleeping, lambda d, m: d.machines.delete(TENANT, m), {"destroyed"}),
     "crash": (_running, _crash, set()),
+    "snapshot": (_running, lambda d, m: d.snapshots.create(TENANT, m, "s"), {"running"}),
+    "rollback": (_with_snapshot, _rollback, {"running", "sleeping"}),
+    "fork": (_running, _fork, {"running", "destroyed"}),
     "delete in create": (_nothing, _delete_during_create, {"destroyed"}),
 }
 
@@ -160,7 +178,12 @@ async def _accept(d: Daemon, allowed: set[str]) -> None:
     m, _ = await d.machines.ensure(TENANT, "k", small())
     assert m.phase == "running"
     assert not d.host.leaks(await d.all())
-    await d.machines.delete(TENANT, m.id)
+    for m in (await d.machines.list(TENANT)).items:
+        await d.machines.delete(TENANT, m.id)
+    for s in (await d.snapshots.list(TENANT)).items:
+        await d.snapshots.delete(TENANT, s.id)
+    await d.engine.collect()
+    assert not d.host.storage.kept
     machines = await d.all()
     assert {m.phase for m in machines} == {"destroyed"}
     assert not d.host.leaks(machines)

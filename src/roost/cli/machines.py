@@ -34,7 +34,13 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Until it runs.")]
 
 @app.command()
 def create(
-    template: Template = "base",
+    template: Annotated[
+        str | None, typer.Option("--template", "-t", help="Template it starts from (base).")
+    ] = None,
+    snapshot: Annotated[
+        str | None,
+        typer.Option(metavar="SNAPSHOT", help="Go on from this one instead (id or name)."),
+    ] = None,
     key: Annotated[str | None, typer.Option(help="Your own unique key for it.")] = None,
     name: Name = None,
     vcpu: Vcpu = None,
@@ -53,7 +59,7 @@ def create(
     from roost import Machine
 
     settings = _settings(name, vcpu, memory, storage, isolation, driver, env, label, autosleep, ttl)
-    _made(Machine.create(template, key=key, wait=wait, **settings), json)
+    _made(Machine.create(template, key=key, snapshot=snapshot, wait=wait, **settings), json)
 
 
 @app.command()
@@ -106,6 +112,17 @@ def _settings(
         "autosleep": autosleep,
         "ttl": ttl,
     }
+
+
+def show_made(machines: list[Machine], json: bool) -> None:
+    """Machines just made: their ids, and what they are on a terminal."""
+    if json:
+        print_json({"items": [m.to_json() for m in machines]})
+        return
+    for machine in machines:
+        say(machine.id)
+    if sys.stdout.isatty():
+        _list(machines)
 
 
 def _made(machine: Machine, json: bool) -> None:
@@ -251,9 +268,16 @@ def usage(machine: MachineArg, json: Json = False) -> None:
 
 
 @app.command()
-def sleep(machines: MachineArgs, json: Json = False) -> None:
-    """End machines' processes, keep their disks; whatever needs them wakes them."""
-    _each(machines, "sleep", json)
+def sleep(
+    machines: MachineArgs,
+    tier: Annotated[
+        str | None,
+        typer.Option(help="hibernated (keeps memory) or stopped (the disk alone)."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Take machines off the host's memory and CPU; whatever needs them wakes them."""
+    _each(machines, "sleep", json, tier=tier)
 
 
 @app.command()
@@ -262,10 +286,10 @@ def wake(machines: MachineArgs, json: Json = False) -> None:
     _each(machines, "wake", json)
 
 
-def _each(names: list[str], verb: str, json: bool) -> None:
+def _each(names: list[str], verb: str, json: bool, **options: Any) -> None:
     done = []
     for name in names:
-        machine = getattr(find(name), verb)()
+        machine = getattr(find(name), verb)(**options)
         done.append(machine.to_json())
         if not json:
             say(f"{machine.id} {machine.phase}")

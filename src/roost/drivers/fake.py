@@ -23,7 +23,7 @@ from roost.drivers.interface import (
     StartSpec,
     Usage,
 )
-from roost.errors import MachineError, UnsupportedError
+from roost.errors import ConflictError, MachineError, UnsupportedError
 
 _BOOT = "fake-boot"
 
@@ -37,6 +37,7 @@ class FakeMachine:
     frozen: bool = False
     disk_frozen: bool = False
     restored_from: Path | None = None
+    token: str = ""  # the agent's: of the machine captured until it is renewed
 
 
 @dataclass(slots=True)
@@ -120,10 +121,15 @@ class FakeDriver(Driver):
         return await self._boot("start", spec, None)
 
     async def restore(self, spec: StartSpec, capture: Capture) -> Handle:
+        """Checks what a real machine could not survive: memory on another disk than its own."""
         self._needs_memory()
-        return await self._boot("restore", spec, capture.directory)
+        if not (capture.directory / "memory").exists():
+            raise ConflictError("the capture is gone", code="SNAPSHOT_INVALID")
+        if _disk(spec) != capture.manifest["disk"]:
+            raise AssertionError("memory on a disk of another instant")
+        return await self._boot("restore", spec, capture)
 
-    async def _boot(self, method: str, spec: StartSpec, capture: Path | None) -> Handle:
+    async def _boot(self, method: str, spec: StartSpec, capture: Capture | None) -> Handle:
         if self.script.leave_debris:
             self.debris.add(spec.machine_id)
         await self._enter(method)
@@ -131,8 +137,15 @@ class FakeDriver(Driver):
         handle = Handle(self.name, spec.machine_id, pid, pid, _BOOT, self.target)
         future: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.machines[spec.machine_id] = FakeMachine(
-            spec, handle, spec.size, future, restored_from=capture
+            spec,
+            handle,
+            spec.size,
+            future,
+            restored_from=None if capture is None else capture.directory,
+            token=spec.agent_token if capture is None else str(capture.manifest["token"]),
         )
+        if spec.root.image is not None:  # a machine that runs writes
+            _write(spec.root.image, f"{_disk(spec)}.{pid}")
         self.debris.discard(spec.machine_id)
         return handle
 
@@ -185,11 +198,25 @@ class FakeDriver(Driver):
         self._machine(handle).disk_frozen = False
 
     async def capture(self, handle: Handle, into: Path, disk_to: Path) -> Capture:
-        self._needs_memory()
         await self._enter("capture")
-        self._machine(handle)
-        manifest: Mapping[str, Any] = {"driver": self.name, "machine": handle.machine_id}
-        return Capture(into, manifest, paused_ms=1.0)
+        captured = self._capture(handle, into)
+        _write(disk_to, _disk(self._machine(handle).spec))
+        return captured
+
+    async def hibernate(self, handle: Handle, into: Path) -> Capture:
+        self._needs_memory()
+        await self._enter("hibernate")
+        captured = self._capture(handle, into)
+        machine = self.machines.pop(handle.machine_id)
+        machine.exit.set_result(Exit("killed"))
+        return captured
+
+    def _capture(self, handle: Handle, into: Path) -> Capture:
+        machine = self._machine(handle)
+        manifest: Mapping[str, Any] = {"disk": _disk(machine.spec), "token": machine.token}
+        if self._memory:
+            (into / "memory").touch()
+        return Capture(into, manifest, paused_ms=1.0, memory=self._memory)
 
     def _machine(self, handle: Handle) -> FakeMachine:
         machine = self.machines.get(handle.machine_id)
@@ -200,3 +227,12 @@ class FakeDriver(Driver):
     def _needs_memory(self) -> None:
         if not self._memory:
             raise UnsupportedError("The fake driver was made without memory snapshots.")
+
+
+def _disk(spec: StartSpec) -> str:
+    image = spec.root.image
+    return image.read_text() if image is not None and image.exists() else ""
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)

@@ -57,6 +57,8 @@ def reserve(
         "disk_ready": False,
         "slot_index": None,
         "handle": None,
+        "snapshot_id": None,
+        "memory_image": None,
         "created_at": now,
         "last_transition_at": now,
         "last_progress_at": now,
@@ -64,6 +66,9 @@ def reserve(
         **values,
     }
     machines.insert(connection, row)
-    machines.record(connection, row["id"], now, "accepted", f"from template {row['template']}")
+    source = (
+        f"snapshot {row['snapshot_id']}" if row["snapshot_id"] else f"template {row['template']}"
+    )
+    machines.record(connection, row["id"], now, "accepted", f"from {source}")
     operation = journal.open(connection, "create", row["id"], step=1 if placing else 0)
     return Machine.from_row(row), operation

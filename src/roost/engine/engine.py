@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
+from roost import ids
 from roost.clock import Clock
 from roost.drivers.interface import Driver, Exit
-from roost.engine import admission, flows, recovery, reservations
+from roost.engine import admission, flows, keeping, recovery, reservations
 from roost.engine.desk import Desk
 from roost.engine.flows import Parts
 from roost.engine.identity import HostIdentity
@@ -25,6 +27,7 @@ from roost.engine.lifecycle import (
     DestroyAsked,
     Failed,
     Phase,
+    RollbackAsked,
     SleepAsked,
     WakeAsked,
     illegal,
@@ -41,7 +44,7 @@ from roost.errors import ConflictError, MachineError, RoostError, UnavailableErr
 from roost.network.interface import Network
 from roost.settings import Settings
 from roost.storage.interface import Storage
-from roost.store import Store, machines, operations
+from roost.store import Store, machines, operations, snapshots
 
 log = logging.getLogger(__name__)
 STARTS_AT_ONCE = 8
@@ -100,6 +103,7 @@ class Engine:
         self.timers = Timers(clock, self._expired)
         self._starts = Turns(STARTS_AT_ONCE)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._held: Counter[str] = Counter()  # snapshots somebody is about to make machines from
 
     # --- the daemon's life ----------------------------------------------------------------------
 
@@ -166,10 +170,64 @@ class Engine:
             return await asyncio.shield(future)
         return await self.load(machine_id)
 
-    async def sleep(self, machine_id: str) -> Machine:
+    async def sleep(self, machine_id: str, keep_memory: bool = True) -> Machine:
+        """With its memory, where its rung can and that is wanted."""
+        kind = "sleep" if keep_memory else "stop"
         return await asyncio.shield(
-            self.desk.submit(machine_id, "sleep", lambda _: self._sleep(machine_id))
+            self.desk.submit(machine_id, kind, lambda _: self._sleep(machine_id, keep_memory))
         )
+
+    async def snapshot(self, machine_id: str, values: Mapping[str, Any]) -> str:
+        """Keeps a running or sleeping machine at one instant; the snapshot's id once it is durable. ``values``
+        are the caller's columns (tenant_id, name, for_fork).
+
+        Raises INVALID_STATE, UNSUPPORTED, STORAGE_FULL, MACHINE_FAILED, TIMEOUT (nothing is kept, the machine
+        runs on); sqlalchemy's IntegrityError for a name in use."""
+        snapshot_id = ids.new()
+        await asyncio.shield(
+            self.desk.submit(
+                machine_id,
+                "snapshot",
+                lambda _: self._snapshot(machine_id, snapshot_id, values),
+                join=False,
+            )
+        )
+        return snapshot_id
+
+    async def rollback(self, machine_id: str, snapshot_id: str) -> Machine:
+        """Back to a snapshot of its own: what it did since is gone. Runs if it ran, else sleeps."""
+        return await asyncio.shield(
+            self.desk.submit(
+                machine_id,
+                "rollback",
+                lambda interrupt: self._rollback(machine_id, snapshot_id, interrupt),
+                join=False,
+            )
+        )
+
+    @contextlib.contextmanager
+    def holding(self, snapshot_id: str) -> Iterator[None]:
+        """Meanwhile it is not deleted."""
+        self._held[snapshot_id] += 1
+        try:
+            yield
+        finally:
+            self._held[snapshot_id] -= 1
+            self._held += Counter()  # drops what is at zero
+
+    async def delete_snapshot(self, snapshot_id: str) -> bool:
+        """False while machines are being made from it or sleep on it."""
+
+        def fn(connection: sa.Connection) -> bool:
+            if snapshots.users(connection, snapshot_id):
+                return False
+            snapshots.delete(connection, snapshot_id)
+            return True
+
+        if self._held[snapshot_id] or not await self.store.write(fn):
+            return False
+        await self.parts.storage.delete_snapshot(snapshot_id)
+        return True
 
     async def wake(self, machine_id: str, from_failed: bool = True) -> Machine:
         """Running. With ``from_failed=False`` a failed machine raises MACHINE_FAILED instead."""
@@ -323,9 +381,71 @@ class Engine:
         context = await self.journal.run(operation, plan, interrupt)
         machine = changed(context)
         self.enlist(machine, start.config)
+        image = start.machine.memory_image
+        if image is not None and image.snapshot_id is None:
+            await self._discard(machine.id)
         return machine
 
-    async def _sleep(self, machine_id: str) -> Machine:
+    async def _discard(self, machine_id: str) -> None:
+        """The memory of a machine's sleep; what fails here is swept at the next start."""
+        try:
+            await self.parts.storage.delete_memory(machine_id)
+        except (RoostError, OSError) as error:
+            log.warning("the memory of %s could not be deleted: %s", machine_id, error)
+
+    async def _snapshot(
+        self, machine_id: str, snapshot_id: str, values: Mapping[str, Any]
+    ) -> Machine:
+        def fn(connection: sa.Connection) -> tuple[Machine, Operation]:
+            machine = load(connection, machine_id)
+            if machine.phase not in (Phase.RUNNING, Phase.SLEEPING) or not machine.disk_ready:
+                raise illegal(machine.state, "be captured")
+            row = machines.get(connection, machine_id)
+            assert row is not None
+            now = self.clock.now()
+            snapshots.insert(
+                connection,
+                {
+                    "id": snapshot_id,
+                    "machine_id": machine_id,
+                    "status": "creating",
+                    "machine": {name: row[name] for name in keeping.TAKEN_OVER},
+                    "created_at": now,
+                    **values,
+                },
+            )
+            context = {"snapshot_id": snapshot_id}
+            return machine, self.journal.open(connection, "snapshot", machine_id, context, step=1)
+
+        machine, operation = await self.store.write(fn)
+        await self.journal.run(
+            operation, keeping.snapshot(keeping.Keep(self.parts, machine, snapshot_id))
+        )
+        return await self.load(machine_id)
+
+    async def _rollback(
+        self, machine_id: str, snapshot_id: str, interrupt: asyncio.Event
+    ) -> Machine:
+        def fn(connection: sa.Connection) -> tuple[Machine, Change, Operation]:
+            before = load(connection, machine_id)
+            row = snapshots.get(connection, snapshot_id)
+            if row is None or row["machine_id"] != machine_id or row["status"] != "ready":
+                raise keeping.not_found(snapshot_id)
+            change = advance(connection, machine_id, RollbackAsked(), self.clock.now())
+            context = {"snapshot_id": snapshot_id, "memory_image": row["memory_image"]}
+            operation = self.journal.open(connection, "rollback", machine_id, context, step=1)
+            return before, change, operation
+
+        with self.holding(snapshot_id):
+            before, change, operation = await self.store.write(fn)
+            self.roster.remove(machine_id)
+            end = keeping.Rollback(self.parts, change.machine, snapshot_id)
+            machine = await self._run(operation, keeping.rollback(end))
+            if before.phase == Phase.RUNNING and machine.phase == Phase.SLEEPING:
+                machine = await self._wake(machine_id, True, interrupt)
+        return machine
+
+    async def _sleep(self, machine_id: str, keep_memory: bool) -> Machine:
         def fn(connection: sa.Connection) -> tuple[Change, Operation | None]:
             change = advance(connection, machine_id, SleepAsked(), self.clock.now())
             if Command.RUN_SLEEP not in change.commands:
@@ -337,7 +457,9 @@ class Engine:
             return change.machine
         self.roster.remove(machine_id)
         try:
-            machine = await self._run(operation, flows.sleep(flows.End(self.parts, change.machine)))
+            keep_memory = keep_memory and change.machine.capabilities.memory_snapshot
+            end = flows.End(self.parts, change.machine, keep_memory=keep_memory)
+            machine = await self._run(operation, flows.sleep(end))
         except RoostError as error:
             raise failed(machine_id, "put to sleep", error) from error
         if machine.phase != Phase.SLEEPING:  # a destroy came meanwhile
@@ -418,6 +540,7 @@ class Engine:
             try:
                 await self.flush_activity()
                 await self.forget()
+                await self.collect()
                 await self.settle_left_overs()
             except RoostError as error:
                 log.warning("housekeeping: %s", error)
@@ -444,6 +567,11 @@ class Engine:
             operations.forget_ended(connection, now - REMEMBER_OPERATIONS)
 
         await self.store.write(fn)
+
+    async def collect(self) -> None:
+        """Snapshots of forks that no machine needs any more."""
+        for snapshot_id in await self.store.read(snapshots.of_forks):
+            await self.delete_snapshot(snapshot_id)
 
     async def flush_activity(self) -> None:
         active = self.roster.active()

@@ -2,7 +2,7 @@
 
     create   place (disk || slot) -> boot || sync -> agent         undone when it fails
     wake     place ((disk) || slot) -> boot || sync -> agent       undone when it fails: asleep again, or failed
-    sleep    hush -> remove -> release                             finishes
+    sleep    hush (keeps memory where it can) -> remove -> release finishes
     reap     remove -> release                                     finishes; of a machine that died
     destroy  remove -> clear (disk || slot)                        finishes
 
@@ -16,14 +16,14 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 
 from roost.agent.v1 import agent_pb2 as pb
 from roost.clock import Clock
-from roost.drivers.interface import Handle, NetworkSlot, Root, StartSpec
+from roost.drivers.interface import Capture, Handle, NetworkSlot, Root, StartSpec
 from roost.engine.identity import HostIdentity, linux_machine_id
 from roost.engine.journal import Context, Interrupted, Plan, Stage, Step
 from roost.engine.lifecycle import (
@@ -37,7 +37,7 @@ from roost.engine.lifecycle import (
     Starting,
     WakeUndone,
 )
-from roost.engine.machine import Machine
+from roost.engine.machine import Machine, MemoryImage
 from roost.engine.ports import Agents
 from roost.engine.rungs import Rungs
 from roost.engine.transitions import advance, load
@@ -50,7 +50,7 @@ from roost.store.schema import templates
 log = logging.getLogger(__name__)
 GRACE_S = 5.0
 HUSH_S = 8.0
-_GONE: dict[str, Any] = {"handle": None, "slot_index": None}
+GONE: dict[str, Any] = {"handle": None, "slot_index": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,12 @@ class Start:
         self.generation = machine.generation + 1
         self.slot: NetworkSlot | None = None
         self.handle: Handle | None = None
+        image = machine.memory_image
+        if image is not None and image.used and not fresh_disk:
+            image = None  # its disk has moved on
+        self.image = image
+        self.tried = False  # to go on from it: the disk may have moved on
+        self.lost: str | None = None  # why it did not
 
     @property
     def token(self) -> str:
@@ -90,6 +96,9 @@ class Start:
         return linux_machine_id(self.machine.id)
 
     async def clone(self, context: Context) -> None:
+        if self.machine.snapshot_id is not None:
+            await self.parts.storage.clone_snapshot(self.machine.snapshot_id, self.machine.id)
+            return
         image = await image_of(self.parts.storage, self.machine.image_digest)
         await self.parts.storage.clone(image, self.machine.id, self.machine.storage_gib)
 
@@ -113,19 +122,37 @@ class Start:
         if not machine.capabilities.disk_image:
             raise UnsupportedError(f"Machines of the {machine.driver} driver cannot be made yet.")
         env = {**dict(self.config.get("env") or {}), **machine.env}
-        self.handle = await self.parts.rungs.driver(machine.driver).start(
-            StartSpec(
-                machine_id=machine.id,
-                hostname=machine.hostname,
-                size=machine.size,
-                root=Root(image=self.parts.storage.disk(machine.id)),
-                slot=self.slot,
-                agent_token=self.token,
-                linux_id=self.linux_id,
-                env=env,
-                no_new_privs=bool(self.config.get("no_new_privs", False)),
-            )
+        spec = StartSpec(
+            machine_id=machine.id,
+            hostname=machine.hostname,
+            size=machine.size,
+            root=Root(image=self.parts.storage.disk(machine.id)),
+            slot=self.slot,
+            agent_token=self.token,
+            linux_id=self.linux_id,
+            env=env,
+            no_new_privs=bool(self.config.get("no_new_privs", False)),
         )
+        driver = self.parts.rungs.driver(machine.driver)
+        if self.image is not None:
+            try:
+                self.handle = await driver.restore(spec, self._capture(self.image))
+                return
+            except RoostError as error:
+                if error.code not in ("SNAPSHOT_INVALID", "MACHINE_FAILED"):
+                    raise
+                log.warning("machine %s boots: its memory is lost: %s", machine.id, error)
+                self.lost, self.image = f"{error.code}: {error.message}", None
+        self.handle = await driver.start(spec)
+
+    def _capture(self, image: MemoryImage) -> Capture:
+        storage = self.parts.storage
+        if image.snapshot_id is None:
+            directory = storage.memory(self.machine.id)
+        else:
+            directory = storage.snapshot(image.snapshot_id).memory
+        self.tried = True
+        return Capture(directory, image.manifest)
 
     async def unboot(self, context: Context) -> None:
         self.parts.agents.drop(context.machine_id)
@@ -134,6 +161,9 @@ class Start:
     async def greet(self, context: Context) -> None:
         """Nobody's first command runs before the machine has entropy, a clock and a name of its own."""
         assert self.handle is not None
+        if self.image is not None:
+            await self._greet_again(self.handle, self.image)
+            return
         agent = self.parts.agents.get(context.machine_id, self.handle.agent_target, self.token)
         await agent.wait_ready(self.parts.agent_timeout_s)
         calls: list[Coroutine[Any, Any, Any]] = []
@@ -153,6 +183,25 @@ class Start:
         if calls:
             await asyncio.gather(*calls)
 
+    async def _greet_again(self, handle: Handle, image: MemoryImage) -> None:
+        """An agent that knows the machine it was captured from: entropy first, then who it is now and when."""
+        machine = self.machine
+        known = self.parts.identity.agent_token(*image.token_of)
+        agent = self.parts.agents.get(machine.id, handle.agent_target, known)
+        await agent.wait_ready(self.parts.agent_timeout_s)
+        await agent.reseed(secrets.token_bytes(64))
+        another = image.token_of[0] != machine.id
+        renewal = pb.RenewIdentityRequest(
+            hostname=machine.hostname if another else "",
+            machine_id=self.linux_id if another else "",
+            renew_ssh_host_keys=another,
+            new_token=self.token,
+        )
+        calls: list[Coroutine[Any, Any, Any]] = [agent.renew_identity(renewal)]
+        if machine.capabilities.own_clock:
+            calls.append(agent.set_clock(int(self.parts.clock.now().timestamp() * 1e9)))
+        await asyncio.gather(*calls)
+
     # --- rows -----------------------------------------------------------------------------------
 
     def began_boot(self, connection: sa.Connection, context: Context) -> None:
@@ -164,6 +213,10 @@ class Start:
             "generation": self.generation,
             "disk_ready": True,
         }
+        if (
+            self.image is not None
+        ):  # before it runs: a crash must not bring old memory to a newer disk
+            values["memory_image"] = replace(self.image, used=True).to_json()
         if self.machine.phase == Phase.WAKING:
             values["last_progress_at"] = context.now
             machines.update(connection, context.machine_id, values)
@@ -185,8 +238,19 @@ class Start:
             context.machine_id,
             Running(),
             context.now,
-            {"last_activity_at": context.now},
+            {"last_activity_at": context.now, "memory_image": None},
         )
+        if self.lost is not None:
+            message = f"it started from its disk: {self.lost}"
+            machines.record(connection, context.machine_id, context.now, "memory_lost", message)
+
+    def memory_after(self) -> dict[str, Any]:
+        """The row's, once this start is undone: still good where nothing ran on the disk, or that is gone."""
+        image = self.machine.memory_image
+        if image is None or self.lost is not None:
+            return {"memory_image": None}
+        used = (image.used or self.tried) and not self.fresh_disk
+        return {"memory_image": replace(image, used=used).to_json()}
 
     def boot_and_greet(self) -> tuple[Stage, Stage]:
         return (
@@ -211,7 +275,8 @@ def create(start: Start) -> Plan:
         advance(connection, context.machine_id, Placing(), context.now)
 
     def undone(connection: sa.Connection, context: Context, error: RoostError) -> None:
-        _failed(connection, context, error, {**_GONE, "disk_ready": False})
+        values = {**GONE, "disk_ready": False, **start.memory_after()}
+        _failed(connection, context, error, values)
 
     place = (
         Step("disk", start.clone, start.unclone),
@@ -223,14 +288,14 @@ def create(start: Start) -> Plan:
         finishes=False,
         done=start.runs,
         undone=undone,
-        stuck=_stuck,
+        stuck=stuck,
     )
 
 
 def wake(start: Start) -> Plan:
     def undone(connection: sa.Connection, context: Context, error: RoostError) -> None:
         assert context.now is not None
-        values = {**_GONE, "disk_ready": not start.fresh_disk}
+        values = {**GONE, "disk_ready": not start.fresh_disk, **start.memory_after()}
         waking = load(connection, context.machine_id).phase == Phase.WAKING
         unlucky = isinstance(error, CapacityError | InternalError | Interrupted)
         if not (waking and unlucky):
@@ -250,22 +315,28 @@ def wake(start: Start) -> Plan:
         finishes=False,
         done=start.runs,
         undone=undone,
-        stuck=_stuck,
+        stuck=stuck,
     )
 
 
 class End:
     """The ways a machine's processes end."""
 
-    def __init__(self, parts: Parts, machine: Machine, hush: bool = True) -> None:
+    def __init__(
+        self, parts: Parts, machine: Machine, hush: bool = True, keep_memory: bool = False
+    ) -> None:
         self.parts = parts
         self.machine = machine
         self._hush = hush and machine.handle is not None
+        self._keep_memory = keep_memory
 
     async def hush(self, context: Context) -> None:
-        """Asks the processes to end and the disk to be synced; a machine that does not answer is ended anyway."""
+        """Keeps memory where that is asked and can be. Else asks the processes to end and the disk to be
+        synced; a machine that does not answer is ended anyway."""
         handle = self.machine.handle
         if not self._hush or handle is None:
+            return
+        if self._keep_memory and await self._hibernate(context, handle):
             return
         token = self.parts.identity.agent_token(self.machine.id, self.machine.generation)
         agent = self.parts.agents.get(self.machine.id, handle.agent_target, token)
@@ -274,6 +345,24 @@ class End:
                 await agent.shutdown(GRACE_S)
         except (RoostError, TimeoutError) as error:
             log.info("machine %s did not shut down by itself: %s", self.machine.id, error)
+
+    async def _hibernate(self, context: Context, handle: Handle) -> bool:
+        if "memory_image" in context.data:  # this step is being repeated
+            return True
+        machine = self.machine
+        storage = self.parts.storage
+        try:
+            await storage.require(machine.memory_mib << 20)
+            into = await storage.begin_memory(machine.id)
+            capture = await self.parts.rungs.driver(machine.driver).hibernate(handle, into)
+        except RoostError as error:
+            log.warning("machine %s sleeps without its memory: %s", machine.id, error)
+            context.data["memory_lost"] = f"{error.code}: {error.message}"[:400]
+            await storage.delete_memory(machine.id)
+            return False
+        image = MemoryImage(capture.manifest, (machine.id, machine.generation))
+        context.data["memory_image"] = image.to_json()
+        return True
 
     async def remove(self, context: Context) -> None:
         self.parts.agents.drop(context.machine_id)
@@ -284,33 +373,38 @@ class End:
 
     async def delete(self, context: Context) -> None:
         await self.parts.storage.delete(context.machine_id)
+        await self.parts.storage.delete_memory(context.machine_id)
 
 
 def sleep(end: End) -> Plan:
     def done(connection: sa.Connection, context: Context) -> None:
         assert context.now is not None
         if load(connection, context.machine_id).phase in (Phase.STOPPING, Phase.FAILED):
-            context.change = advance(connection, context.machine_id, Slept(), context.now, _GONE)
+            values = {**GONE, "memory_image": context.data.get("memory_image")}
+            context.change = advance(connection, context.machine_id, Slept(), context.now, values)
+            if why := context.data.get("memory_lost"):
+                message = f"it sleeps without its memory: {why}"
+                machines.record(connection, context.machine_id, context.now, "memory_lost", message)
         else:  # it is being destroyed by now
-            machines.update(connection, context.machine_id, _GONE)
+            machines.update(connection, context.machine_id, GONE)
 
     stages = (
         Stage("hush", (Step("hush", end.hush),)),
         Stage("remove", (Step("remove", end.remove),)),
         Stage("release", (Step("release", end.release),)),
     )
-    return Plan("sleep", stages, finishes=True, done=done, stuck=_stuck)
+    return Plan("sleep", stages, finishes=True, done=done, stuck=stuck)
 
 
 def reap(end: End) -> Plan:
     def done(connection: sa.Connection, context: Context) -> None:
-        machines.update(connection, context.machine_id, _GONE)
+        machines.update(connection, context.machine_id, GONE)
 
     stages = (
         Stage("remove", (Step("remove", end.remove),)),
         Stage("release", (Step("release", end.release),)),
     )
-    return Plan("reap", stages, finishes=True, done=done, stuck=_stuck)
+    return Plan("reap", stages, finishes=True, done=done, stuck=stuck)
 
 
 def destroy(end: End) -> Plan:
@@ -328,14 +422,14 @@ def destroy(end: End) -> Plan:
             context.machine_id,
             Destroyed(),
             context.now,
-            {**_GONE, "disk_ready": False, "key": None, "expires_at": None},
+            {**GONE, "disk_ready": False, "key": None, "expires_at": None},
         )
 
     stages = (
         Stage("remove", (Step("remove", end.remove),)),
         Stage("clear", (Step("disk", end.delete), Step("slot", end.release))),
     )
-    return Plan("destroy", stages, finishes=True, done=done, stuck=_stuck)
+    return Plan("destroy", stages, finishes=True, done=done, stuck=stuck)
 
 
 async def image_of(storage: Storage, digest: str) -> Image:
@@ -368,7 +462,7 @@ def _failed(
     context.change = advance(connection, context.machine_id, event, context.now, values)
 
 
-def _stuck(connection: sa.Connection, context: Context, error: RoostError) -> None:
+def stuck(connection: sa.Connection, context: Context, error: RoostError) -> None:
     """What could neither be done nor undone; delete or the daemon's next start tries again."""
     assert context.now is not None
     values = {"last_error": error.to_wire()}

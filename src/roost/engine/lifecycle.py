@@ -94,6 +94,11 @@ class SleepAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class RollbackAsked:
+    """Its processes go, and it sleeps on the disk of a snapshot."""
+
+
+@dataclass(frozen=True, slots=True)
 class Slept:
     pass
 
@@ -136,6 +141,7 @@ Event = (
     | Starting
     | Running
     | SleepAsked
+    | RollbackAsked
     | Slept
     | WakeAsked
     | WakeUndone
@@ -154,6 +160,7 @@ class Command(StrEnum):
 
     RUN_WAKE = "wake"
     RUN_SLEEP = "sleep"
+    RUN_ROLLBACK = "rollback"
     RUN_DESTROY = "destroy"
     RUN_REAP = "reap"  # take down what a machine that died left on the host
     WATCH = "watch"  # list it as live, wait for its process
@@ -180,6 +187,9 @@ def step(state: State, event: Event) -> tuple[State, tuple[Command, ...]]:
             return new, (Command.UNWATCH, Command.RUN_SLEEP)
         case SleepAsked() if phase is Phase.SLEEPING:
             return replace(state, desired=Desired.SLEEPING), ()
+        case RollbackAsked() if phase in (Phase.RUNNING, Phase.SLEEPING) or _restartable(state):
+            new = _to(state, Phase.STOPPING, Desired.SLEEPING)
+            return new, (Command.UNWATCH, Command.RUN_ROLLBACK)
         case Slept() if phase is Phase.STOPPING or _stuck(state, Desired.SLEEPING):
             return _to(state, Phase.SLEEPING), ()
         case WakeAsked() if phase is Phase.RUNNING:
@@ -216,8 +226,10 @@ def _restartable(state: State) -> bool:
     )
 
 
-def illegal(state: State, event: Event) -> ConflictError:
-    name = _NAMES.get(type(event), type(event).__name__)
+def illegal(state: State, event: Event | str) -> ConflictError:
+    """``event``, or a verb of what was asked that leads to no event."""
+    kind = type(event)
+    name = event if isinstance(event, str) else _NAMES.get(kind, kind.__name__)
     why = f" ({state.reason})" if state.reason else ""
     return ConflictError(
         f"The machine is {state.phase.value}{why}: it cannot {name} now. {_possible(state)}",
@@ -235,7 +247,7 @@ def _to(
     return State(phase, desired or state.desired, reason, False)
 
 
-_NAMES = {SleepAsked: "sleep", WakeAsked: "wake"}
+_NAMES = {SleepAsked: "sleep", WakeAsked: "wake", RollbackAsked: "be rolled back"}
 
 
 def _possible(state: State) -> str:

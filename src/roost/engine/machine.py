@@ -12,6 +12,26 @@ from roost.engine.lifecycle import Desired, Phase, State
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryImage:
+    """Memory a machine's next start can go on from; fits the disk it has (or is about to get) and no other."""
+
+    manifest: Mapping[str, Any]  # the driver's
+    token_of: tuple[str, int]  # machine id and generation whose token the agent in it knows
+    snapshot_id: str | None = None  # in which it lies; None: the machine's own, of its sleep
+    used: bool = (
+        False  # a start went on from it: the disk may have moved on, it must not be used again
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        return {n: getattr(self, n) for n in self.__slots__}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> MemoryImage:
+        machine_id, generation = data["token_of"]
+        return MemoryImage(**{**data, "token_of": (str(machine_id), int(generation))})
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     id: str
     tenant_id: str
@@ -47,6 +67,8 @@ class Machine:
     disk_ready: bool
     slot_index: int | None
     handle: Handle | None
+    snapshot_id: str | None = None  # whose disk a fresh one is cloned from; None: the image's
+    memory_image: MemoryImage | None = None
 
     @property
     def hostname(self) -> str:
@@ -54,8 +76,8 @@ class Machine:
 
     @property
     def memory_kept(self) -> bool:
-        """Whether sleep keeps memory. No rung does yet: sleep ends the processes and keeps the disk."""
-        return False
+        """Whether sleep keeps memory, or ends the processes and keeps the disk alone."""
+        return self.capabilities.memory_snapshot
 
     @property
     def isolation(self) -> dict[str, Any]:
@@ -81,15 +103,18 @@ class Machine:
     @staticmethod
     def from_row(row: Mapping[Any, Any]) -> Machine:
         values = {name: row[name] for name in _PLAIN}
-        handle = row["handle"]
+        handle, memory = row["handle"], row["memory_image"]
         return Machine(
             **values,
             capabilities=capabilities_from_json(row["capabilities"]),
             handle=None if handle is None else Handle.from_json(handle),
+            memory_image=None if memory is None else MemoryImage.from_json(memory),
         )
 
 
-_PLAIN = [f.name for f in fields(Machine) if f.name not in ("capabilities", "handle")]
+_PLAIN = [
+    f.name for f in fields(Machine) if f.name not in ("capabilities", "handle", "memory_image")
+]
 _CAPABILITIES = {f.name for f in fields(Capabilities)}
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from roost.engine import flows
+from roost.engine import flows, keeping
 from roost.engine.journal import Operation, Plan
 from roost.engine.lifecycle import (
     HOLDING,
@@ -29,7 +29,7 @@ from roost.engine.lifecycle import (
 from roost.engine.machine import Machine
 from roost.engine.transitions import advance
 from roost.errors import RoostError
-from roost.store import machines, operations
+from roost.store import machines, operations, snapshots
 
 if TYPE_CHECKING:
     from roost.engine.engine import Engine
@@ -125,6 +125,12 @@ def plan_of(engine: Engine, operation: Operation, machine: Machine) -> Plan:
         fresh = operation.kind == "create" or bool(operation.context.get("fresh_disk"))
         start = flows.Start(engine.parts, machine, {}, fresh)
         return flows.create(start) if operation.kind == "create" else flows.wake(start)
+    if operation.kind == "snapshot":
+        snapshot_id = str(operation.context["snapshot_id"])
+        return keeping.snapshot(keeping.Keep(engine.parts, machine, snapshot_id))
+    if operation.kind == "rollback":
+        snapshot_id = str(operation.context["snapshot_id"])
+        return keeping.rollback(keeping.Rollback(engine.parts, machine, snapshot_id))
     end = flows.End(engine.parts, machine, hush=False)
     return {"sleep": flows.sleep, "reap": flows.reap, "destroy": flows.destroy}[operation.kind](end)
 
@@ -142,6 +148,17 @@ async def _sweep(engine: Engine) -> None:
         owner = "a failed machine" if machine_id in living else "no machine"
         log.warning("sweeping the disk %s of %s", machine_id, owner)
         await _quietly(engine.parts.storage.delete(machine_id))
+    remembered = {
+        row["id"]
+        for row in rows
+        if row["memory_image"] is not None and row["memory_image"].get("snapshot_id") is None
+    }
+    for machine_id in await engine.parts.storage.list_memory() - remembered:
+        await _quietly(engine.parts.storage.delete_memory(machine_id))
+    kept = await engine.store.read(snapshots.ids)
+    for snapshot_id in await engine.parts.storage.list_snapshots() - kept:
+        log.warning("sweeping the snapshot %s of no row", snapshot_id)
+        await _quietly(engine.parts.storage.delete_snapshot(snapshot_id))
 
 
 async def _quietly(work: Any) -> None:

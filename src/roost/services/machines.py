@@ -15,14 +15,16 @@ from sqlalchemy.exc import IntegrityError
 
 from roost.engine import reservations
 from roost.engine.engine import REMEMBER_DESTROYED, Engine, check_revision
+from roost.engine.flows import config_of
 from roost.engine.lifecycle import HOLDING, Desired, Phase
 from roost.engine.machine import Machine, capabilities_to_json
 from roost.engine.transitions import amend, not_found
-from roost.errors import ConflictError, InternalError, RoostError, UnsupportedError
-from roost.services import limits
+from roost.errors import ConflictError, InternalError, LimitError, RoostError, UnsupportedError
+from roost.services import captured, limits
 from roost.services.models import (
     UNSET,
     CreateMachine,
+    ForkMachine,
     Live,
     MachineEvent,
     MachineUsage,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 ROOM_BYTES = 64 * 2**20  # that must be free in the pool for one more disk
 STATS_S = 2.0
+MAX_CHILDREN = 100  # of one fork
 _TRIES = 20
 
 
@@ -64,19 +67,17 @@ class Machines:
         machine exists as ``failed``.
         """
         limits.check_create(req)
+        if req.snapshot is not None:
+            row = await captured.find(self._store, tenant, req.snapshot)
+            with self._engine.holding(row["id"]):
+                return await self._create_from(tenant, row, req, wait)
         engine = self._engine
         driver, capabilities = engine.rungs.choose(req.isolation, req.driver)
         reservations.check_size(engine.host(), req.vcpu, req.memory_mib)
         template = await self._templates.resolve(tenant, req.template)
         await engine.parts.storage.require(ROOM_BYTES)
-        expires = None
-        if req.ttl_seconds is not None:
-            expires = engine.clock.now() + timedelta(seconds=req.ttl_seconds)
         values = {
-            "tenant_id": tenant,
-            "key": req.key,
-            "name": req.name,
-            "labels": dict(req.labels),
+            **self._asked(tenant, req),
             "template_id": template.id,
             "template": template.name,
             "image_digest": template.digest,
@@ -87,17 +88,110 @@ class Machines:
             "memory_mib": req.memory_mib,
             "storage_gib": req.storage_gib,
             "env": dict(req.env),
+        }
+        return await self._make(tenant, values, template.config, wait)
+
+    async def fork(self, tenant: str, machine_id: str, req: ForkMachine) -> builtins.list[Machine]:
+        """``count`` machines that go on from this one's instant, with memory where its rung can; all or none.
+        The parent runs on.
+
+        Raises before the parent is stopped VALIDATION_FAILED, UNSUPPORTED, INVALID_STATE, QUOTA_EXCEEDED,
+        CAPACITY_EXCEEDED, STORAGE_FULL; else what a capture or a start raises.
+        """
+        if not 1 <= req.count <= MAX_CHILDREN:
+            raise limits.bad("count", f"is from 1 to {MAX_CHILDREN}")
+        parent = await self.get(tenant, machine_id)
+        captured.require_fork(parent)
+        wanted = CreateMachine(
+            name=req.name,
+            labels=parent.labels if req.labels is None else req.labels,
+            autosleep_seconds=parent.autosleep_seconds,
+            ttl_seconds=req.ttl_seconds,
+        )
+        limits.check_create(wanted)
+        await self._room(tenant, parent, req.count)
+        snapshot_id = await self._engine.snapshot(
+            machine_id, {"tenant_id": tenant, "name": None, "for_fork": True}
+        )
+        try:
+            return await self._children(tenant, snapshot_id, wanted, req.count)
+        finally:
+            await self._engine.collect()
+
+    async def _children(
+        self, tenant: str, snapshot_id: str, wanted: CreateMachine, count: int
+    ) -> builtins.list[Machine]:
+        with self._engine.holding(snapshot_id):
+            row = await captured.find(self._store, tenant, snapshot_id, for_fork=True)
+            made = await asyncio.gather(
+                *(self._create_from(tenant, row, wanted, True) for _ in range(count)),
+                return_exceptions=True,
+            )
+        children = [each for each in made if isinstance(each, Machine)]
+        failures = [each for each in made if isinstance(each, BaseException)]
+        if not failures:
+            return children
+        lost = [each.id for each in children]
+        for failure in failures:
+            if isinstance(failure, RoostError) and "machine_id" in failure.details:
+                lost.append(failure.details["machine_id"])
+        await asyncio.gather(*(self._engine.destroy(each) for each in lost), return_exceptions=True)
+        raise failures[0]
+
+    async def _room(self, tenant: str, parent: Machine, count: int) -> None:
+        """For so many more of its size, before anything is stopped for them."""
+        engine = self._engine
+        limit = engine.settings.max_machines
+        if await self._store.read(lambda c: rows.count(c, tenant)) + count > limit:
+            raise LimitError(
+                f"You may have {limit} machines in all. Delete some, then retry.",
+                code="QUOTA_EXCEEDED",
+                details={"limit": limit},
+            )
+        vcpu, memory_mib, number = await self._store.read(lambda c: rows.held(c, HOLDING))
+        others = count - 1
+        held = reservations.Held(
+            vcpu + parent.vcpu * others, memory_mib + parent.memory_mib * others, number + others
+        )
+        reservations.admit(engine.settings, engine.host(), held, parent.vcpu, parent.memory_mib)
+        memory = parent.memory_mib << 20 if parent.memory_kept else 0
+        await engine.parts.storage.require(ROOM_BYTES * count + memory)
+
+    async def _create_from(
+        self, tenant: str, row: captured.Row, req: CreateMachine, wait: bool
+    ) -> Machine:
+        values = {**self._asked(tenant, req), **captured.values(row)}
+        engine = self._engine
+        driver = values["driver"]
+        _, capabilities = engine.rungs.choose("auto", driver)
+        values["capabilities"] = capabilities_to_json(capabilities)
+        reservations.check_size(engine.host(), values["vcpu"], values["memory_mib"])
+        await engine.parts.storage.require(ROOM_BYTES)
+        config = await self._store.read(lambda c: config_of(c, values["template_id"]))
+        return await self._make(tenant, values, config, wait)
+
+    def _asked(self, tenant: str, req: CreateMachine) -> dict[str, Any]:
+        expires = None
+        if req.ttl_seconds is not None:
+            expires = self._engine.clock.now() + timedelta(seconds=req.ttl_seconds)
+        return {
+            "tenant_id": tenant,
+            "key": req.key,
+            "name": req.name,
+            "labels": dict(req.labels),
             "autosleep_seconds": req.autosleep_seconds,
             "ttl_seconds": req.ttl_seconds,
             "expires_at": expires,
         }
+
+    async def _make(
+        self, tenant: str, values: Mapping[str, Any], config: Mapping[str, Any], wait: bool
+    ) -> Machine:
         try:
-            machine = await engine.create(values, template.config)
+            machine = await self._engine.create(values, config)
         except IntegrityError as error:
-            raise await self._taken(tenant, req.key, error) from error
-        if not wait:
-            return machine
-        return await engine.settled(machine.id)
+            raise await self._taken(tenant, values["key"], error) from error
+        return await self._engine.settled(machine.id) if wait else machine
 
     async def ensure(self, tenant: str, key: str, req: CreateMachine) -> tuple[Machine, bool]:
         """The running machine of this key, and whether this call made it. However many ask, one is made.
@@ -220,10 +314,18 @@ class Machines:
             return machine
         return await self._engine.destroy(machine_id, wait=wait, revision=if_match)
 
-    async def sleep(self, tenant: str, machine_id: str) -> Machine:
-        """Ends its processes and keeps its disk. Asleep already: nothing happens."""
-        await self.get(tenant, machine_id)
-        return await self._engine.sleep(machine_id)
+    async def sleep(self, tenant: str, machine_id: str, tier: str | None = None) -> Machine:
+        """Its processes leave the host. ``tier``: "hibernated" keeps memory with the disk, "stopped" the disk
+        alone, None as much as its rung can. Asleep already: nothing happens. Raises UNSUPPORTED."""
+        machine = await self.get(tenant, machine_id)
+        if tier not in (None, "hibernated", "stopped"):
+            raise limits.bad("tier", 'is "hibernated" or "stopped"')
+        if tier == "hibernated" and not machine.memory_kept:
+            raise UnsupportedError(
+                f"Machines of the {machine.driver} driver cannot keep memory: sleep it without a tier, "
+                "which keeps its disk."
+            )
+        return await self._engine.sleep(machine_id, keep_memory=tier != "stopped")
 
     async def wake(self, tenant: str, machine_id: str) -> Machine:
         """Running again, from its disk; also the way back from ``failed``."""

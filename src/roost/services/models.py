@@ -19,6 +19,7 @@ T = TypeVar("T")
 __all__ = [
     "UNSET",
     "CreateMachine",
+    "ForkMachine",
     "Key",
     "Live",
     "Machine",
@@ -28,6 +29,7 @@ __all__ = [
     "PatchMachine",
     "Principal",
     "Progress",
+    "Snapshot",
     "Template",
     "Unset",
 ]
@@ -58,6 +60,45 @@ class CreateMachine:
     labels: Mapping[str, str] = field(default_factory=dict)
     autosleep_seconds: int | None = 300  # None: never
     ttl_seconds: int | None = None
+    snapshot: str | None = None  # id or name; template, rung, size and env are then the snapshot's
+
+
+@dataclass(frozen=True, slots=True)
+class ForkMachine:
+    count: int = 1
+    name: str | None = None  # of each child
+    labels: Mapping[str, str] | None = None  # None: the parent's
+    ttl_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A machine at one instant; ``memory``: with its processes, not the disk alone."""
+
+    id: str
+    tenant_id: str
+    name: str | None
+    machine_id: str
+    driver: str
+    template: str
+    vcpu: float
+    memory_mib: int
+    storage_gib: int
+    memory: bool
+    size_bytes: int | None
+    paused_ms: float | None
+    created_at: datetime
+
+    @staticmethod
+    def from_row(row: Mapping[Any, Any]) -> Snapshot:
+        of = row["machine"]
+        plain = ("id", "tenant_id", "name", "machine_id", "size_bytes", "paused_ms", "created_at")
+        taken = ("driver", "template", "vcpu", "memory_mib", "storage_gib")
+        return Snapshot(
+            **{name: row[name] for name in plain},
+            **{name: of[name] for name in taken},
+            memory=row["memory_image"] is not None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

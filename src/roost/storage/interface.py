@@ -31,6 +31,21 @@ class Image:
     agent_digest: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A machine's disk at one instant, and its memory where the rung can."""
+
+    directory: Path
+
+    @property
+    def disk(self) -> Path:
+        return self.directory / "disk.ext4"
+
+    @property
+    def memory(self) -> Path:
+        return self.directory / "memory"
+
+
 class Storage(Protocol):
     async def open(self) -> None:
         """Makes or mounts the pool; raises when the host cannot (with the remedy)."""
@@ -57,6 +72,42 @@ class Storage(Protocol):
         """Machine ids that have a disk in the pool."""
 
     async def images(self) -> list[Image]: ...
+
+    def snapshot(self, snapshot_id: str) -> Snapshot:
+        """Where it lies (whether or not it is there)."""
+
+    async def begin_snapshot(self, snapshot_id: str) -> Snapshot:
+        """Empty, ready to be captured into; what was there before is gone."""
+
+    async def copy_disk(self, machine_id: str, snapshot_id: str) -> None:
+        """The disk of a machine that does not run, into a begun snapshot. Durable on return."""
+
+    async def copy_memory(self, machine_id: str, snapshot_id: str) -> None:
+        """The memory of a machine asleep, into a begun snapshot. Durable on return."""
+
+    async def seal_snapshot(self, snapshot_id: str, machine_id: str) -> int:
+        """Keeps what is known of the machine's disk with its copy; the bytes allocated. Durable on return."""
+
+    async def clone_snapshot(self, snapshot_id: str, machine_id: str) -> Path:
+        """A machine's disk from a snapshot's; replaces what the machine had. Durable on return.
+        Raises SNAPSHOT_NOT_FOUND."""
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        """Idempotent."""
+
+    async def list_snapshots(self) -> set[str]: ...
+
+    def memory(self, machine_id: str) -> Path:
+        """Where the memory of a machine asleep lies."""
+
+    async def begin_memory(self, machine_id: str) -> Path:
+        """An empty directory for it."""
+
+    async def delete_memory(self, machine_id: str) -> None:
+        """Idempotent."""
+
+    async def list_memory(self) -> set[str]:
+        """Machine ids that have a memory image of their own."""
 
     async def delete_image(self, digest: str) -> None: ...
 

@@ -17,8 +17,9 @@ from roost.settings import Settings
 from roost.storage import disks
 from roost.storage.disks import DiskInfo
 from roost.storage.images import Images
-from roost.storage.interface import Image, PoolUsage
+from roost.storage.interface import Image, PoolUsage, Snapshot
 from roost.storage.pool import Pool
+from roost.storage.snapshots import Memories, Snapshots
 
 T = TypeVar("T")
 
@@ -32,6 +33,8 @@ class PoolStorage:
     def __init__(self, settings: Settings) -> None:
         self.pool = Pool(settings.data_dir, settings.pool_gib, settings.pool_reserve_percent)
         self.image_store = Images(self.pool)
+        self._snapshots = Snapshots(self.pool)
+        self._memories = Memories(self.pool)
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="storage")
         self._trimmer: asyncio.Task[None] | None = None
         self._sizing: dict[tuple[str, int], asyncio.Lock] = {}
@@ -114,6 +117,48 @@ class PoolStorage:
     async def delete_image(self, digest: str) -> None:
         await self._run(self.image_store.delete, digest)
         self._trim_later()
+
+    # --- snapshots and memory -------------------------------------------------------------------
+
+    def snapshot(self, snapshot_id: str) -> Snapshot:
+        return self._snapshots.at(snapshot_id)
+
+    async def begin_snapshot(self, snapshot_id: str) -> Snapshot:
+        return await self._run(self._snapshots.begin, snapshot_id)
+
+    async def copy_disk(self, machine_id: str, snapshot_id: str) -> None:
+        await self._run(self._snapshots.copy_disk, self.disk(machine_id), snapshot_id)
+
+    async def copy_memory(self, machine_id: str, snapshot_id: str) -> None:
+        await self._run(self._snapshots.copy_memory, self.memory(machine_id), snapshot_id)
+
+    async def seal_snapshot(self, snapshot_id: str, machine_id: str) -> int:
+        return await self._run(self._snapshots.seal, snapshot_id, self.disk(machine_id))
+
+    async def clone_snapshot(self, snapshot_id: str, machine_id: str) -> Path:
+        await self._run(self.pool.require, _CLONE_BYTES)
+        disk = self.disk(machine_id)
+        await self._run(self._snapshots.clone, snapshot_id, disk)
+        return disk
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        await self._run(self._snapshots.delete, snapshot_id)
+        self._trim_later()
+
+    async def list_snapshots(self) -> set[str]:
+        return await self._run(self._snapshots.list)
+
+    def memory(self, machine_id: str) -> Path:
+        return self._memories.at(machine_id)
+
+    async def begin_memory(self, machine_id: str) -> Path:
+        return await self._run(self._memories.begin, machine_id)
+
+    async def delete_memory(self, machine_id: str) -> None:
+        await self._run(self._memories.delete, machine_id)
+
+    async def list_memory(self) -> set[str]:
+        return await self._run(self._memories.list)
 
     def _trim_later(self) -> None:
         if self._trimmer is None or self._trimmer.done():

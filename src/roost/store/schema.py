@@ -109,6 +109,10 @@ machines = sa.Table(
     sa.Column("disk_ready", sa.Boolean, nullable=False),  # a disk of its own exists
     sa.Column("slot_index", sa.Integer),
     sa.Column("handle", sa.JSON),
+    sa.Column(
+        "snapshot_id", sa.String(40)
+    ),  # whose disk a fresh one is cloned from; NULL: the template's
+    sa.Column("memory_image", sa.JSON),  # what the next start goes on from; NULL: it boots
     sa.Column("created_at", Time, nullable=False),
     sa.Column("last_transition_at", Time, nullable=False),
     sa.Column("last_progress_at", Time, nullable=False),
@@ -117,6 +121,25 @@ machines = sa.Table(
     sa.UniqueConstraint("tenant_id", "key"),
     sa.Index(None, "tenant_id", "created_at", "id"),
     sa.Index(None, "phase"),
+)
+
+# Machines at one instant. Those made for a fork belong to no name and go when its children are made.
+snapshots = sa.Table(
+    "snapshots",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("tenant_id", sa.ForeignKey("tenants.id"), nullable=False),
+    sa.Column("name", sa.String(63)),
+    sa.Column("machine_id", sa.String(40), nullable=False),  # it is of; may be gone by now
+    sa.Column("status", sa.String(16), nullable=False),  # creating | ready
+    sa.Column("for_fork", sa.Boolean, nullable=False),
+    sa.Column("machine", sa.JSON, nullable=False),  # the columns a machine made from it takes over
+    sa.Column("memory_image", sa.JSON),  # NULL: the disk alone
+    sa.Column("size_bytes", sa.BigInteger),  # allocated, shared blocks included
+    sa.Column("paused_ms", sa.Float),
+    sa.Column("created_at", Time, nullable=False),
+    sa.UniqueConstraint("tenant_id", "name"),
+    sa.Index(None, "tenant_id", "created_at", "id"),
 )
 
 # A machine's own life, bounded per machine.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -25,9 +26,10 @@ from roost.engine.reservations import HostSize
 from roost.errors import CapacityError, MachineError
 from roost.services.machines import Machines
 from roost.services.models import CreateMachine, Progress
+from roost.services.snapshots import Snapshots
 from roost.services.templates import Templates
 from roost.settings import Settings
-from roost.storage.interface import Image, PoolUsage
+from roost.storage.interface import Image, PoolUsage, Snapshot
 from roost.store import Store, sqlite
 from roost.store import keys as key_rows
 from roost.store.upgrade import upgrade
@@ -124,6 +126,8 @@ class FakeStorage(Scripted):
         super().__init__()
         self.directory = directory
         self.disks: set[str] = set()
+        self.kept: set[str] = set()
+        self.memories: set[str] = set()
         self.list: dict[str, Image] = {}
 
     def add_image(self, letter: str) -> Image:
@@ -145,6 +149,7 @@ class FakeStorage(Scripted):
     async def clone(self, image: Image, machine_id: str, storage_gib: int) -> Path:
         await self.enter("clone")
         self.disks.add(machine_id)
+        self.disk(machine_id).write_text(f"image {image.digest[:10]}")
         return self.disk(machine_id)
 
     async def sync_disk(self, machine_id: str) -> None:
@@ -156,9 +161,66 @@ class FakeStorage(Scripted):
     async def delete(self, machine_id: str) -> None:
         await self.enter("delete")
         self.disks.discard(machine_id)
+        self.disk(machine_id).unlink(missing_ok=True)
 
     async def list_disks(self) -> set[str]:
         return set(self.disks)
+
+    def snapshot(self, snapshot_id: str) -> Snapshot:
+        return Snapshot(self.directory / f"snapshot-{snapshot_id}")
+
+    async def begin_snapshot(self, snapshot_id: str) -> Snapshot:
+        await self.enter("begin_snapshot")
+        place = self.snapshot(snapshot_id)
+        shutil.rmtree(place.directory, ignore_errors=True)
+        place.memory.mkdir(parents=True)
+        self.kept.add(snapshot_id)
+        return place
+
+    async def copy_disk(self, machine_id: str, snapshot_id: str) -> None:
+        await self.enter("copy_disk")
+        shutil.copy(self.disk(machine_id), self.snapshot(snapshot_id).disk)
+
+    async def copy_memory(self, machine_id: str, snapshot_id: str) -> None:
+        await self.enter("copy_memory")
+        for file in self.memory(machine_id).iterdir():
+            shutil.copy(file, self.snapshot(snapshot_id).memory)
+
+    async def seal_snapshot(self, snapshot_id: str, machine_id: str) -> int:
+        await self.enter("seal_snapshot")
+        return 7
+
+    async def clone_snapshot(self, snapshot_id: str, machine_id: str) -> Path:
+        await self.enter("clone_snapshot")
+        self.disks.add(machine_id)
+        shutil.copy(self.snapshot(snapshot_id).disk, self.disk(machine_id))
+        return self.disk(machine_id)
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        await self.enter("delete_snapshot")
+        shutil.rmtree(self.snapshot(snapshot_id).directory, ignore_errors=True)
+        self.kept.discard(snapshot_id)
+
+    async def list_snapshots(self) -> set[str]:
+        return set(self.kept)
+
+    def memory(self, machine_id: str) -> Path:
+        return self.directory / f"memory-{machine_id}"
+
+    async def begin_memory(self, machine_id: str) -> Path:
+        await self.enter("begin_memory")
+        shutil.rmtree(self.memory(machine_id), ignore_errors=True)
+        self.memory(machine_id).mkdir()
+        self.memories.add(machine_id)
+        return self.memory(machine_id)
+
+    async def delete_memory(self, machine_id: str) -> None:
+        await self.enter("delete_memory")
+        shutil.rmtree(self.memory(machine_id), ignore_errors=True)
+        self.memories.discard(machine_id)
+
+    async def list_memory(self) -> set[str]:
+        return set(self.memories)
 
     async def images(self) -> list[Image]:
         return list(self.list.values())
@@ -179,7 +241,7 @@ class FakeAgent:
 
     async def wait_ready(self, timeout_s: float) -> Any:
         await self.agents.enter("wait_ready")
-        expected = self.agents.driver.machines[self.machine_id].spec.agent_token
+        expected = self.agents.driver.machines[self.machine_id].token
         if expected != self.token:
             raise MachineError("it refused the token", code="MACHINE_FAILED")
 
@@ -188,6 +250,10 @@ class FakeAgent:
 
     async def renew_identity(self, request: Any) -> None:
         await self.agents.enter("renew_identity")
+        if request.new_token:
+            self.agents.driver.machines[self.machine_id].token = request.new_token
+        if request.machine_id:
+            self.agents.named[self.machine_id] = request.machine_id
 
     async def set_clock(self, unix_ns: int) -> None:
         await self.agents.enter("set_clock")
@@ -205,6 +271,7 @@ class FakeAgents(Scripted):
         super().__init__()
         self.driver = driver
         self.kept: dict[str, FakeAgent] = {}
+        self.named: dict[str, str] = {}
 
     def get(self, machine_id: str, target: str, token: str) -> FakeAgent:
         kept = self.kept.get(machine_id)
@@ -245,12 +312,13 @@ class Host:
     clock: Clock = field(default_factory=SystemClock)
     boot_id: str = "fake-boot"
     size: HostSize = field(default_factory=lambda: HostSize(4.0, 1_000_000, None))
+    memory: bool = False  # the rung keeps memory
 
     def __post_init__(self) -> None:
         if not (self.directory / "roost.db").exists():
             (self.directory / "roost.db").write_bytes(_migrated())
         self.identity = HostIdentity("node", bytes(32))
-        self.driver = FakeDriver()
+        self.driver = FakeDriver(memory_snapshot=self.memory)
         self.network = FakeNetwork()
         self.storage = FakeStorage(self.directory)
         self.recipes = FakeRecipes(self.storage)
@@ -268,11 +336,17 @@ class Host:
         """What is on the host and belongs to no machine that may have it, or is missing of one that runs."""
         running = {m.id for m in machines if m.phase == "running"}
         with_disk = {m.id for m in machines if m.phase != "destroyed" and m.disk_ready}
+        asleep = {
+            m.id
+            for m in machines
+            if m.memory_image is not None and m.memory_image.snapshot_id is None
+        } - {m.id for m in machines if m.phase == "destroyed"}
         found = []
         for what, have, want in (
             ("process", set(self.driver.machines) | self.driver.debris, running),
             ("slot", set(self.network.slots), running),
             ("disk", self.storage.disks, with_disk),
+            ("memory", self.storage.memories, asleep),
         ):
             found += [f"leaked {what} of {m}" for m in sorted(have - want)]
             found += [f"missing {what} of {m}" for m in sorted(want - have)]
@@ -286,6 +360,7 @@ class Daemon:
     engine: Engine
     templates: Templates
     machines: Machines
+    snapshots: Snapshots
     agents: FakeAgents
 
     @classmethod
@@ -324,7 +399,8 @@ class Daemon:
         if build:
             await templates.build("base")
         await engine.open()
-        return cls(host, store, engine, templates, Machines(engine, templates), agents)
+        machines = Machines(engine, templates)
+        return cls(host, store, engine, templates, machines, Snapshots(engine, machines), agents)
 
     async def stop(self) -> None:
         await self.engine.close(1.0)
@@ -348,9 +424,9 @@ class Daemon:
 
 @contextlib.asynccontextmanager
 async def daemon(
-    directory: Path, clock: Clock | None = None, **settings: Any
+    directory: Path, clock: Clock | None = None, memory: bool = False, **settings: Any
 ) -> AsyncIterator[Daemon]:
-    host = Host(directory, clock or SystemClock())
+    host = Host(directory, clock or SystemClock(), memory=memory)
     running = await Daemon.start(host, **settings)
     try:
         yield running

@@ -92,6 +92,25 @@ class Machine(Answer):
     created_at: datetime
 
 
+class Machines(Answer):
+    items: list[Machine]
+
+
+class Snapshot(Answer):
+    snapshot_id: str
+    name: str | None
+    machine_id: str
+    driver: str
+    template: str
+    vcpu: float
+    memory_mib: int
+    storage_gib: int
+    memory: bool = Field(description="With its processes; false: the disk alone.")
+    size_bytes: int | None
+    paused_ms: float | None
+    created_at: datetime
+
+
 class Usage(Answer):
     cpu_usage_us: int
     memory_bytes: int

@@ -74,6 +74,11 @@ class CreateMachine(Body):
         "300s", description='Idle time before it sleeps, or "never".'
     )
     ttl: Duration | None = Field(None, description="Time until it is destroyed.")
+    snapshot: str | None = Field(
+        None,
+        max_length=64,
+        description="Id or name: goes on from there. Template, rung, size and env are then the snapshot's.",
+    )
 
 
 class EnsureMachine(Body):
@@ -90,6 +95,21 @@ class EnsureMachine(Body):
     labels: Labels = {}
     autosleep: Duration | None = "300s"
     ttl: Duration | None = None
+
+
+class ForkMachine(Body):
+    count: int = Field(1, ge=1, le=100)
+    name: str | None = Field(None, max_length=63)
+    labels: Labels | None = Field(None, description="Default: the parent's.")
+    ttl: Duration | None = None
+
+
+class CreateSnapshot(Body):
+    name: str | None = Field(None, max_length=63, description="Unique among yours.")
+
+
+class Rollback(Body):
+    snapshot: str = Field(max_length=64, description="Id or name of a snapshot of this machine.")
 
 
 class PatchMachine(Body):

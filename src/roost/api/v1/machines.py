@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
@@ -12,12 +13,19 @@ from roost.api.v1 import answers, bodies, shapes
 from roost.api.v1.parse import if_match, invalid
 from roost.api.v1.services import Services, tenant
 from roost.gateway.respond import Json
-from roost.services.models import UNSET, CreateMachine, Machine, PatchMachine
+from roost.services.models import UNSET, CreateMachine, ForkMachine, Machine, PatchMachine
 from roost.units import parse_duration
 
 Limit = Annotated[int, Query(ge=1, le=500)]
 Cursor = Annotated[str | None, Query(max_length=512)]
+Tier = Annotated[
+    Literal["hibernated", "stopped"] | None,
+    Query(description="hibernated keeps memory; default: as much as the rung can keep."),
+]
 Labels = Annotated[list[str] | None, Query(description="k=v; repeat for more.")]
+
+
+_TAKEN_OVER = {"template", "vcpu", "memory_mib", "storage_gib", "isolation", "driver", "env"}
 
 
 def router(s: Services) -> APIRouter:
@@ -31,7 +39,10 @@ def router(s: Services) -> APIRouter:
     )
     async def create(request: Request, body: bodies.CreateMachine, wait: bool = True) -> Response:
         began = time.perf_counter()
-        made = await s.machines.create(tenant(request), _create(body, body.key), wait)
+        if body.snapshot is not None and (named := _TAKEN_OVER & body.model_fields_set):
+            raise invalid(sorted(named)[0], "the snapshot's: leave it out")
+        wanted = replace(_create(body, body.key), snapshot=body.snapshot)
+        made = await s.machines.create(tenant(request), wanted, wait)
         if wait:
             s.metrics.create_seconds.observe(time.perf_counter() - began)
         return _machine(made, 201 if wait else 202)
@@ -83,12 +94,22 @@ def router(s: Services) -> APIRouter:
         return _machine(gone, 200 if wait else 202)
 
     @r.post("/{machine_id}/sleep", response_model=answers.Machine)
-    async def sleep(request: Request, machine_id: str) -> Response:
-        return _machine(await s.machines.sleep(tenant(request), machine_id))
+    async def sleep(request: Request, machine_id: str, tier: Tier = None) -> Response:
+        return _machine(await s.machines.sleep(tenant(request), machine_id, tier))
 
     @r.post("/{machine_id}/wake", response_model=answers.Machine)
     async def wake(request: Request, machine_id: str) -> Response:
         return _machine(await s.machines.wake(tenant(request), machine_id))
+
+    @r.post("/{machine_id}/fork", status_code=201, response_model=answers.Machines)
+    async def fork(request: Request, machine_id: str, body: bodies.ForkMachine) -> Response:
+        wanted = ForkMachine(body.count, body.name, body.labels, parse_duration(body.ttl))
+        made = await s.machines.fork(tenant(request), machine_id, wanted)
+        return Json({"items": [shapes.machine(each) for each in made]}, 201)
+
+    @r.post("/{machine_id}/rollback", response_model=answers.Machine)
+    async def rollback(request: Request, machine_id: str, body: bodies.Rollback) -> Response:
+        return _machine(await s.snapshots.rollback(tenant(request), machine_id, body.snapshot))
 
     @r.get("/{machine_id}/usage", response_model=answers.Usage)
     async def usage(request: Request, machine_id: str) -> Response:

@@ -13,6 +13,7 @@ from roost.services.files import Files
 from roost.services.host import Host
 from roost.services.keys import Keys
 from roost.services.machines import Machines
+from roost.services.snapshots import Snapshots
 from roost.services.templates import Templates
 from roost.services.terminals import Terminals
 
@@ -20,6 +21,7 @@ from roost.services.terminals import Terminals
 @dataclass(frozen=True, slots=True)
 class Services:
     machines: Machines
+    snapshots: Snapshots
     executions: Executions
     terminals: Terminals
     files: Files

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from roost.gateway.respond import rfc3339
 from roost.services.executions import Dropped, Ended, Event, Output
 from roost.services.files import FileEvent, FileInfo
-from roost.services.models import Key, Machine, MachineEvent, MachineUsage, Page, Template
+from roost.services.models import Key, Machine, MachineEvent, MachineUsage, Page, Snapshot, Template
 from roost.services.terminals import Terminal
 from roost.store.executions import ExecutionRow
 
@@ -59,6 +59,13 @@ def machine(m: Machine) -> Object:
         "node_id": m.node_id,
         "created_at": time(m.created_at),
     }
+
+
+def snapshot(s: Snapshot) -> Object:
+    shown = {
+        name: getattr(s, name) for name in Snapshot.__slots__ if name not in ("id", "tenant_id")
+    }
+    return {"snapshot_id": s.id, **shown, "created_at": time(s.created_at)}
 
 
 def usage(u: MachineUsage) -> Object:

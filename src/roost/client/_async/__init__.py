@@ -3,7 +3,15 @@
 from roost.client._async._client import AsyncClient
 from roost.client._async._executions import AsyncExecution
 from roost.client._async._machine import AsyncMachine
+from roost.client._async._snapshot import AsyncSnapshot
 from roost.client._async._stream import AsyncExecStream
 from roost.client._async._terminal import AsyncTerminal
 
-__all__ = ["AsyncClient", "AsyncExecStream", "AsyncExecution", "AsyncMachine", "AsyncTerminal"]
+__all__ = [
+    "AsyncClient",
+    "AsyncExecStream",
+    "AsyncExecution",
+    "AsyncMachine",
+    "AsyncSnapshot",
+    "AsyncTerminal",
+]

@@ -11,7 +11,7 @@ from roost.client._async._client import AsyncClient, default_client
 from roost.client._async._executions import AsyncExecution, AsyncExecutions
 from roost.client._async._files import AsyncFiles
 from roost.client._async._http import log
-from roost.client._async._later import LaterMixin, refuse
+from roost.client._async._snapshot import AsyncSnapshot
 from roost.client._async._stream import AsyncExecStream
 from roost.client._async._terminal import AsyncTerminal, AsyncTerminals
 from roost.client._types import ExecResult, ExecTimeout, parse_time
@@ -28,7 +28,7 @@ from roost.client._wire import (
 from roost.errors import RoostError, error
 
 
-class AsyncMachine(LaterMixin):
+class AsyncMachine:
     """Get one with ``create``, ``ensure``, ``get`` or ``list``.
 
     As a context manager a machine from ``create`` is destroyed at the end; one from ``ensure``,
@@ -68,7 +68,7 @@ class AsyncMachine(LaterMixin):
     @classmethod
     async def create(
         cls,
-        template: str = "base",
+        template: str | None = None,
         *,
         key: str | None = None,
         name: str | None = None,
@@ -81,7 +81,7 @@ class AsyncMachine(LaterMixin):
         labels: Mapping[str, str] | None = None,
         autosleep: Duration | None = None,
         ttl: Duration | None = None,
-        snapshot: str | None = None,
+        snapshot: AsyncSnapshot | str | None = None,
         egress: object = None,
         wait: bool = True,
         timeout: float | None = None,
@@ -91,13 +91,13 @@ class AsyncMachine(LaterMixin):
 
         ``isolation``: auto, workspace, user, container, microvm. ``autosleep`` and ``ttl`` are
         durations: "5m", 300, a timedelta; autosleep also "never". ``timeout`` bounds the request (s).
+        ``template`` is "base" unless named. With ``snapshot`` (itself, its id or name) the machine goes on
+        from there; template, rung, size and env are then the snapshot's and cannot be given.
         Raises InvalidRequestError (what cannot be), ConflictError (the key is taken), LimitError,
         CapacityError, MachineError.
         """
-        if snapshot is not None:
-            refuse("create(snapshot=)")
         if egress is not None:
-            refuse("create(egress=)")
+            raise error("UNSUPPORTED", "create(egress=) is not in this release of Roost yet.")
         client = client or default_client()
         body = given(
             template=template,
@@ -112,6 +112,7 @@ class AsyncMachine(LaterMixin):
             labels=dict(labels) if labels is not None else None,
             autosleep=duration(autosleep) if autosleep is not None else None,
             ttl=duration(ttl) if ttl is not None else None,
+            snapshot=snapshot.id if isinstance(snapshot, AsyncSnapshot) else snapshot,
         )
         data = await client.http.call(
             "POST",
@@ -320,10 +321,12 @@ class AsyncMachine(LaterMixin):
         return await self._apply("PATCH", self._path, json=body, headers=headers)
 
     async def sleep(self, tier: str | None = None) -> Self:
-        """Ends its processes, keeps its disk; any call that needs it wakes it."""
-        if tier is not None:
-            refuse("sleep(tier=)")
-        return await self._apply("POST", f"{self._path}/sleep")
+        """Leaves the host's memory and CPU; any call that needs it wakes it.
+
+        ``tier``: "hibernated" keeps memory on disk and goes on from there (UnsupportedError where the rung
+        cannot), "stopped" ends its processes and keeps the disk. Default: as much as the rung can keep.
+        """
+        return await self._apply("POST", f"{self._path}/sleep", params=given(tier=tier))
 
     async def wake(self) -> Self:
         return await self._apply("POST", f"{self._path}/wake")
@@ -337,6 +340,43 @@ class AsyncMachine(LaterMixin):
                 raise
             self._data["phase"] = "destroyed"
             return self
+
+    async def fork(
+        self,
+        count: int | None = None,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        ttl: Duration | None = None,
+        timeout: float | None = None,
+    ) -> Self | builtins.list[Self]:
+        """A machine that goes on from this one's instant: disk, and memory where the rung can. This one
+        runs on. ``count=N``: a list of N, all or none.
+
+        Raises CapacityError before anything is stopped, UnsupportedError, MachineError.
+        """
+        body = given(
+            count=count,
+            name=name,
+            labels=dict(labels) if labels is not None else None,
+            ttl=duration(ttl) if ttl is not None else None,
+        )
+        data = await self._http.call(
+            "POST", f"{self._path}/fork", json=body, **given(timeout=timeout)
+        )
+        made = [type(self)(self._client, item, owned=True) for item in data["items"]]
+        return made if count is not None else made[0]
+
+    async def snapshot(self, name: str | None = None) -> AsyncSnapshot:
+        """Disk, and memory where the rung can, at this instant; the machine runs on. ``name`` is unique
+        among yours. Raises ConflictError ALREADY_EXISTS, CapacityError STORAGE_FULL, MachineError."""
+        data = await self._http.call("POST", f"{self._path}/snapshots", json=given(name=name))
+        return AsyncSnapshot(self._client, data)
+
+    async def rollback(self, snapshot: AsyncSnapshot | str) -> Self:
+        """Back to a snapshot of its own; what it did since is gone."""
+        which = snapshot.id if isinstance(snapshot, AsyncSnapshot) else snapshot
+        return await self._apply("POST", f"{self._path}/rollback", json={"snapshot": which})
 
     async def usage(self) -> dict[str, Any]:
         """{cpu_usage_us, memory_bytes, memory_limit_bytes, pids, disk_total_bytes, disk_used_bytes,

@@ -3,7 +3,8 @@
 from roost.client._sync._client import Client
 from roost.client._sync._executions import Execution
 from roost.client._sync._machine import Machine
+from roost.client._sync._snapshot import Snapshot
 from roost.client._sync._stream import ExecStream
 from roost.client._sync._terminal import Terminal
 
-__all__ = ["Client", "ExecStream", "Execution", "Machine", "Terminal"]
+__all__ = ["Client", "ExecStream", "Execution", "Machine", "Snapshot", "Terminal"]

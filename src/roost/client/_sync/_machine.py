@@ -11,7 +11,7 @@ from roost.client._sync._client import Client, default_client
 from roost.client._sync._executions import Execution, Executions
 from roost.client._sync._files import Files
 from roost.client._sync._http import log
-from roost.client._sync._later import LaterMixin, refuse
+from roost.client._sync._snapshot import Snapshot
 from roost.client._sync._stream import ExecStream
 from roost.client._sync._terminal import Terminal, Terminals
 from roost.client._types import ExecResult, ExecTimeout, parse_time
@@ -28,7 +28,7 @@ from roost.client._wire import (
 from roost.errors import RoostError, error
 
 
-class Machine(LaterMixin):
+class Machine:
     """Get one with ``create``, ``ensure``, ``get`` or ``list``.
 
     As a context manager a machine from ``create`` is destroyed at the end; one from ``ensure``,
@@ -66,7 +66,7 @@ class Machine(LaterMixin):
     @classmethod
     def create(
         cls,
-        template: str = "base",
+        template: str | None = None,
         *,
         key: str | None = None,
         name: str | None = None,
@@ -79,7 +79,7 @@ class Machine(LaterMixin):
         labels: Mapping[str, str] | None = None,
         autosleep: Duration | None = None,
         ttl: Duration | None = None,
-        snapshot: str | None = None,
+        snapshot: Snapshot | str | None = None,
         egress: object = None,
         wait: bool = True,
         timeout: float | None = None,
@@ -89,13 +89,13 @@ class Machine(LaterMixin):
 
         ``isolation``: auto, workspace, user, container, microvm. ``autosleep`` and ``ttl`` are
         durations: "5m", 300, a timedelta; autosleep also "never". ``timeout`` bounds the request (s).
+        ``template`` is "base" unless named. With ``snapshot`` (itself, its id or name) the machine goes on
+        from there; template, rung, size and env are then the snapshot's and cannot be given.
         Raises InvalidRequestError (what cannot be), ConflictError (the key is taken), LimitError,
         CapacityError, MachineError.
         """
-        if snapshot is not None:
-            refuse("create(snapshot=)")
         if egress is not None:
-            refuse("create(egress=)")
+            raise error("UNSUPPORTED", "create(egress=) is not in this release of Roost yet.")
         client = client or default_client()
         body = given(
             template=template,
@@ -110,6 +110,7 @@ class Machine(LaterMixin):
             labels=dict(labels) if labels is not None else None,
             autosleep=duration(autosleep) if autosleep is not None else None,
             ttl=duration(ttl) if ttl is not None else None,
+            snapshot=snapshot.id if isinstance(snapshot, Snapshot) else snapshot,
         )
         data = client.http.call(
             "POST",
@@ -318,10 +319,12 @@ class Machine(LaterMixin):
         return self._apply("PATCH", self._path, json=body, headers=headers)
 
     def sleep(self, tier: str | None = None) -> Self:
-        """Ends its processes, keeps its disk; any call that needs it wakes it."""
-        if tier is not None:
-            refuse("sleep(tier=)")
-        return self._apply("POST", f"{self._path}/sleep")
+        """Leaves the host's memory and CPU; any call that needs it wakes it.
+
+        ``tier``: "hibernated" keeps memory on disk and goes on from there (UnsupportedError where the rung
+        cannot), "stopped" ends its processes and keeps the disk. Default: as much as the rung can keep.
+        """
+        return self._apply("POST", f"{self._path}/sleep", params=given(tier=tier))
 
     def wake(self) -> Self:
         return self._apply("POST", f"{self._path}/wake")
@@ -335,6 +338,41 @@ class Machine(LaterMixin):
                 raise
             self._data["phase"] = "destroyed"
             return self
+
+    def fork(
+        self,
+        count: int | None = None,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        ttl: Duration | None = None,
+        timeout: float | None = None,
+    ) -> Self | builtins.list[Self]:
+        """A machine that goes on from this one's instant: disk, and memory where the rung can. This one
+        runs on. ``count=N``: a list of N, all or none.
+
+        Raises CapacityError before anything is stopped, UnsupportedError, MachineError.
+        """
+        body = given(
+            count=count,
+            name=name,
+            labels=dict(labels) if labels is not None else None,
+            ttl=duration(ttl) if ttl is not None else None,
+        )
+        data = self._http.call("POST", f"{self._path}/fork", json=body, **given(timeout=timeout))
+        made = [type(self)(self._client, item, owned=True) for item in data["items"]]
+        return made if count is not None else made[0]
+
+    def snapshot(self, name: str | None = None) -> Snapshot:
+        """Disk, and memory where the rung can, at this instant; the machine runs on. ``name`` is unique
+        among yours. Raises ConflictError ALREADY_EXISTS, CapacityError STORAGE_FULL, MachineError."""
+        data = self._http.call("POST", f"{self._path}/snapshots", json=given(name=name))
+        return Snapshot(self._client, data)
+
+    def rollback(self, snapshot: Snapshot | str) -> Self:
+        """Back to a snapshot of its own; what it did since is gone."""
+        which = snapshot.id if isinstance(snapshot, Snapshot) else snapshot
+        return self._apply("POST", f"{self._path}/rollback", json={"snapshot": which})
 
     def usage(self) -> dict[str, Any]:
         """{cpu_usage_us, memory_bytes, memory_limit_bytes, pids, disk_total_bytes, disk_used_bytes,

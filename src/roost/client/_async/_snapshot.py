@@ -1,0 +1,84 @@
+"""Snapshots: a machine at one instant."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Self
+
+from roost.client._async._client import AsyncClient, default_client
+from roost.client._types import parse_time
+from roost.client._wire import given, segment
+
+
+class AsyncSnapshot:
+    """Get one with ``Machine.snapshot``, ``get`` or ``list``; make machines from it with
+    ``Machine.create(snapshot=...)``."""
+
+    def __init__(self, client: AsyncClient, data: Mapping[str, Any]) -> None:
+        self._http = client.http
+        self._data = dict(data)
+
+    def __repr__(self) -> str:
+        name = f" {self.name}" if self.name else ""
+        return f"<{type(self).__name__} {self.id}{name}>"
+
+    @classmethod
+    async def get(cls, snapshot: str, *, client: AsyncClient | None = None) -> Self:
+        """By id or name. Raises NotFoundError."""
+        client = client or default_client()
+        return cls(client, await client.http.call("GET", f"/v1/snapshots/{segment(snapshot)}"))
+
+    @classmethod
+    async def list(
+        cls,
+        *,
+        machine_id: str | None = None,
+        limit: int | None = None,
+        client: AsyncClient | None = None,
+    ) -> builtins.list[Self]:
+        """Newest first; ``limit=None`` is all."""
+        client = client or default_client()
+        pages = client.http.pages("/v1/snapshots", given(machine_id=machine_id), limit)
+        return [cls(client, item) async for item in pages]
+
+    async def delete(self) -> None:
+        """Machines made from it live on. Raises ConflictError IN_USE while one is being made."""
+        await self._http.call("DELETE", f"/v1/snapshots/{self.id}")
+
+    @property
+    def id(self) -> str:
+        return str(self._data["snapshot_id"])
+
+    @property
+    def name(self) -> str | None:
+        return self._data.get("name")
+
+    @property
+    def machine_id(self) -> str:
+        """Of the machine it is of, which may be gone."""
+        return str(self._data["machine_id"])
+
+    @property
+    def memory(self) -> bool:
+        """With its processes; False: the disk alone."""
+        return bool(self._data["memory"])
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Allocated, with what it shares with others."""
+        return self._data.get("size_bytes")
+
+    @property
+    def paused_ms(self) -> float | None:
+        """How long the machine stood still for it; None: it slept."""
+        return self._data.get("paused_ms")
+
+    @property
+    def created_at(self) -> datetime | None:
+        return parse_time(self._data.get("created_at"))
+
+    def to_json(self) -> dict[str, Any]:
+        """The daemon's own record."""
+        return dict(self._data)

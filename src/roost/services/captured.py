@@ -1,0 +1,48 @@
+"""What machines are made from besides templates: rows of snapshots, found for a tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from roost.drivers.interface import ForkKind
+from roost.engine import keeping
+from roost.engine.machine import Machine
+from roost.errors import UnsupportedError
+from roost.store import Store, snapshots
+
+Row = Mapping[Any, Any]
+
+
+async def find(store: Store, tenant: str, which: str, for_fork: bool = False) -> Row:
+    """One that is ready, by id or name. Raises SNAPSHOT_NOT_FOUND, also for another tenant's."""
+
+    def fn(connection: sa.Connection) -> Row | None:
+        found = snapshots.get(connection, which)
+        return found if found is not None else snapshots.by_name(connection, tenant, which)
+
+    row = await store.read(fn)
+    if (
+        row is None
+        or row["tenant_id"] != tenant
+        or row["status"] != "ready"
+        or row["for_fork"] != for_fork
+    ):
+        raise keeping.not_found(which)
+    return row
+
+
+def values(row: Row) -> dict[str, Any]:
+    """The columns of a machine made from it."""
+    taken = {name: row["machine"][name] for name in keeping.TAKEN_OVER}
+    return {**taken, "snapshot_id": row["id"], "memory_image": row["memory_image"]}
+
+
+def require_fork(machine: Machine) -> None:
+    """Raises UNSUPPORTED."""
+    if machine.capabilities.fork is ForkKind.NONE:
+        raise UnsupportedError(
+            f"Machines of the {machine.driver} driver cannot be captured; a container or microVM can."
+        )
