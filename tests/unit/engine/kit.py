@@ -346,7 +346,8 @@ class Host:
             ("process", set(self.driver.machines) | self.driver.debris, running),
             ("slot", set(self.network.slots), running),
             ("disk", self.storage.disks, with_disk),
-            ("memory", self.storage.memories, asleep),
+            # of a machine that runs: swept when it sleeps, goes, or the daemon starts
+            ("memory", self.storage.memories - running, asleep),
         ):
             found += [f"leaked {what} of {m}" for m in sorted(have - want)]
             found += [f"missing {what} of {m}" for m in sorted(want - have)]
