@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import dataclasses
 import json
@@ -33,6 +34,7 @@ from roost.services.files import Files
 from roost.services.models import (
     UNSET,
     CreateMachine,
+    ForkMachine,
     Key,
     Live,
     Machine,
@@ -42,6 +44,7 @@ from roost.services.models import (
     PatchMachine,
     Principal,
     Progress,
+    Snapshot,
     Template,
 )
 from roost.services.terminals import Terminals
@@ -67,6 +70,56 @@ CAPABILITIES = Capabilities(
     accelerated=None,
 )
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
+
+
+class FakeSnapshots:
+    def __init__(self, machines: FakeMachines) -> None:
+        self.machines = machines
+        self.kept: dict[str, Snapshot] = {}
+
+    async def create(self, tenant: str, machine_id: str, name: str | None = None) -> Snapshot:
+        machine = await self.machines.get(tenant, machine_id)
+        made = Snapshot(
+            id=ids.new(),
+            tenant_id=tenant,
+            name=name,
+            machine_id=machine.id,
+            driver="fake",
+            template="base",
+            vcpu=1.0,
+            memory_mib=64,
+            storage_gib=1,
+            memory=False,
+            size_bytes=7,
+            paused_ms=0.5,
+            created_at=NOW,
+        )
+        self.kept[made.id] = made
+        return made
+
+    async def get(self, tenant: str, which: str) -> Snapshot:
+        for each in self.kept.values():
+            if which in (each.id, each.name) and each.tenant_id == tenant:
+                return each
+        raise NotFoundError("There is no such snapshot.", code="SNAPSHOT_NOT_FOUND")
+
+    async def list(
+        self,
+        tenant: str,
+        machine_id: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page[Snapshot]:
+        if cursor is not None:
+            raise error("INVALID_CURSOR", "not one of ours")
+        return Page([s for s in self.kept.values() if s.tenant_id == tenant][:limit], None)
+
+    async def delete(self, tenant: str, which: str) -> None:
+        del self.kept[(await self.get(tenant, which)).id]
+
+    async def rollback(self, tenant: str, machine_id: str, which: str) -> Machine:
+        await self.get(tenant, which)
+        return await self.machines.get(tenant, machine_id)
 
 
 class FakeMachines:
@@ -124,7 +177,13 @@ class FakeMachines:
         self.machines[machine.id] = machine
         return machine
 
+    async def fork(self, tenant: str, machine_id: str, req: ForkMachine) -> builtins.list[Machine]:
+        parent = await self.get(tenant, machine_id)
+        return [self.add(tenant, CreateMachine(name=parent.name)) for _ in range(req.count)]
+
     async def create(self, tenant: str, req: CreateMachine, wait: bool = True) -> Machine:
+        if req.snapshot is not None:
+            raise NotFoundError("no such snapshot", code="SNAPSHOT_NOT_FOUND")
         if req.template != "base":
             raise NotFoundError("no such template", code="TEMPLATE_NOT_FOUND")
         if req.key is not None and any(m.key == req.key for m in self._of(tenant)):
@@ -179,7 +238,7 @@ class FakeMachines:
             raise ConflictError("changed meanwhile", code="REVISION_MISMATCH")
         return self.change(machine, phase="destroyed", desired_state="destroyed", key=None)
 
-    async def sleep(self, tenant: str, machine_id: str) -> Machine:
+    async def sleep(self, tenant: str, machine_id: str, tier: str | None = None) -> Machine:
         machine = await self.get(tenant, machine_id)
         if machine.phase != "running":
             return machine
@@ -307,6 +366,7 @@ class Served:
         await self.executions.open()
         self.services = Services(
             machines=machines,
+            snapshots=_any(FakeSnapshots(self.machines)),
             executions=self.executions,
             terminals=Terminals(machines),
             files=Files(machines),
