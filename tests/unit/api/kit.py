@@ -118,8 +118,9 @@ class FakeSnapshots:
         del self.kept[(await self.get(tenant, which)).id]
 
     async def rollback(self, tenant: str, machine_id: str, which: str) -> Machine:
+        machine = await self.machines.get(tenant, machine_id)
         await self.get(tenant, which)
-        return await self.machines.get(tenant, machine_id)
+        return machine
 
 
 class FakeMachines:

@@ -25,6 +25,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("post", "/v1/machines/{machine_id}/files/mkdir"): {"path": "/x"},
     ("post", "/v1/machines/{machine_id}/files/move"): {"source": "/x", "destination": "/y"},
     ("patch", "/v1/machines/{machine_id}/files"): {"path": "/x"},
+    ("post", "/v1/machines/{machine_id}/rollback"): {"snapshot": "s"},
     ("post", "/v1/keys"): {"name": "k"},
 }
 
@@ -42,7 +43,7 @@ def routes(served: Served) -> list[tuple[str, str]]:
 async def call(http: httpx.AsyncClient, method: str, path: str, machine: str = M) -> httpx.Response:
     url = (
         path.replace("{machine_id}", machine).replace("{execution_id}", E)
-        .replace("{terminal_id}", T).replace("{key_id}", E).replace("{name}", "nope")
+        .replace("{terminal_id}", T).replace("{key_id}", E).replace("{name}", "nope").replace("{snapshot}", "nope")
         .replace("{key}", "some-key")
     )  # fmt: skip
     params = (

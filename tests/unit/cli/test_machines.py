@@ -256,7 +256,11 @@ def test_every_command_is_there_and_has_help(roost: Roost, capsys: Out) -> None:
 
 
 def test_json_everywhere(roost: Roost, capsys: Out) -> None:
-    groups = {"template": ("ls", "show", "build"), "key": ("show", "ls", "create", "revoke")}
+    groups = {
+        "template": ("ls", "show", "build"),
+        "key": ("show", "ls", "create", "revoke"),
+        "snapshot": ("create", "ls", "show", "rm"),
+    }
     for name in COMMANDS:
         for sub in groups.get(name, ("",)):
             roost(*filter(None, (name, sub)), "--help")

@@ -60,7 +60,7 @@ async def test_memory_only_where_it_says_so() -> None:
     driver = FakeDriver()
     handle = await driver.start(SPEC)
     with pytest.raises(UnsupportedError):
-        await driver.capture(handle, None, None)  # type: ignore[arg-type]
+        await driver.hibernate(handle, None)  # type: ignore[arg-type]
     assert FakeDriver(memory_snapshot=True).capabilities().memory_snapshot
 
 

@@ -102,7 +102,10 @@ def router(s: Services) -> APIRouter:
         return _machine(await s.machines.wake(tenant(request), machine_id))
 
     @r.post("/{machine_id}/fork", status_code=201, response_model=answers.Machines)
-    async def fork(request: Request, machine_id: str, body: bodies.ForkMachine) -> Response:
+    async def fork(
+        request: Request, machine_id: str, body: bodies.ForkMachine | None = None
+    ) -> Response:
+        body = body or bodies.ForkMachine()
         wanted = ForkMachine(body.count, body.name, body.labels, parse_duration(body.ttl))
         made = await s.machines.fork(tenant(request), machine_id, wanted)
         return Json({"items": [shapes.machine(each) for each in made]}, 201)

@@ -19,8 +19,10 @@ def router(s: Services) -> APIRouter:
     r = APIRouter(prefix="/v1", tags=["snapshots"])
 
     @r.post("/machines/{machine_id}/snapshots", status_code=201, response_model=answers.Snapshot)
-    async def create(request: Request, machine_id: str, body: bodies.CreateSnapshot) -> Response:
-        made = await s.snapshots.create(tenant(request), machine_id, body.name)
+    async def create(
+        request: Request, machine_id: str, body: bodies.CreateSnapshot | None = None
+    ) -> Response:
+        made = await s.snapshots.create(tenant(request), machine_id, body.name if body else None)
         return Json(shapes.snapshot(made), 201)
 
     @r.get("/snapshots", response_model=answers.Page[answers.Snapshot])

@@ -99,6 +99,8 @@ class AsyncMachine:
         if egress is not None:
             raise error("UNSUPPORTED", "create(egress=) is not in this release of Roost yet.")
         client = client or default_client()
+        if template is None and snapshot is None:
+            template = "base"
         body = given(
             template=template,
             key=key,

@@ -7,4 +7,11 @@ from roost.client._sync._snapshot import Snapshot
 from roost.client._sync._stream import ExecStream
 from roost.client._sync._terminal import Terminal
 
-__all__ = ["Client", "ExecStream", "Execution", "Machine", "Snapshot", "Terminal"]
+__all__ = [
+    "Client",
+    "ExecStream",
+    "Execution",
+    "Machine",
+    "Snapshot",
+    "Terminal",
+]
