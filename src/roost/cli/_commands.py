@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "completion": ("about", "Print the completion script of a shell."),
     "version": ("about", "Versions of this command and of the daemon."),
 }
-GROUPS = {"snapshot", "template", "key"}
+GROUPS = {"template", "key"}
 
 
 def overview() -> str:
