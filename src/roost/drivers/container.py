@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -25,15 +26,15 @@ import subprocess
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from roost.drivers import oci, tree
-from roost.drivers.interface import Driver, Exit, Handle, Size, StartSpec, Usage
-from roost.errors import InternalError, MachineError, RoostError
+from roost.drivers import oci, saved, tree
+from roost.drivers.interface import Capture, Driver, Exit, Handle, Size, StartSpec, Usage
+from roost.errors import CapacityError, InternalError, MachineError, RoostError
 from roost.host import apart, cgroups, console, files, processes, reaper, syscalls
 from roost.network.addresses import AGENT_PORT, instance_tag
 from roost.settings import Settings
@@ -42,6 +43,7 @@ from roost.storage import disks, mounting
 T = TypeVar("T")
 
 _KILL_TIMEOUT_S = 10.0
+_HELD = "held"  # beside machine.json while a capture keeps the machine from running
 _SIOCADDRT = 0x890B
 _SIOCGIFADDR = 0x8915
 _SIOCSIFADDR = 0x8916
@@ -91,6 +93,31 @@ class ContainerDriver(Driver):
     def _seccomp(self) -> Mapping[str, Any] | None:
         return None
 
+    def _restore_command(self, directory: Path, machine_id: str, image: Path) -> list[str]:
+        """As ``_command``, from a memory image."""
+        raise NotImplementedError
+
+    def _settle(self, handle: Handle) -> None:
+        """Before the machine is stopped."""
+
+    def _stop(self, machine_id: str) -> None:
+        """The machine stands still until ``_go_on``; on failure it does not."""
+        self.cgroups.freeze(self._group(machine_id), True)
+
+    def _go_on(self, machine_id: str) -> None:
+        self.cgroups.freeze(self._group(machine_id), False)
+
+    def _save(self, machine_id: str, into: Path) -> None:
+        """A stopped machine's memory."""
+        raise NotImplementedError
+
+    def _traits(self) -> dict[str, Any]:
+        """What a memory image depends on beside itself; JSON."""
+        return {}
+
+    def _fits(self, traits: Mapping[str, Any]) -> None:
+        """Raises SNAPSHOT_INVALID where this host is not one they were written down on, or like it."""
+
     def _in_namespace(self) -> None:
         """In the launching thread, in the machine's network namespace and a mount namespace that only
         the runtime will see."""
@@ -124,13 +151,31 @@ class ContainerDriver(Driver):
     # --- start -----------------------------------------------------------------------------------
 
     async def start(self, spec: StartSpec) -> Handle:
+        return await self._bring_up(spec, None)
+
+    async def restore(self, spec: StartSpec, capture: Capture) -> Handle:
+        if not self.capabilities().memory_snapshot:
+            return await super().restore(spec, capture)
+        if not capture.memory:
+            raise saved.invalid("it is of a disk alone")
+        await self._run(self._check, capture)
+        return await self._bring_up(spec, capture)
+
+    def _check(self, capture: Capture) -> None:
+        self._fits(capture.manifest.get("host", {}))
+        sealed = capture.manifest.get("files")
+        if not sealed:
+            raise saved.invalid("nothing is known of its files")
+        saved.check(capture.directory, sealed)
+
+    async def _bring_up(self, spec: StartSpec, capture: Capture | None) -> Handle:
         if spec.root.image is None or spec.slot is None:
             raise InternalError(f"The {self.name} driver needs a disk image and a network slot.")
         await self._run(self._clear, spec.machine_id, spec.root.image)
         task: asyncio.Future[tuple[Handle, int, console.Console]] = (
             asyncio.get_running_loop().create_future()
         )
-        thread = _Launch(lambda: self._start(spec), task)
+        thread = _Launch(lambda: self._start(spec, capture), task)
         thread.start()
         try:
             handle, pidfd, fifo = await asyncio.shield(task)
@@ -146,7 +191,9 @@ class ContainerDriver(Driver):
         self._watch(handle, pidfd, fifo)
         return handle
 
-    def _start(self, spec: StartSpec) -> tuple[Handle, int, console.Console]:
+    def _start(
+        self, spec: StartSpec, capture: Capture | None
+    ) -> tuple[Handle, int, console.Console]:
         assert spec.root.image is not None
         self._prepare_host()
         fifo: console.Console | None = None
@@ -158,10 +205,20 @@ class ContainerDriver(Driver):
             )
             with mounting.attached(spec.root.image) as disk:
                 apart.enter()
-                identified = self._prepare_disk(spec, disk, directory / "rootfs")
+                mounting.mount(disk, directory / "rootfs")
+                # A machine that goes on has its files open and cached: nothing may be written under it.
+                identified = capture is None and self._prepare_disk(
+                    spec, disk, directory / "rootfs"
+                )
+                disks.mark_used(spec.root.image)
                 self._write_bundle(spec, directory)
                 fifo = console.Console(directory / "console")
-                pid = self._launch(spec, directory, fifo)
+                command = (
+                    self._command(directory, spec.machine_id)
+                    if capture is None
+                    else self._restore_command(directory, spec.machine_id, capture.directory)
+                )
+                pid = self._launch(spec, directory, command, fifo)
             ticks = processes.start_ticks(pid)
             pidfd = None if ticks is None else processes.open_pidfd(pid, ticks)
             if ticks is None or pidfd is None:
@@ -192,9 +249,7 @@ class ContainerDriver(Driver):
     def _prepare_disk(self, spec: StartSpec, disk: mounting.Attached, root: Path) -> bool:
         """Whether a fresh disk has all of its identity now."""
         assert spec.slot is not None
-        assert spec.root.image is not None
-        mounting.mount(disk, root)
-        identified = tree.prepare(
+        return tree.prepare(
             root,
             self.agent,
             has_agent=disk.info.fresh and disk.info.agent_digest == self.agent.digest,
@@ -203,8 +258,6 @@ class ContainerDriver(Driver):
             nameserver=spec.slot.gateway,
             host_ca=self.settings.host_ca,
         )
-        disks.mark_used(spec.root.image)
-        return identified
 
     def _write_bundle(self, spec: StartSpec, directory: Path) -> None:
         bundle = oci.spec(
@@ -219,7 +272,9 @@ class ContainerDriver(Driver):
         with os.fdopen(fd, "w") as file:
             json.dump(bundle, file)
 
-    def _launch(self, spec: StartSpec, directory: Path, fifo: console.Console) -> int:
+    def _launch(
+        self, spec: StartSpec, directory: Path, command: list[str], fifo: console.Console
+    ) -> int:
         assert spec.slot is not None
         namespace = os.open(spec.slot.netns, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -231,7 +286,7 @@ class ContainerDriver(Driver):
         output = fifo.open_for_machine()
         try:
             process = subprocess.Popen(
-                self._command(directory, spec.machine_id),
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -310,6 +365,7 @@ class ContainerDriver(Driver):
         if handle.driver != self.name or handle.boot_id != processes.boot_id():
             return False
         await self._run(self._prepare_host)
+        await self._run(self._release, handle)
         pidfd = processes.open_pidfd(handle.pid, handle.pid_start_ticks)
         if pidfd is None:
             return False
@@ -354,10 +410,12 @@ class ContainerDriver(Driver):
         """Every step is safe to repeat; the directory goes last, since it is what the rest is found by."""
         directory = self._directory(machine_id)
         group = self._group(machine_id)
-        self._kill(group)
         record = files.read_json(directory / "machine.json")
         if disk is None and record is not None:
             disk = Path(record["disk"])
+        if disk is not None and (directory / _HELD).exists():
+            mounting.thaw(disk)  # a frozen one is never unmounted
+        self._kill(group)
         if disk is not None:
             mounting.wait_free(disk)
         self.cgroups.remove(group)
@@ -442,6 +500,99 @@ class ContainerDriver(Driver):
     async def thaw_disk(self, handle: Handle) -> None:
         await self._run(mounting.thaw, await self._run(self._disk, handle.machine_id))
 
+    # --- one instant kept ------------------------------------------------------------------------
+
+    async def capture(self, handle: Handle, into: Path, disk_to: Path) -> Capture:
+        return await self._to_the_end(
+            lambda: self._capture(handle, into, disk_to), lambda: _discard(into, disk_to)
+        )
+
+    def _capture(self, handle: Handle, into: Path, disk_to: Path) -> Capture:
+        machine_id, memory = handle.machine_id, self.capabilities().memory_snapshot
+        try:
+            with _told(handle):
+                self._settle(handle)
+                with self._held(machine_id) as since:
+                    if memory:
+                        self._save(machine_id, into)
+                    mounting.copy(self._disk(machine_id), disk_to)
+                paused_ms = (time.monotonic() - since) * 1000
+                files.sync(disk_to)
+                files.sync_dir(disk_to.parent)
+                manifest = self._manifest(into)
+        except BaseException:
+            _discard(into, disk_to)
+            raise
+        return Capture(into, manifest, paused_ms, memory)
+
+    async def hibernate(self, handle: Handle, into: Path) -> Capture:
+        if not self.capabilities().memory_snapshot:
+            return await super().hibernate(handle, into)
+        machine_id = handle.machine_id
+
+        def undo() -> None:
+            self._go_on(machine_id)
+            _discard(into)
+
+        capture = await self._to_the_end(lambda: self._put_down(handle, into), undo)
+        await asyncio.shield(self.remove(machine_id))
+        return capture
+
+    def _put_down(self, handle: Handle, into: Path) -> Capture:
+        """Its memory in ``into``; it stands still afterwards."""
+        machine_id = handle.machine_id
+        with _told(handle):
+            self._settle(handle)
+            since = time.monotonic()
+            self._stop(machine_id)
+            try:
+                self._save(machine_id, into)
+                manifest = self._manifest(into)
+            except BaseException:
+                _discard(into)
+                self._go_on(machine_id)
+                raise
+        return Capture(into, manifest, (time.monotonic() - since) * 1000)
+
+    def _manifest(self, into: Path) -> dict[str, Any]:
+        return {"driver": self.name, "host": self._traits(), "files": saved.seal(into)}
+
+    @contextlib.contextmanager
+    def _held(self, machine_id: str) -> Iterator[float]:
+        """Within it the machine stands still, since the time it gives; after it the machine runs on,
+        whatever happens. A daemon that dies in it leaves a mark for the next one."""
+        mark = self._directory(machine_id) / _HELD
+        mark.touch()
+        since = time.monotonic()
+        try:
+            self._stop(machine_id)
+            try:
+                yield since
+            finally:
+                self._go_on(machine_id)
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def _release(self, handle: Handle) -> None:
+        """What a daemon that died in a capture left standing still."""
+        mark = self._directory(handle.machine_id) / _HELD
+        if mark.exists():
+            mounting.thaw(self._disk(handle.machine_id))
+            with _told(handle):
+                self._go_on(handle.machine_id)
+            mark.unlink(missing_ok=True)
+
+    async def _to_the_end(self, work: Callable[[], T], undo: Callable[[], None]) -> T:
+        """A thread cannot be stopped: who cancels waits for its end, and what it did is undone."""
+        task = asyncio.ensure_future(self._run(work))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            if task.exception() is None:
+                await self._run(undo)
+            raise
+
     def _disk(self, machine_id: str) -> Path:
         record = files.read_json(self._directory(machine_id) / "machine.json")
         if record is None:
@@ -483,6 +634,35 @@ def _gone(handle: Handle) -> MachineError:
     return MachineError(
         f"Machine {handle.machine_id} does not run any more.", code="MACHINE_FAILED"
     )
+
+
+@contextlib.contextmanager
+def _told(handle: Handle) -> Iterator[None]:
+    """What can go wrong while an instant is kept, typed."""
+    try:
+        yield
+    except (OSError, MachineError) as exc:
+        if not processes.is_same(handle.pid, handle.pid_start_ticks, handle.boot_id):
+            raise _gone(handle) from exc
+        if isinstance(exc, RoostError):
+            raise
+        if isinstance(exc, TimeoutError):
+            raise MachineError(f"The machine could not be saved: {exc}.", code="TIMEOUT") from exc
+        if exc.errno == errno.ENOSPC or os.strerror(errno.ENOSPC).lower() in str(exc).lower():
+            raise CapacityError(
+                "There is no space for the machine's memory or disk. Destroy machines or snapshots, or "
+                "give the disk pool more space; the machine runs on.",
+                code="STORAGE_FULL",
+            ) from exc
+        raise MachineError(
+            f"The machine could not be saved: {exc}.", code="MACHINE_FAILED"
+        ) from exc
+
+
+def _discard(into: Path, disk_to: Path | None = None) -> None:
+    saved.clear(into)
+    if disk_to is not None:
+        disk_to.unlink(missing_ok=True)
 
 
 def _last(text: str) -> str:

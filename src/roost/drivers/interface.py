@@ -254,6 +254,9 @@ class Driver(ABC):
         reflinked to ``disk_to`` (a new file on the same file system); both durable on return. The machine runs
         on afterwards, whatever happens; on failure nothing is left in ``into`` or at ``disk_to``.
 
+        With memory: the caller has closed its connections to the agent (they would be cut) and makes none until
+        this returns; the machine is not frozen. The machine's own connections to others are cut.
+
         Raises MACHINE_FAILED (it ended meanwhile), STORAGE_FULL, TIMEOUT."""
         raise UnsupportedError(f"The {self.name} driver has no snapshots.")
 
@@ -267,6 +270,9 @@ class Driver(ABC):
         raise UnsupportedError(f"The {self.name} driver has no memory snapshots.")
 
     async def hibernate(self, handle: Handle, into: Path) -> Capture:
-        """Memory into the empty directory ``into``, durable; the machine's processes have ended on return and
-        its disk is of that instant. On failure it runs on."""
+        """Memory into the empty directory ``into``, durable; the machine's processes have ended on return (it is
+        removed) and its disk is of that instant. On failure it runs on and nothing is left in ``into``; only a
+        failure to end it, once its memory is whole, leaves both to the caller. Connections as for ``capture``.
+
+        Raises as ``capture``."""
         raise UnsupportedError(f"The {self.name} driver has no memory snapshots.")

@@ -14,8 +14,9 @@ import socket
 import subprocess
 import tempfile
 import threading
+import uuid
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,20 @@ from roost.agent.client import AgentClient
 from roost.agent.v1 import agent_pb2 as pb
 from roost.drivers import create
 from roost.drivers.container import ContainerDriver
-from roost.drivers.interface import Handle, NetworkSlot, Root, Size, StartSpec
+from roost.drivers.interface import Capture, Handle, NetworkSlot, Root, Size, StartSpec
 from roost.drivers.tree import AgentBinary, default_agent
-from roost.host import netns
+from roost.host import files, netns
 from roost.network import SlotNetwork
 from roost.settings import Settings
-from roost.storage import Image, PoolStorage
+from roost.storage import Image, PoolStorage, disks
 from roost.templates.build import Builder
 
 INTERNET = "198.51.100.10"
 RESOLVER = "198.51.100.53"
 TOKEN = "t" * 32
-_PROGRAMS = "bash cat chmod cp dd env id ln ls mkdir mv rm sh sleep stat sync timeout touch true"
+_PROGRAMS = (
+    "bash cat chmod cp dd env id ln ls mkdir mv perl rm sh sleep stat sync timeout touch true"
+)
 PROGRAMS = _PROGRAMS.split()
 
 
@@ -49,13 +52,11 @@ class Machine:
     disk: Path
     spec: StartSpec
     client: AgentClient
-    count: int = 0
 
     async def run(self, shell: str, timeout_s: float = 20) -> tuple[int, str]:
         """Exit code and both outputs."""
-        self.count += 1
         request = pb.StartRequest(
-            execution_id=f"e{self.count}",
+            execution_id=uuid.uuid4().hex,
             argv=["/bin/bash", "-c", shell],
             timeout_ms=int(timeout_s * 1000),
         )
@@ -95,15 +96,53 @@ class World:
         spec = StartSpec(**{**values, **changes})
         return await self.boot(driver, spec)
 
-    async def boot(self, driver: ContainerDriver, spec: StartSpec) -> Machine:
+    async def boot(
+        self, driver: ContainerDriver, spec: StartSpec, capture: Capture | None = None
+    ) -> Machine:
         assert spec.slot is not None
         assert spec.root.image is not None
-        handle = await driver.start(spec)
+        handle = await (driver.restore(spec, capture) if capture else driver.start(spec))
         client = AgentClient(handle.agent_target, TOKEN)
         machine = Machine(spec.machine_id, driver, handle, spec.slot, spec.root.image, spec, client)
         self.machines[spec.machine_id] = machine
         await client.wait_ready(10)
         return machine
+
+    async def hang_up(self, machine: Machine) -> None:
+        """As whoever captures memory must; the next call dials again."""
+        await machine.client.close()
+        machine.client = AgentClient(machine.handle.agent_target, TOKEN)
+
+    async def capture(self, machine: Machine) -> tuple[Capture, Path]:
+        """And its disk, which is of the same instant."""
+        self.made += 1
+        into = self.storage.pool.tmp / f"capture{self.made}"
+        into.mkdir()
+        disk = into.with_suffix(".ext4")
+        await self.hang_up(machine)
+        return await machine.driver.capture(machine.handle, into, disk), disk
+
+    async def child(self, kept: tuple[Capture, Path], parent: Machine, **changes: Any) -> Machine:
+        """Goes on from the capture where it has memory, else starts from its disk."""
+        capture, source = kept
+        self.made += 1
+        machine_id = f"test{self.made}"
+        slot = await self.network.take(machine_id)
+        disk = self.storage.disk(machine_id)
+        files.reflink(source, disk)
+        info = disks.read(parent.disk)
+        assert info is not None
+        disks.write(disk, info)
+        spec = replace(
+            parent.spec,
+            machine_id=machine_id,
+            hostname=f"box{self.made}",
+            root=Root(image=disk),
+            slot=slot,
+            linux_id=f"{self.made:032x}",
+            **changes,
+        )
+        return await self.boot(parent.driver, spec, capture if capture.memory else None)
 
     async def destroy(self, machine: Machine) -> None:
         await machine.client.close()
