@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 from roost.drivers import oci, saved, tree
 from roost.drivers.interface import Capture, Driver, Exit, Handle, Size, StartSpec, Usage
 from roost.errors import CapacityError, InternalError, MachineError, RoostError
-from roost.host import apart, cgroups, console, files, processes, reaper, syscalls
+from roost.host import apart, cgroups, console, files, processes, reaper, run, syscalls
 from roost.network.addresses import AGENT_PORT, instance_tag
 from roost.settings import Settings
 from roost.storage import disks, mounting
@@ -365,13 +365,13 @@ class ContainerDriver(Driver):
         if handle.driver != self.name or handle.boot_id != processes.boot_id():
             return False
         await self._run(self._prepare_host)
-        await self._run(self._release, handle)
         pidfd = processes.open_pidfd(handle.pid, handle.pid_start_ticks)
         if pidfd is None:
             return False
         try:
+            await self._run(self._release, handle)
             fifo = console.Console(self._directory(handle.machine_id) / "console")
-        except OSError:
+        except (OSError, RoostError):
             os.close(pidfd)
             return False
         with contextlib.suppress(MachineError):  # a daemon that was killed may have left it frozen
@@ -641,21 +641,24 @@ def _told(handle: Handle) -> Iterator[None]:
     """What can go wrong while an instant is kept, typed."""
     try:
         yield
-    except (OSError, MachineError) as exc:
+    except (OSError, RoostError) as exc:
         if not processes.is_same(handle.pid, handle.pid_start_ticks, handle.boot_id):
             raise _gone(handle) from exc
         if isinstance(exc, RoostError):
             raise
         if isinstance(exc, TimeoutError):
             raise MachineError(f"The machine could not be saved: {exc}.", code="TIMEOUT") from exc
-        if exc.errno == errno.ENOSPC or os.strerror(errno.ENOSPC).lower() in str(exc).lower():
+        # The first line says it; under it a runtime shows where in its code it was.
+        said = exc.done.stderr.strip() if isinstance(exc, run.CommandError) else str(exc)
+        if exc.errno == errno.ENOSPC or os.strerror(errno.ENOSPC).lower() in said.lower():
             raise CapacityError(
                 "There is no space for the machine's memory or disk. Destroy machines or snapshots, or "
                 "give the disk pool more space; the machine runs on.",
                 code="STORAGE_FULL",
             ) from exc
         raise MachineError(
-            f"The machine could not be saved: {exc}.", code="MACHINE_FAILED"
+            f"The machine could not be saved: {said.partition(chr(10))[0][:500]}. It runs on.",
+            code="MACHINE_FAILED",
         ) from exc
 
 

@@ -92,7 +92,11 @@ class GVisorDriver(ContainerDriver):
             raise
 
     def _go_on(self, machine_id: str) -> None:
-        self._control(machine_id, "resume")
+        try:
+            self._control(machine_id, "resume")
+        except run.CommandError as exc:
+            if "in state running" not in str(exc):  # it does already
+                raise
 
     def _save(self, machine_id: str, into: Path) -> None:
         # --leave-running: a save that fails must leave a machine; one that is to end is killed afterwards.

@@ -74,7 +74,9 @@ def freeze(disk: Path) -> None:
 
 
 def thaw(disk: Path) -> None:
-    apart.run(lambda: mounts.thaw(_at_hand(disk)))
+    """Of one that is not frozen, or not in use, too."""
+    if loop.devices_of(disk):
+        apart.run(lambda: mounts.thaw(_at_hand(disk)))
 
 
 def copy(disk: Path, target: Path) -> None:

@@ -300,11 +300,12 @@ async def test_what_a_dead_daemon_left_standing_goes_on(
 ) -> None:
     parent = await world.start(driver)
     await _start_counter(parent)
-    for adopted in (True, False):
+    for standing, adopted in ((False, True), (True, True), (True, False)):
         await world.hang_up(parent)
         (driver._directory(parent.id) / "held").touch()
-        driver._stop(parent.id)
-        mounting.freeze(parent.disk)
+        if standing:
+            driver._stop(parent.id)
+            mounting.freeze(parent.disk)
         # The daemon ends here.
         later = world.driver(driver.name)
         if adopted:
@@ -328,6 +329,24 @@ async def test_a_caller_that_keeps_its_connection_is_told(
     assert caught.value.code == "TIMEOUT"
     await _runs_on(parent)
     into.rmdir()
+
+
+async def test_a_file_that_is_open_but_has_no_name_cannot_be_saved(
+    world: World, gvisor: ContainerDriver
+) -> None:
+    parent = await world.start(gvisor)
+    await _start_counter(parent)
+    holding = "exec 5<>/root/gone; rm /root/gone; while [ ! -e /root/go ]; do sleep 0.05; done"
+    await parent.run(f"({holding}) >/dev/null 2>&1 </dev/null & sleep 0.3")
+    with pytest.raises(RoostError) as caught:
+        await world.capture(parent)
+    assert caught.value.code == "MACHINE_FAILED"
+    assert "gone" in caught.value.message, caught.value.message
+    await _runs_on(parent)
+    await parent.run("touch /root/go; sleep 0.3")
+    kept = await world.capture(parent)
+    await _runs_on(await world.child(kept, parent))
+    await _drop(kept)
 
 
 async def test_runc_keeps_the_disk_alone(world: World) -> None:
