@@ -31,6 +31,7 @@ _NET_CORE = "/proc/sys/net/core"
 
 class GVisorDriver(ContainerDriver):
     name = "gvisor"
+    hangs_up = True
 
     async def probe(self) -> Probe:
         return await self._run(_probe)

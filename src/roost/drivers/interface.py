@@ -178,6 +178,7 @@ class Driver(ABC):
     """One per kind of machine; stateless but for what it can rebuild from the host."""
 
     name: str
+    hangs_up = False  # keeping its memory needs every connection to the agent closed first
 
     # --- what it is ---------------------------------------------------------------------------
 
@@ -254,8 +255,8 @@ class Driver(ABC):
         reflinked to ``disk_to`` (a new file on the same file system); both durable on return. The machine runs
         on afterwards, whatever happens; on failure nothing is left in ``into`` or at ``disk_to``.
 
-        With memory: the caller has closed its connections to the agent (they would be cut) and makes none until
-        this returns; the machine is not frozen. The machine's own connections to others are cut.
+        Where ``hangs_up`` the caller has closed its connections to the agent and makes none until this returns;
+        the machine's own connections to others are cut. The machine is not frozen.
 
         Raises MACHINE_FAILED (it ended meanwhile), STORAGE_FULL, TIMEOUT."""
         raise UnsupportedError(f"The {self.name} driver has no snapshots.")

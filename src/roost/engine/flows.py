@@ -354,6 +354,7 @@ class End:
         try:
             await storage.require(machine.memory_mib << 20)
             into = await storage.begin_memory(machine.id)
+            self.parts.agents.drop(machine.id)
             capture = await self.parts.rungs.driver(machine.driver).hibernate(handle, into)
         except RoostError as error:
             log.warning("machine %s sleeps without its memory: %s", machine.id, error)

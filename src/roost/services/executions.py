@@ -43,6 +43,7 @@ STATUSES = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
 MAX_STDIN = 3 * 2**20
 MAX_TIMEOUT_MS = 604_800_000
 QUICK_S = 0.015  # an execution that ends within this has one write
+REATTACH = 3  # times in a row that a stream is asked for again without a byte between
 LOST_PATIENCE_S = 60.0
 TOUCH_S = 20.0
 # What a started execution prints beyond what is kept waits this long for its first reader:
@@ -232,19 +233,29 @@ class Executions:
     ) -> AsyncGenerator[Event, None]:
         if row.status in LIVE:
             at = {"stdout": stdout_offset, "stderr": stderr_offset}
-            try:
-                async with contextlib.aclosing(self._attached(row, at)) as events:
-                    async for event in events:
-                        yield event
-                return
-            except RoostError as failure:
-                if failure.code not in ("EXECUTION_NOT_FOUND", "AGENT_LOST"):
-                    raise
+            tries = 0
+            while True:
+                before = dict(at)
+                try:
+                    async with contextlib.aclosing(self._attached(row, at)) as events:
+                        async for event in events:
+                            yield event
+                    return
+                except RoostError as failure:
+                    if failure.code not in ("EXECUTION_NOT_FOUND", "AGENT_LOST"):
+                        raise
+                    lost = failure.code == "AGENT_LOST"
+                    told = MachineError(failure.message, code=failure.code)
+                tries = 0 if at != before else tries + 1
+                # Not in the handler: what it caught holds on to a connection that a capture waits to see closed.
+                if lost and tries < REATTACH and await self._again(row):
+                    continue
                 # It ended, or its machine did, while we looked: the row tells what there is.
                 row = await self._settled(row, 5.0)
                 if row.status in LIVE:
-                    raise failure
+                    raise told
                 stdout_offset, stderr_offset = at["stdout"], at["stderr"]
+                break
         for event in _replay(row, stdout_offset, stderr_offset):
             yield event
 
@@ -339,6 +350,11 @@ class Executions:
                 if not inserted:
                     await self._rows.insert(row)
                 self._follow(live, row)
+                if failure.code == "AGENT_LOST":  # a capture cuts connections, and no more
+                    now = await self._settled(row, None)
+                    if now.reason not in ("lost", "machine_stopped", "agent_lost"):
+                        self._count(row.machine_id)
+                        return now
                 raise MachineError(
                     "The machine's agent was lost while the command ran; whether it ended is not known."
                     " Ask for the execution.",
@@ -482,6 +498,17 @@ class Executions:
                     break
         yield Ended(await self._settled(row, 10.0))
 
+    async def _again(self, row: ExecutionRow) -> bool:
+        """Whether its machine runs and can be asked once more; waits for a capture to be over."""
+        try:
+            now = await self._machines.get(row.tenant_id, row.machine_id)
+            if now.phase != "running":
+                return False
+            await self._machines.awake(row.tenant_id, row.machine_id)
+        except RoostError:
+            return False
+        return True
+
     # --- small things ---------------------------------------------------------------------------
 
     async def _row(
@@ -502,7 +529,7 @@ class Executions:
             raise ConflictError(f"The execution has ended: it {row.status}.")
         return row
 
-    async def _settled(self, row: ExecutionRow, timeout_s: float) -> ExecutionRow:
+    async def _settled(self, row: ExecutionRow, timeout_s: float | None) -> ExecutionRow:
         """The row once its follower has written the end, or as it is when that takes too long."""
         following = self._live.get(row.id)
         if following is not None:

@@ -105,7 +105,7 @@ def router(s: Services) -> APIRouter:
     async def fork(
         request: Request, machine_id: str, body: bodies.ForkMachine | None = None
     ) -> Response:
-        body = body or bodies.ForkMachine()
+        body = body or bodies.ForkMachine.model_validate({})
         wanted = ForkMachine(body.count, body.name, body.labels, parse_duration(body.ttl))
         made = await s.machines.fork(tenant(request), machine_id, wanted)
         return Json({"items": [shapes.machine(each) for each in made]}, 201)
