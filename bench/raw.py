@@ -89,7 +89,7 @@ class RawRuntime:
 
         def launch() -> None:
             try:
-                _, pidfd, fifo = self.driver._start(spec)
+                _, pidfd, fifo = self.driver._start(spec, None)
                 os.close(pidfd)
                 fifo.close()
             except BaseException as exc:
@@ -107,7 +107,12 @@ class RawRuntime:
         return took[0]
 
     def _timed(
-        self, took: list[float], spec: StartSpec, directory: Path, fifo: console.Console
+        self,
+        took: list[float],
+        spec: StartSpec,
+        directory: Path,
+        command: list[str],
+        fifo: console.Console,
     ) -> int:
         """In the driver's place, in its own thread, namespaces and mounts: just the two commands."""
         with self.slot.netns.open() as namespace:
@@ -115,7 +120,6 @@ class RawRuntime:
         _put_address_back(self.slot.interface, self.slot.address, self.slot.gateway)
         self.driver._in_namespace()
         output = fifo.open_for_machine()
-        command = self.driver._command(directory, spec.machine_id)
         try:
             begun = time.perf_counter()
             subprocess.run(

@@ -67,8 +67,10 @@ class RuncDriver(ContainerDriver):
     def _seccomp(self) -> Mapping[str, Any]:
         return seccomp.profile()
 
-    def _launch(self, spec: StartSpec, directory: Path, fifo: console.Console) -> int:
-        pid = super()._launch(spec, directory, fifo)
+    def _launch(
+        self, spec: StartSpec, directory: Path, command: list[str], fifo: console.Console
+    ) -> int:
+        pid = super()._launch(spec, directory, command, fifo)
         # Releases before 1.2 allow it whatever they are told; only the agent runs yet.
         self.cgroups.deny_device(self._group(spec.machine_id), _TUN)
         return pid
