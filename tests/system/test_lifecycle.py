@@ -41,7 +41,7 @@ def test_machines_outlive_the_daemon(daemon: Daemon, driver: str, sig: int) -> N
 def test_sleep_keeps_the_disk_and_a_call_wakes(daemon: Daemon, driver: str) -> None:
     with Machine.create(driver=driver) as m:
         m.exec("echo persistent > /root/note; nohup sleep 5000 >/dev/null 2>&1 &")
-        m.sleep()
+        m.sleep(tier="stopped")
         assert m.phase == "sleeping"
         assert m.exec("cat /root/note; pgrep -x sleep || echo gone").stdout == "persistent\ngone\n"
         assert m.refresh().phase == "running"
