@@ -73,8 +73,13 @@ class RawRuntime:
         self.slot: NetworkSlot = await self.network.take("bench")
 
     def close(self) -> None:
-        self.loop.run_until_complete(self.network.purge())
+        self.loop.run_until_complete(self._close())
         self.loop.close()
+
+    async def _close(self) -> None:
+        await self.network.purge()
+        await self.storage.close()
+        await asyncio.sleep(0)  # what was cancelled ends
 
     def first_exec(self) -> float:
         """Milliseconds of ``RUNTIME run --detach`` and ``RUNTIME exec /bin/true`` one after the other."""
