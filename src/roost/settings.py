@@ -45,6 +45,10 @@ class Settings(BaseSettings):
         4096, ge=16, description="Open connections on the port; more get 503."
     )
     host_ca: bool = Field(False, description="Give machines the host's CA bundle.")
+    gvisor_memory: bool = Field(
+        False,
+        description="Keep gVisor machines' memory in forks, snapshots and sleep. Not ready: see SPECIFICATION.md, 3.",
+    )
     operation_timeout_s: float = Field(
         60.0, gt=0, description="Longest a create, wake or stop step may take."
     )

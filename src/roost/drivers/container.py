@@ -511,7 +511,8 @@ class ContainerDriver(Driver):
         machine_id, memory = handle.machine_id, self.capabilities().memory_snapshot
         try:
             with _told(handle):
-                self._settle(handle)
+                if memory:
+                    self._settle(handle)
                 with self._held(machine_id) as since:
                     if memory:
                         self._save(machine_id, into)

@@ -427,7 +427,8 @@ class Engine:
     async def _quiet(self, machine: Machine) -> AsyncIterator[None]:
         """Where its driver needs that, nobody speaks to the agent meanwhile: calls wait in the machine's line."""
         running = self.roster.peek(machine.id)
-        if running is None or not self.rungs.driver(machine.driver).hangs_up:
+        speaks = self.rungs.driver(machine.driver).hangs_up and machine.memory_kept
+        if running is None or not speaks:
             yield
             return
         self.roster.remove(machine.id)
