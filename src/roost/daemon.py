@@ -68,7 +68,7 @@ HOUSEKEEPING_S = 60.0
 def main() -> int:
     """``python -m roost.daemon``. 0 after a stop that was asked for; 1 with the reason on stderr."""
     os.umask(0o077)
-    memory.give_back_large()
+    memory.give_back()
     try:
         settings = load_settings()
         require_root(settings)
