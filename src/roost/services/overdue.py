@@ -6,6 +6,8 @@
 ```
 A machine's root can fork faster than its agent kills, or stop the agent's helpers; so from outside the whole
 machine is frozen and what belongs to the execution is killed, where the rung lets the host see it.
+
+One that is over, and whose output waits for a slow reader, is not overdue: the reader sets the pace.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ log = structlog.get_logger(__name__)
 FORCE_S = 2.0
 TRIES = 4
 ANSWER_S = 2.0
+_OVER = (pb.EXECUTION_STATE_EXITED, pb.EXECUTION_STATE_TIMED_OUT, pb.EXECUTION_STATE_KILLED)
 
 
 class Host(Protocol):
@@ -55,8 +58,9 @@ class Overdue:
                 if done:
                     result = waiting.result()
                     return outcome.expired(result) if tried else outcome.ended(result)
-                if tried < TRIES:
-                    await self.force(agent, row)
+                if tried < TRIES and await self.force(agent, row):
+                    result = await waiting
+                    return outcome.expired(result) if tried else outcome.ended(result)
                 pause = FORCE_S
         finally:
             waiting.cancel()
@@ -74,16 +78,20 @@ class Overdue:
         finally:
             killing.cancel()
 
-    async def force(self, agent: AgentClient, row: ExecutionRow) -> None:
+    async def force(self, agent: AgentClient, row: ExecutionRow) -> bool:
+        """True, and nothing done, where it is over and only its output is not yet read."""
         try:
             async with asyncio.timeout(ANSWER_S):
                 said = await agent.get_execution(row.id)
+            if said.state in _OVER:
+                return True
             found = await self._host.end_tree(row.machine_id, said.supervisor_pid)
         except (RoostError, TimeoutError) as failure:
             code = failure.code if isinstance(failure, RoostError) else "TIMEOUT"
             log.warning("execution.force", execution=row.id, machine=row.machine_id, error=code)
         else:
             log.warning("execution.force", execution=row.id, machine=row.machine_id, found=found)
+        return False
 
     async def _output(self, agent: AgentClient, row: ExecutionRow) -> pb.ExecutionResult | None:
         try:

@@ -82,6 +82,19 @@ async def test_where_the_host_cannot_the_row_ends_with_what_there_is() -> None:
     assert values["ended_at"] is not None
 
 
+async def test_what_is_over_waits_for_its_reader() -> None:
+    class Over(Agent):
+        async def get_execution(self, execution_id: str) -> pb.Execution:
+            return pb.Execution(execution_id=execution_id, state=pb.EXECUTION_STATE_EXITED)
+
+    agent, host = Over(), Host()
+    said = pb.Execution(state=pb.EXECUTION_STATE_EXITED, exit_code=0)
+    result = pb.ExecutionResult(execution=said)
+    asyncio.get_running_loop().call_later(0.6, agent.over.set_result, result)
+    values = await end(agent, host)
+    assert (values["status"], host.asked) == ("succeeded", [])
+
+
 async def test_a_silent_agent_holds_nobody() -> None:
     values = await end(Agent(answers=False), Host())
     assert (values["status"], values["reason"]) == ("expired", "timeout")
