@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import signal
+from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
@@ -58,19 +61,26 @@ async def test_timeout_is_expired(served: Served) -> None:
 
 
 async def test_what_its_agent_cannot_end_the_host_ends(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("roost.services.overdue.FORCE_S", 0.2)
     mid = served.machine()
-    stops_its_supervisor = "kill -STOP $PPID; sleep 60"
-    done = await run(served, mid, command=stops_its_supervisor, timeout_ms=100)
+
+    async def stop_supervisor(parent: Path) -> None:
+        """Not before the execution is known to have started: its supervisor is who tells."""
+        await until(lambda: parent.exists() and parent.read_text().endswith("\n"))
+        await asyncio.sleep(0.3)
+        os.kill(int(parent.read_text()), signal.SIGSTOP)
+
+    stopping = asyncio.create_task(stop_supervisor(tmp_path / "one"))
+    done = await run(served, mid, command=f"echo $PPID >{tmp_path}/one; sleep 60", timeout_ms=2000)
+    await stopping
     assert (done["status"], done["reason"]) == ("expired", "timeout")
     assert len(served.machines.ended_trees) == 1
     base = f"/v1/machines/{mid}/executions"
-    started = await served.http.post(
-        base, params={"wait": "false"}, json={"command": stops_its_supervisor}
-    )
-    await asyncio.sleep(0.2)
+    body = {"command": f"echo $PPID >{tmp_path}/two; sleep 60"}
+    started = await served.http.post(base, params={"wait": "false"}, json=body)
+    await stop_supervisor(tmp_path / "two")
     cancelled = await served.http.delete(f"{base}/{started.json()['execution_id']}")
     assert cancelled.json()["status"] == "cancelled"
     assert len(served.machines.ended_trees) == 2
