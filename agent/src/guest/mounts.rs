@@ -143,12 +143,9 @@ fn give_controllers() {
 
 /// After this the disk needs no recovery. Where something still writes the kernel is told to stop it.
 pub fn make_read_only() {
-    match mount_remount("/", MountFlags::RDONLY, c"") {
-        Err(Errno::BUSY) => {
-            let _ = fs::write("/proc/sysrq-trigger", "u");
-            std::thread::sleep(Duration::from_millis(200));
-        }
-        _ => {}
+    if let Err(Errno::BUSY) = mount_remount("/", MountFlags::RDONLY, c"") {
+        let _ = fs::write("/proc/sysrq-trigger", "u");
+        std::thread::sleep(Duration::from_millis(200));
     }
     rustix::fs::sync();
 }
