@@ -121,6 +121,22 @@ async def test_identity_entropy_and_clock_are_its_own(machines: Make) -> None:
         await late.close()
 
 
+async def test_a_port_that_nobody_holds_costs_nothing_and_answers_at_once(machines: Make) -> None:
+    machine = machines()
+    await machine.start()
+    for _ in range(2):
+        await machine.client.close()
+        await asyncio.sleep(1)
+        before = machine.cpu_s()
+        await asyncio.sleep(5)
+        assert machine.cpu_s() - before < 1  # a busy loop takes five
+        begun = time.monotonic()
+        machine.client = AgentClient(machine.dialler.target, machine.token)
+        await machine.client.wait_ready(10)
+        assert time.monotonic() - begun < 1.5  # without waiting for the doubtful look at the port
+        assert await machine.ok("echo here") == "here"
+
+
 async def test_a_shutdown_leaves_a_clean_disk_that_boots_again(machines: Make) -> None:
     machine = machines()
     await machine.start()
