@@ -16,6 +16,8 @@
 //!                                                            the program and all it starts
 //! ```
 //!
+//! In a virtual machine it is the kernel's init first: see `guest`.
+//!
 //! One thread runs all of the agent's tasks; work on files runs on a few more that come and go. Everything
 //! that a peer or a program can make grow is bounded: see `limits`. Everything that a program starts stays
 //! below the supervisor it was started under, and can be signalled, killed and reaped there.
@@ -26,6 +28,7 @@ pub mod dial;
 pub mod errors;
 pub mod exec;
 pub mod files;
+pub mod guest;
 pub mod identity;
 pub mod kill;
 pub mod launch;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::pool::Pool;
-use crate::proctree;
+use crate::{guest, proctree};
 
 const MAX_GRACE: Duration = Duration::from_secs(60);
 /// After SIGKILL nothing should live; a process stuck in the kernel is not waited for longer.
@@ -100,6 +100,7 @@ pub async fn end_on_signal(machine: Arc<Machine>) {
 /// Ends the agent, and with the first process the machine.
 pub fn end() -> ! {
     if std::process::id() == 1 {
+        guest::settle_disk();
         // In a container this is refused or ends the container; in a virtual machine it powers off.
         let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
     }

@@ -11,6 +11,7 @@
 //! preamble into a connection that is about to be cut does no harm.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
@@ -18,10 +19,14 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fcntl_setfl, fstat, open};
+use rustix::io::Errno;
 use rustix::termios::{OptionalActions, isatty, tcgetattr, tcsetattr};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop;
 
 use crate::auth::Token;
 use crate::listen::{Queue, Stream};
@@ -31,12 +36,64 @@ use crate::sync::{async_fd, lock};
 /// the search for the next preamble matters.
 const BACKLOG: usize = 20 << 20;
 const CHUNK: usize = 64 << 10;
-/// How often a port whose other side is closed is tried again.
-const HANGUP_PAUSE: Duration = Duration::from_millis(100);
+/// A stream whose other side is closed is tried again after this even if nothing told of its opening.
+const HANGUP_PAUSE: Duration = Duration::from_secs(2);
+
+/// Tells of changes in a descriptor's state, as an epoll instance of its own that tokio waits on.
+///
+/// Not by tokio directly: a virtio port whose other side is closed is reported as closed, tokio takes that as
+/// final, and every wait on it from then on would end at once.
+struct Changes(AsyncFd<OwnedFd>);
+
+impl Changes {
+    fn of(descriptor: &OwnedFd, flags: EventFlags) -> io::Result<Changes> {
+        let changes = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(
+            &changes,
+            descriptor,
+            EventData::new_u64(0),
+            flags | EventFlags::ET,
+        )?;
+        Ok(Changes(async_fd(changes)?))
+    }
+
+    /// Whoever is told tries again: the change may be one that was seen already.
+    fn poll(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut ready = ready!(self.0.poll_read_ready(context))?;
+        ready.clear_ready();
+        let mut events = [Event {
+            flags: EventFlags::empty(),
+            data: EventData::new_u64(0),
+        }];
+        epoll::wait(&self.0, &mut events, Some(&Timespec::default()))?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Tries, waits for a change, tries again. A peer that is always ready does not keep other tasks waiting.
+fn poll_io(
+    context: &mut Context<'_>,
+    changes: &Changes,
+    mut attempt: impl FnMut() -> rustix::io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    let turn = ready!(coop::poll_proceed(context));
+    loop {
+        match attempt() {
+            Err(Errno::AGAIN) => ready!(changes.poll(context))?,
+            Err(Errno::INTR) => {}
+            result => {
+                turn.made_progress();
+                return Poll::Ready(result.map_err(Into::into));
+            }
+        }
+    }
+}
 
 pub struct Device {
-    input: AsyncFd<OwnedFd>,
-    output: AsyncFd<OwnedFd>,
+    input: OwnedFd,
+    output: OwnedFd,
+    readable: Changes,
+    writable: Changes,
 }
 
 impl Device {
@@ -65,42 +122,38 @@ impl Device {
             }
         }
         Ok(Device {
-            input: async_fd(input)?,
-            output: async_fd(output)?,
+            readable: Changes::of(&input, EventFlags::IN)?,
+            writable: Changes::of(&output, EventFlags::OUT)?,
+            input,
+            output,
         })
     }
 
     async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let mut ready = self.input.readable().await?;
-            match ready.try_io(|input| Ok(rustix::io::read(input, &mut *buffer)?)) {
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(result) => return result,
-                Err(_) => {}
-            }
-        }
+        poll_fn(|context| {
+            poll_io(context, &self.readable, || {
+                rustix::io::read(&self.input, &mut *buffer)
+            })
+        })
+        .await
+    }
+
+    /// Waits, on a stream that reads as ended, until that may have changed.
+    async fn reopened(&self) {
+        let change = poll_fn(|context| self.readable.poll(context));
+        let _ = tokio::time::timeout(HANGUP_PAUSE, change).await;
     }
 
     fn poll_write(&self, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            let mut ready = ready!(self.output.poll_write_ready(context))?;
-            match ready.try_io(|output| Ok(rustix::io::write(output, data)?)) {
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(result) => return Poll::Ready(result),
-                Err(_) => {}
-            }
-        }
+        poll_io(context, &self.writable, || {
+            rustix::io::write(&self.output, data)
+        })
     }
 
     async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
         while !data.is_empty() {
-            let mut ready = self.output.writable().await?;
-            match ready.try_io(|output| Ok(rustix::io::write(output, data)?)) {
-                Ok(Ok(count)) => data = &data[count..],
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) => return Err(error),
-                Err(_) => {}
-            }
+            let count = poll_fn(|context| self.poll_write(context, data)).await?;
+            data = &data[count..];
         }
         Ok(())
     }
@@ -186,7 +239,7 @@ pub async fn serve(device: Device, token: Token, queue: Queue) {
             Ok(count @ 1..) => count,
             // The other side is closed; a virtio port then reads as ended until it is opened again.
             _ => {
-                tokio::time::sleep(HANGUP_PAUSE).await;
+                device.reopened().await;
                 continue;
             }
         };

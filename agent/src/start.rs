@@ -19,7 +19,7 @@ use crate::pool::Pool;
 use crate::program::Programs;
 use crate::service::Service;
 use crate::terminal::Terminals;
-use crate::{limits, memory, zygote};
+use crate::{guest, limits, memory, zygote};
 
 const USAGE: &str = "usage: roost-agent --listen ADDRESS... [--token-file PATH] [--workdir DIR]
 
@@ -48,6 +48,19 @@ pub fn main() {
     }
     if arguments == ["--zygote"] {
         zygote::run_on_stdin();
+    }
+    if guest::started_as_init() {
+        let problem = guest::boot().and_then(|port| {
+            run(Arguments {
+                listen: vec![port],
+                ..Default::default()
+            })
+        });
+        let _ = writeln!(
+            std::io::stderr(),
+            "roost-agent: the guest failed: {problem:?}"
+        );
+        std::process::exit(1);
     }
     let arguments = match parse(arguments) {
         Ok(arguments) => arguments,
@@ -93,7 +106,10 @@ fn run(arguments: Arguments) -> Result<(), String> {
     let text = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
     let pid1 = std::process::id() == 1;
     settle_process(pid1);
-    let mut token = take_token(arguments.token_file.as_deref())?;
+    let mut token = match guest::started_as_init() {
+        true => guest::FIRST_TOKEN.to_vec(),
+        false => take_token(arguments.token_file.as_deref())?,
+    };
     let (zygote, zygote_pid) = zygote::fork(|| token.fill(0)).map_err(text("cannot fork"))?;
     // SAFETY: prctl with constant arguments. The agent's memory holds the token: programs of the same user
     // must not read it.

@@ -27,7 +27,7 @@ apt_install() { # [-t suite] packages...
   quiet apt-get install -q -y --no-install-recommends "$@"
 }
 
-# The suite with a recent runsc, from the mirror this machine already uses.
+# The suite with a recent runsc and QEMU, from the mirror this machine already uses.
 add_backports() {
   apt-get indextargets --format '$(RELEASE)' 'Created-By: Packages' | grep -qx 'bookworm-backports' && return
   local uri
@@ -44,7 +44,13 @@ runsc_is_recent() { # systrap, pause and checkpoint as we use them: 2023 or late
   [ -n "$v" ] && [ "$v" -ge 20231001 ]
 }
 
-system_packages=(python3 python3-venv ca-certificates runc nftables iproute2 xfsprogs e2fsprogs mmdebstrap util-linux gcc libc6-dev procps)
+qemu_is_recent() { # mapped-ram migration as we use it
+  local v
+  v=$(qemu-system-x86_64 --version 2>/dev/null | grep -oE 'version [0-9]+' | head -1)
+  [ -n "$v" ] && [ "${v#version }" -ge 10 ]
+}
+
+system_packages=(python3 python3-venv ca-certificates runc nftables iproute2 xfsprogs e2fsprogs mmdebstrap util-linux gcc libc6-dev procps kmod lz4)
 
 install_system() {
   local missing=()
@@ -57,6 +63,11 @@ install_system() {
     say "Installing gVisor (runsc)"
     add_backports
     apt_install -t bookworm-backports runsc
+  fi
+  if ! qemu_is_recent; then
+    say "Installing QEMU"
+    add_backports
+    apt_install -t bookworm-backports qemu-system-x86
   fi
 }
 
