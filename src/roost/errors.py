@@ -146,6 +146,7 @@ CODES: dict[str, tuple[int, bool, type[RoostError]]] = {
     "UNSUPPORTED": (501, False, UnsupportedError),
     "AGENT_LOST": (502, True, MachineError),
     "MACHINE_FAILED": (502, True, MachineError),
+    "SNAPSHOT_INVALID": (502, False, MachineError),  # not whole, or not of this VMM, CPU or machine
     "PORT_CLOSED": (502, True, MachineError),
     "TEMPLATE_BUILD_FAILED": (502, True, MachineError),
     "TIMEOUT": (504, True, TimeoutExpired),

@@ -23,7 +23,6 @@ import socket
 import struct
 import subprocess
 import threading
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +33,7 @@ from typing import Any, TypeVar
 from roost.drivers import oci, tree
 from roost.drivers.interface import Driver, Exit, Handle, Size, StartSpec, Usage
 from roost.errors import InternalError, MachineError, RoostError
-from roost.host import apart, cgroups, console, files, processes, reaper, syscalls
+from roost.host import apart, cgroups, console, ending, files, processes, reaper, syscalls
 from roost.network.addresses import AGENT_PORT, instance_tag
 from roost.settings import Settings
 from roost.storage import disks, mounting
@@ -343,7 +342,7 @@ class ContainerDriver(Driver):
         """Every step is safe to repeat; the directory goes last, since it is what the rest is found by."""
         directory = self._directory(machine_id)
         group = self._group(machine_id)
-        self._kill(group)
+        ending.end_group(self.cgroups, group, _KILL_TIMEOUT_S)
         record = files.read_json(directory / "machine.json")
         if disk is None and record is not None:
             disk = Path(record["disk"])
@@ -356,25 +355,6 @@ class ContainerDriver(Driver):
                     directory / "rootfs"
                 ).rmdir()  # not with its content, should one ever be mounted there
             shutil.rmtree(directory)
-
-    def _kill(self, group: str) -> None:
-        """All that is in the group, and returns when it has ended (zombies may be left to be reaped)."""
-        deadline = time.monotonic() + _KILL_TIMEOUT_S
-        while pids := self.cgroups.procs(group):
-            fds = [fd for pid in pids if (fd := _pidfd(pid)) is not None]
-            try:
-                self.cgroups.kill(group)
-                gone = processes.wait_pidfds(fds, max(0.0, deadline - time.monotonic()))
-            finally:
-                for fd in fds:
-                    os.close(fd)
-            for pid in pids:
-                processes.reap(pid)
-            if not gone or time.monotonic() > deadline:
-                raise InternalError(
-                    f"Processes of {group} do not end; look at them with `ps` ({sorted(pids)[:5]}).",
-                    retryable=True,
-                )
 
     async def list_ids(self) -> set[str]:
         return await self._run(self._list)
@@ -479,13 +459,6 @@ def _last(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if _TELLING.search(line)] or lines
     return telling[-1][-500:] if telling else "it said nothing."
-
-
-def _pidfd(pid: int) -> int | None:
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return None
 
 
 def _put_address_back(interface: str, address: str, gateway: str) -> None:

@@ -184,7 +184,9 @@ class FakeDriver(Driver):
         await self._enter("thaw_disk")
         self._machine(handle).disk_frozen = False
 
-    async def capture(self, handle: Handle, into: Path, disk_to: Path) -> Capture:
+    async def capture(
+        self, handle: Handle, into: Path, disk_to: Path, *, durable: bool = True
+    ) -> Capture:
         self._needs_memory()
         await self._enter("capture")
         self._machine(handle)

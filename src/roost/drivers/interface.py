@@ -146,8 +146,9 @@ class Handle:
 class Exit:
     """How a machine's main process ended."""
 
-    reason: str  # "exited", "killed", "oom", "unknown"
+    reason: str  # "exited", "killed", "oom", "unknown"; with a kernel of its own "rebooted", "panicked"
     exit_code: int | None = None
+    console: str = ""  # the last it said, where that was still to be had
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,7 @@ class Capture:
     directory: Path
     manifest: Mapping[str, Any]
     paused_ms: float
+    agent_token: str = field(default="", repr=False)  # of the agent in it; never written beside it
 
 
 class Driver(ABC):
@@ -194,6 +196,14 @@ class Driver(ABC):
     async def start(self, spec: StartSpec) -> Handle:
         """Boots the machine from its root. After it returns the agent is coming up or up (it may need
         tens of ms more). On failure everything made here is undone. Raises MachineError, CapacityError."""
+
+    def first_token(self, spec: StartSpec, capture: Capture | None = None) -> str:
+        """What the agent demands after ``start`` or ``restore``, until its identity is renewed."""
+        return spec.agent_token
+
+    async def use_token(self, handle: Handle, token: str) -> None:
+        """What ``agent_target``'s handshake uses from now on: after the agent's identity was renewed, and
+        after ``adopt``."""
 
     @abstractmethod
     async def remove(self, machine_id: str) -> None:
@@ -239,9 +249,16 @@ class Driver(ABC):
 
     # --- memory (rungs whose capabilities say memory_snapshot) ----------------------------------
 
-    async def capture(self, handle: Handle, into: Path, disk_to: Path) -> Capture:
+    async def capture(
+        self, handle: Handle, into: Path, disk_to: Path, *, durable: bool = True
+    ) -> Capture:
         """Memory into ``into`` and the disk, of the same instant, reflinked to ``disk_to``; the machine
-        runs on afterwards, whatever happens."""
+        runs on afterwards, whatever happens. Without ``durable`` it is for children of this boot only."""
+        raise UnsupportedError(f"The {self.name} driver has no memory snapshots.")
+
+    async def hibernate(self, handle: Handle, into: Path) -> Capture:
+        """Memory into ``into``, durable; the machine is then stopped, its disk whole, and is to be removed.
+        On failure it runs on."""
         raise UnsupportedError(f"The {self.name} driver has no memory snapshots.")
 
     async def restore(self, spec: StartSpec, capture: Capture) -> Handle:
