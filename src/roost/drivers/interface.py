@@ -146,7 +146,9 @@ class Handle:
 class Exit:
     """How a machine's main process ended."""
 
-    reason: str  # "exited", "killed", "oom", "unknown"; with a kernel of its own "rebooted", "panicked"
+    reason: (
+        str  # "exited", "killed", "oom", "unknown"; with a kernel of its own "rebooted", "panicked"
+    )
     exit_code: int | None = None
     console: str = ""  # the last it said, where that was still to be had
 
@@ -201,7 +203,7 @@ class Driver(ABC):
         """What the agent demands after ``start`` or ``restore``, until its identity is renewed."""
         return spec.agent_token
 
-    async def use_token(self, handle: Handle, token: str) -> None:
+    async def use_token(self, handle: Handle, token: str) -> None:  # noqa: B027
         """What ``agent_target``'s handshake uses from now on: after the agent's identity was renewed, and
         after ``adopt``."""
 

@@ -69,7 +69,7 @@ async def live(
                 async with _target(qmp, path):
                     stopped = await _save(qmp)
                     await asyncio.to_thread(disk)
-                    await qmp.execute("cont", timeout_s=_STEP_S)
+                    await resume(qmp)
                     paused_ms = (time.monotonic() - stopped) * 1000
             made = await asyncio.to_thread(_seal_whole, source, fd, into, durable)
         finally:
@@ -109,7 +109,7 @@ async def delta(source: Source, into: Path) -> Manifest:
             state = await _device_state(qmp, into / ".devices")
             return await asyncio.to_thread(_write_delta, source, path, state)
         except BaseException:
-            await asyncio.shield(qmp.execute("cont", timeout_s=_STEP_S))
+            await asyncio.shield(resume(qmp))
             raise
     except BaseException:
         path.unlink(missing_ok=True)
@@ -134,6 +134,15 @@ async def load(qmp: Qmp) -> None:
             pass
     if status != "completed":
         raise VmmError(f"The VMM could not load the snapshot: {await _why(qmp)}.")
+
+
+async def resume(qmp: Qmp) -> None:
+    """The guest runs. A save that has just ended is, for a moment, not over for the VMM, and it has no
+    event for that."""
+    async with asyncio.timeout(_STEP_S):
+        while (await qmp.execute("query-status")).get("status") == "finish-migrate":  # noqa: ASYNC110
+            await asyncio.sleep(0.0005)
+    await qmp.execute("cont", timeout_s=_STEP_S)
 
 
 # --- live ----------------------------------------------------------------------------------------------
@@ -181,18 +190,19 @@ async def _running_again(qmp: Qmp) -> AsyncIterator[None]:
         yield
     except BaseException:
         with contextlib.suppress(VmmError):
-            await asyncio.shield(_resume(qmp))
+            await asyncio.shield(give_up(qmp))
         raise
 
 
-async def _resume(qmp: Qmp) -> None:
+async def give_up(qmp: Qmp) -> None:
+    """No save goes on and the guest runs."""
     with qmp.listen("MIGRATION") as events:
         status = (await qmp.execute("query-migrate")).get("status", "none")
         if status not in (*_FINAL, "none"):
             await qmp.execute("migrate_cancel")
             while (await events.next(_STEP_S)).data.get("status") not in _FINAL:
                 pass
-    await qmp.execute("cont", timeout_s=_STEP_S)
+    await resume(qmp)
 
 
 @contextlib.asynccontextmanager
@@ -256,11 +266,14 @@ async def _device_state(qmp: Qmp, path: Path) -> bytes:
             await qmp.execute(
                 "xen-save-devices-state", {"filename": _TARGET, "live": False}, timeout_s=_STEP_S
             )
-        if path.stat().st_size > mappedram.MAX_STATE:
-            raise SnapshotInvalid("The VMM's device state has no sound size; the machine is left as it is.")
-        return mappedram.device_sections(path.read_bytes())
+        return mappedram.device_sections(await asyncio.to_thread(_read_bounded, path))
     finally:
-        path.unlink(missing_ok=True)
+        os.unlink(path)
+
+
+def _read_bounded(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(mappedram.MAX_STATE + 1)
 
 
 def _write_delta(source: Source, path: Path, sections: bytes) -> Manifest:
@@ -277,9 +290,7 @@ def _write_delta(source: Source, path: Path, sections: bytes) -> Manifest:
         os.close(fd)
 
 
-def _copy_private_pages(
-    pid: int, snapshot: os.stat_result, block: mappedram.Block, fd: int
-) -> int:
+def _copy_private_pages(pid: int, snapshot: os.stat_result, block: mappedram.Block, fd: int) -> int:
     """The VMM must be stopped. Bytes written."""
     base = _mapped_at(pid, snapshot, block)
     pages = block.length // mappedram.PAGE
@@ -287,7 +298,9 @@ def _copy_private_pages(
         pagemap.seek(base // mappedram.PAGE * _ENTRY)
         entries = pagemap.read(pages * _ENTRY)
     if len(entries) != pages * _ENTRY:
-        raise SnapshotInvalid("The VMM's memory cannot be told; its machine is saved whole instead.")
+        raise SnapshotInvalid(
+            "The VMM's memory cannot be told; its machine is saved whole instead."
+        )
     written = 0
     buffer = memoryview(bytearray(_CHUNK))
     memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
@@ -321,5 +334,7 @@ def _mapped_at(pid: int, snapshot: os.stat_result, block: mappedram.Block) -> in
             ):
                 found.append(start)
     if len(found) != 1:
-        raise SnapshotInvalid("The VMM's memory is not mapped as it was started; it is saved whole instead.")
+        raise SnapshotInvalid(
+            "The VMM's memory is not mapped as it was started; it is saved whole instead."
+        )
     return found[0]

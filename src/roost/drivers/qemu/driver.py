@@ -136,9 +136,8 @@ class QemuDriver(Driver):
         memory = capture.directory / manifests.MEMORY
         manifest = await self._run(_read_checked, capture.directory)
         guest = self.guests.get(manifest.guest) or await self.guests.current()
-        runtime = self.runtimes.get(manifest.runtime) or await self._run(
-            lambda: self.runtimes.current
-        )
+        kept = self.runtimes.get(manifest.runtime)
+        runtime = kept or await self._run(lambda: self.runtimes.current)
         accelerated = (await self._accelerated(guest)).works
         start = options.SnapshotMemory(manifest.pages_offset)
         plan = self._plan(spec, runtime, guest, accelerated, start, memory)
@@ -365,7 +364,7 @@ class QemuDriver(Driver):
             files.reflink(disk, disk_to, durable=durable)
 
         async with machine.busy:
-            into.mkdir(mode=0o700, exist_ok=True)
+            await self._run(_make_private, into)
             # What is on its way to the image goes while the guest runs, not while it is stopped.
             await self._run(_sync, disk)
             try:
@@ -373,9 +372,9 @@ class QemuDriver(Driver):
                     self._source(machine), into, copy_disk, durable=durable
                 )
             except BaseException:
-                disk_to.unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
-                    into.rmdir()
+                for remove, path in ((os.unlink, disk_to), (os.rmdir, into)):
+                    with contextlib.suppress(OSError):
+                        remove(path)
                 raise
         return Capture(into, manifest.to_json(), paused_ms)
 
@@ -383,10 +382,10 @@ class QemuDriver(Driver):
         machine = self._machine(handle)
         source = self._source(machine)
         async with machine.busy:
-            into.mkdir(mode=0o700, exist_ok=True)
+            await self._run(_make_private, into)
             manifest: manifests.Manifest | None = None
-            if source.snapshot is not None and source.snapshot.exists():
-                with contextlib.suppress(SnapshotInvalid):
+            if source.snapshot is not None:
+                with contextlib.suppress(SnapshotInvalid, FileNotFoundError):
                     manifest = await captures.delta(source, into)
             if manifest is None:
                 manifest = await captures.whole(source, into)
@@ -450,6 +449,10 @@ def _read_checked(directory: Path) -> manifests.Manifest:
     finally:
         os.close(fd)
     return manifest
+
+
+def _make_private(directory: Path) -> None:
+    directory.mkdir(mode=0o700, exist_ok=True)
 
 
 def _sync(path: Path) -> None:

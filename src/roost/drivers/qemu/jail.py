@@ -66,9 +66,7 @@ def _bind(source: Path, target: Path, flags: int = 0) -> None:
 
 
 def _seal(target: Path, flags: int = 0) -> None:
-    syscalls.mount(
-        None, target, None, syscalls.MS_BIND | syscalls.MS_REMOUNT | _READ_ONLY | flags
-    )
+    syscalls.mount(None, target, None, syscalls.MS_BIND | syscalls.MS_REMOUNT | _READ_ONLY | flags)
 
 
 def spawn(argv: Sequence[str], fds: Sequence[int], output: int) -> int:

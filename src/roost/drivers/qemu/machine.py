@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from roost.agent.dialler import Dialler, SocketStream
 from roost.drivers.interface import Exit, Handle
+from roost.drivers.qemu import capture
 from roost.drivers.qemu.launch import Place
 from roost.drivers.qemu.qmp import Qmp, VmmError
 from roost.host import console, processes
@@ -75,10 +76,7 @@ class Machine:
         if status == "shutdown":
             await self._guest_ended("")
         elif status in _STOPPED and not self.place.frozen.exists():
-            migration = (await self.qmp.execute("query-migrate")).get("status")
-            if migration in ("setup", "active", "device", "pre-switchover"):
-                await self.qmp.execute("migrate_cancel")
-            await self.qmp.execute("cont")
+            await capture.give_up(self.qmp)
 
     async def _follow_process(self, oom_kills: Callable[[], Awaitable[int]]) -> None:
         await processes.ended(self.pidfd)
@@ -111,9 +109,7 @@ class Machine:
         processes.kill(self.handle.pid, self.handle.pid_start_ticks)
 
 
-def _exit(
-    status: tuple[int | None, int | None] | None, oom_kills: int, removing: bool
-) -> Exit:
+def _exit(status: tuple[int | None, int | None] | None, oom_kills: int, removing: bool) -> Exit:
     code, killed_by = status if status is not None else (None, None)
     if removing:
         return Exit("killed")

@@ -76,7 +76,12 @@ def parse(data: Mapping[str, Any]) -> Manifest:
 
 
 def require(
-    manifest: Manifest, *, runtime: str, vmm_version: str, guest: str, fingerprint: Mapping[str, Any]
+    manifest: Manifest,
+    *,
+    runtime: str,
+    vmm_version: str,
+    guest: str,
+    fingerprint: Mapping[str, Any],
 ) -> None:
     """That the machine which is to load it is such a one. Raises SnapshotInvalid, which names the first
     difference in ``details``."""

@@ -27,7 +27,9 @@ MEMORY = "/memory"
 
 BLOCK = "mem0"  # the RAM block's name in a migration stream
 AGENT_PORT = "roost.agent"
-CPU_MODEL = "Haswell-v4"  # AVX2; no TSX. Every feature both TCG and a KVM host of the last decade have.
+CPU_MODEL = (
+    "Haswell-v4"  # AVX2; no TSX. Every feature both TCG and a KVM host of the last decade have.
+)
 
 _MACHINE = "microvm,suppress-vmdesc=on,isa-serial=on,rtc=on,pic=on,pit=on"
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -258,9 +260,9 @@ def _check(vmm: Vmm) -> None:
     """What fails here is a mistake of ours: the settings were checked when they were read."""
     cpu = vmm.cpu
     sound = (
-        _CPU.fullmatch(cpu.model)
+        _CPU.fullmatch(cpu.model) is not None
         and all(_FEATURE.fullmatch(f) for f in cpu.features)
-        and _MAC.fullmatch(vmm.mac)
+        and _MAC.fullmatch(vmm.mac) is not None
         and 1 <= cpu.count <= 255
         and 32 <= vmm.memory_mib <= 1 << 20
         and 8 <= vmm.tb_mib <= 4096
@@ -270,7 +272,7 @@ def _check(vmm: Vmm) -> None:
     )
     match vmm.start:
         case Boot(command_line):
-            sound = sound and _LINE.fullmatch(command_line)
+            sound = sound and _LINE.fullmatch(command_line) is not None
         case SnapshotMemory(offset):
             sound = sound and 0 <= offset < 1 << 40 and offset % 4096 == 0
     if not sound:

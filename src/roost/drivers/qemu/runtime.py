@@ -59,7 +59,9 @@ class Runtimes:
         digest = hashlib.sha256()
         for name, path in sorted(contents.items()):
             with path.open("rb") as file:
-                digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+                digest.update(
+                    f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode()
+                )
         return self._ensure(digest.hexdigest(), version, contents)
 
     def get(self, digest: str) -> Runtime | None:
@@ -87,10 +89,10 @@ class Runtimes:
                 target = work / name
                 target.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
                 shutil.copyfile(source, target)
-                os.chmod(target, 0o555)
+                os.chmod(target, 0o555)  # noqa: S103
             (work / "guest").mkdir(mode=0o755)
             (work / "memory").touch(0o444)
-            os.chmod(work, 0o755)
+            os.chmod(work, 0o755)  # noqa: S103
             files.write_json(work / "manifest.json", {"version": version})
             root = self._base / digest
             shutil.rmtree(root, ignore_errors=True)  # of a copy that was broken off
@@ -112,7 +114,9 @@ def installed() -> tuple[Path, str]:
         raise _unsupported(f"QEMU does not run: {exc}") from exc
     match = _VERSION.search(said)
     if match is None or (int(match[1]), int(match[2])) < _MINIMUM:
-        raise _unsupported(f"QEMU {_MINIMUM[0]}.{_MINIMUM[1]} or later is needed, here is {said[:60]!r}")
+        raise _unsupported(
+            f"QEMU {_MINIMUM[0]}.{_MINIMUM[1]} or later is needed, here is {said[:60]!r}"
+        )
     return Path(found).resolve(), ".".join(match.groups())
 
 
