@@ -90,7 +90,7 @@ class QemuDriver(Driver):
 
     async def _accelerated(self, guest: GuestImage) -> Acceleration:
         if self._acceleration is None:
-            runtime = await self._run(lambda: self.runtimes.current)
+            runtime = await self._run(self.runtimes.current)
             self._acceleration = await self._run(
                 acceleration, self.settings.run_dir, runtime, guest, _PROBE_UID
             )
@@ -122,7 +122,7 @@ class QemuDriver(Driver):
 
     async def start(self, spec: StartSpec) -> Handle:
         guest = await self.guests.current()
-        runtime = await self._run(lambda: self.runtimes.current)
+        runtime = await self._run(self.runtimes.current)
         accelerated = (await self._accelerated(guest)).works
         line = self.guests.command_line(accelerated=accelerated, slot=spec.slot)
         plan = self._plan(
@@ -136,8 +136,9 @@ class QemuDriver(Driver):
         memory = capture.directory / manifests.MEMORY
         manifest = await self._run(_read_checked, capture.directory)
         guest = self.guests.get(manifest.guest) or await self.guests.current()
-        kept = self.runtimes.get(manifest.runtime)
-        runtime = kept or await self._run(lambda: self.runtimes.current)
+        runtime = self.runtimes.get(manifest.runtime)
+        if runtime is None:
+            runtime = await self._run(self.runtimes.current)
         accelerated = (await self._accelerated(guest)).works
         start = options.SnapshotMemory(manifest.pages_offset)
         plan = self._plan(spec, runtime, guest, accelerated, start, memory)
@@ -186,6 +187,7 @@ class QemuDriver(Driver):
             machine = await self._take(plan, launched, token)
             self._live[machine_id] = machine
             if isinstance(plan.start, options.SnapshotMemory):
+                await machine.dial_ahead()
                 await captures.load(machine.qmp)
                 await machine.qmp.execute("cont", timeout_s=_STEP_S)
         except BaseException as exc:

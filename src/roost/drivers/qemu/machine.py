@@ -36,7 +36,8 @@ class Machine:
         self.removing = False
         self.busy = asyncio.Lock()  # one capture, freeze or thaw at a time
         self.exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        self.dialler = Dialler(place.grpc, token, lambda: SocketStream.open(place.agent))
+        self.dialler = Dialler(place.grpc, token, self._open_agent)
+        self._ahead: SocketStream | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self, oom_kills: Callable[[], Awaitable[int]]) -> None:
@@ -48,7 +49,18 @@ class Machine:
             loop.create_task(self._follow_guest(), name=f"guest-{name}"),
         ]
 
+    async def dial_ahead(self) -> None:
+        """Before the guest's state is loaded: its port is then open from the first instruction on, as it was
+        when it was saved, and the agent need not notice a hang-up and look again."""
+        self._ahead = await SocketStream.open(self.place.agent)
+
+    async def _open_agent(self) -> SocketStream:
+        ahead, self._ahead = self._ahead, None
+        return ahead or await SocketStream.open(self.place.agent)
+
     async def close(self) -> None:
+        if self._ahead is not None:
+            await self._ahead.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

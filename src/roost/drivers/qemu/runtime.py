@@ -10,12 +10,12 @@ captured with the old keeps it. World-readable, since each VMM is a user of its 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +50,17 @@ class Runtimes:
 
     def __init__(self, data_dir: Path) -> None:
         self._base = data_dir / "vmm"
+        self._turn = threading.Lock()
+        self._current: Runtime | None = None
 
-    @functools.cached_property
     def current(self) -> Runtime:
         """Of the VMM that this host has installed. Raises UnsupportedError HOST_UNSUPPORTED."""
+        with self._turn:
+            if self._current is None:
+                self._current = self._make_current()
+            return self._current
+
+    def _make_current(self) -> Runtime:
         binary, version = installed()
         contents = {"vmm": binary, **_libraries(binary), **_firmware()}
         digest = hashlib.sha256()
