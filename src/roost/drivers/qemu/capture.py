@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,29 +55,44 @@ class Source:
 
 
 async def live(
-    source: Source, into: Path, disk: Callable[[], None], *, durable: bool
+    source: Source, into: Path, disk: Path, disk_to: Path, *, durable: bool
 ) -> tuple[Manifest, float]:
-    """Whole memory into the directory ``into``. ``disk`` is called in a thread while the guest is stopped, with
-    all that it had flushed in the image. The guest runs on, whatever happens; on failure ``into`` is as
-    it was. The pause in ms. Without ``durable`` it does not outlast a power cut, and must then not be kept.
-    Raises VmmError, CapacityError STORAGE_FULL, what ``disk`` raises."""
+    """Whole memory into the directory ``into``, and of the same instant ``disk``, the guest's, reflinked to
+    ``disk_to``. The guest runs on, whatever happens; on failure there is neither. The pause in ms. Without
+    ``durable`` they do not outlast a power cut, and must then not be kept. Raises VmmError, CapacityError
+    STORAGE_FULL, OSError."""
     qmp, path = source.qmp, into / manifests.MEMORY
     try:
+        # What is on its way to the image goes while the guest runs, not while it is stopped.
+        await asyncio.to_thread(_sync, disk)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             async with _running_again(qmp):
                 async with _target(qmp, path):
                     stopped = await _save(qmp)
-                    await asyncio.to_thread(disk)
+                    await asyncio.to_thread(files.reflink, disk, disk_to, durable=False)
                     await resume(qmp)
                     paused_ms = (time.monotonic() - stopped) * 1000
+            if durable:
+                await asyncio.to_thread(_sync, disk_to)
+                await asyncio.to_thread(files.sync_dir, disk_to.parent)
             made = await asyncio.to_thread(_seal_whole, source, fd, into, durable)
         finally:
             os.close(fd)
     except BaseException:
         path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.unlink(disk_to)
         raise
     return made, paused_ms
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
 
 
 async def whole(source: Source, into: Path) -> Manifest:
@@ -125,11 +140,12 @@ async def prepare(qmp: Qmp) -> None:
     )
 
 
-async def load(qmp: Qmp) -> None:
-    """Into a VMM that waits for it; the guest is stopped on return. Raises VmmError."""
+async def load(qmp: Qmp, memory: str = options.MEMORY) -> None:
+    """Into a VMM that waits for it, from the file that it has under that name; the guest is stopped on
+    return. Raises VmmError."""
     await prepare(qmp)
     with qmp.listen("MIGRATION") as events:
-        await qmp.execute("migrate-incoming", {"uri": f"file:{options.MEMORY}"}, timeout_s=_STEP_S)
+        await qmp.execute("migrate-incoming", {"uri": f"file:{memory}"}, timeout_s=_STEP_S)
         while (status := (await events.next(_SAVE_S)).data.get("status")) not in _FINAL:
             pass
     if status != "completed":

@@ -38,7 +38,7 @@ from roost.drivers.qemu.probe import Acceleration, acceleration
 from roost.drivers.qemu.qmp import Qmp
 from roost.drivers.qemu.runtime import Runtime, Runtimes, installed
 from roost.errors import InternalError, MachineError, RoostError
-from roost.host import cgroups, console, ending, files, processes
+from roost.host import cgroups, console, ending, processes
 from roost.network.addresses import MAX_SLOTS, instance_tag
 from roost.settings import Settings
 from roost.storage import disks
@@ -360,23 +360,15 @@ class QemuDriver(Driver):
         self, handle: Handle, into: Path, disk_to: Path, *, durable: bool = True
     ) -> Capture:
         machine = self._machine(handle)
-        disk = self._disk(handle)
-
-        def copy_disk() -> None:
-            files.reflink(disk, disk_to, durable=durable)
-
         async with machine.busy:
             await self._run(_make_private, into)
-            # What is on its way to the image goes while the guest runs, not while it is stopped.
-            await self._run(_sync, disk)
             try:
                 manifest, paused_ms = await captures.live(
-                    self._source(machine), into, copy_disk, durable=durable
+                    self._source(machine), into, self._disk(handle), disk_to, durable=durable
                 )
             except BaseException:
-                for remove, path in ((os.unlink, disk_to), (os.rmdir, into)):
-                    with contextlib.suppress(OSError):
-                        remove(path)
+                with contextlib.suppress(OSError):
+                    os.rmdir(into)
                 raise
         return Capture(into, manifest.to_json(), paused_ms)
 

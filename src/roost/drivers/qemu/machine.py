@@ -114,7 +114,7 @@ class Machine:
     async def _guest_ended(self, why: str) -> None:
         tail = await self.console_tail()
         reason = _REASONS.get(why, "unknown")
-        if _PANIC in tail[-2000:] and reason != "exited":
+        if _PANIC in tail and reason != "exited":
             reason = "panicked"
         if not self.exit.done():
             self.exit.set_result(Exit(reason, 0 if reason == "exited" else None, tail))

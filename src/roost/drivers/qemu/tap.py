@@ -33,12 +33,22 @@ def plug(interface: str) -> int:
     """In the calling thread's network namespace: a tap bridged to ``interface``; its descriptor, which is
     the caller's. Safe to repeat for a slot that had a machine before. Raises OSError (EBUSY while that
     machine's VMM still has its tap)."""
+    tap = open_tap(_TAP)
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+            _bridge(control, interface)
+    except BaseException:
+        os.close(tap)
+        raise
+    return tap
+
+
+def open_tap(name: str) -> int:
+    """A tap that goes with its descriptor, in the calling thread's network namespace."""
     tap = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
-        fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH22x", _TAP.encode(), flags))
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
-            _bridge(control, interface)
+        fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
     except BaseException:
         os.close(tap)
         raise

@@ -9,7 +9,15 @@ from pathlib import Path
 from roost.drivers.qemu.mappedram import PAGE
 
 MIB = 1 << 20
-FULL = b"\x04" + struct.pack(">I", 5) + b"\x05timer" + bytes(8) + b"state" + b"\x7e" + struct.pack(">I", 5)
+FULL = (
+    b"\x04"
+    + struct.pack(">I", 5)
+    + b"\x05timer"
+    + bytes(8)
+    + b"state"
+    + b"\x7e"
+    + struct.pack(">I", 5)
+)
 _CAPABILITY = b"configuration/capabilities"
 
 

@@ -183,7 +183,7 @@ def test_a_flipped_head_is_refused_or_harmless(tmp_path: Path, data: st.DataObje
         except SnapshotInvalid:
             pass
         else:
-            assert all(0 < b.pages_offset and b.end <= size for b in layout.blocks)
+            assert all(b.pages_offset > 0 and b.end <= size for b in layout.blocks)
             assert sum(b.length for b in layout.blocks) < size
         finally:
             os.pwrite(fd, before, at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ VMM = Vmm(512, Boot("console=ttyS0 quiet"), FDS, mac="02:72:73:74:00:02")
 
 
 def values(argv: list[str], option: str) -> list[str]:
-    return [after for name, after in zip(argv, argv[1:], strict=False) if name == option]
+    return [after for name, after in pairwise(argv) if name == option]
 
 
 def blocks(argv: list[str]) -> dict[str, dict[str, Any]]:
@@ -107,7 +108,11 @@ def test_a_guests_flush_reaches_the_image() -> None:
 def test_disk_limits() -> None:
     argv = arguments(dataclasses.replace(VMM, io_bytes_per_s=1 << 20, io_ops_per_s=500))
     assert blocks(argv)["slow"]["file"] == "disk"
-    group = next(o for o in map(json.loads, (v for v in values(argv, "-object") if "{" in v)) if o["id"] == "io")
+    group = next(
+        o
+        for o in map(json.loads, (v for v in values(argv, "-object") if "{" in v))
+        if o["id"] == "io"
+    )
     assert group["limits"] == {"bps-total": 1 << 20, "iops-total": 500}
     assert values(argv, "-device")[0] == "virtio-blk-device,drive=slow"
 

@@ -14,9 +14,7 @@ import pytest
 
 from roost.drivers.qemu.qmp import LINE_BYTES, Qmp, VmmError
 
-GREETING = {
-    "QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}}, "capabilities": []}
-}
+GREETING = {"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}}, "capabilities": []}}
 
 
 class Vmm:
@@ -164,9 +162,7 @@ async def test_a_descriptor_goes_along(pair: tuple[Qmp, Vmm]) -> None:
         b"x" * (LINE_BYTES + 1),
     ],
 )
-async def test_what_is_no_protocol_ends_the_connection(
-    pair: tuple[Qmp, Vmm], said: bytes
-) -> None:
+async def test_what_is_no_protocol_ends_the_connection(pair: tuple[Qmp, Vmm], said: bytes) -> None:
     qmp, vmm = pair
     with qmp.listen("STOP") as stops:
         task = asyncio.create_task(qmp.execute("query-status"))
