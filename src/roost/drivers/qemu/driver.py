@@ -172,7 +172,11 @@ class QemuDriver(Driver):
             start=start,
             snapshot=snapshot,
             accel=options.Accel.KVM if accelerated else options.Accel.TCG,
-            cpu=dataclasses.replace(self.cpu, count=max(1, math.ceil(spec.size.vcpu))),
+            cpu=dataclasses.replace(
+                self.cpu,
+                features=() if accelerated else options.NOT_EMULATED,
+                count=max(1, math.ceil(spec.size.vcpu)),
+            ),
             **more,
         )
 
