@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 from roost.drivers import oci, saved, tree
 from roost.drivers.interface import Capture, Driver, Exit, Handle, Size, StartSpec, Usage
 from roost.errors import CapacityError, InternalError, MachineError, RoostError
-from roost.host import apart, cgroups, console, files, processes, reaper, run, syscalls
+from roost.host import apart, cgroups, console, ending, files, processes, reaper, run, syscalls
 from roost.network.addresses import AGENT_PORT, instance_tag
 from roost.settings import Settings
 from roost.storage import disks, mounting
@@ -415,7 +415,7 @@ class ContainerDriver(Driver):
             disk = Path(record["disk"])
         if disk is not None and (directory / _HELD).exists():
             mounting.thaw(disk)  # a frozen one is never unmounted
-        self._kill(group)
+        ending.end_group(self.cgroups, group, _KILL_TIMEOUT_S)
         if disk is not None:
             mounting.wait_free(disk)
         self.cgroups.remove(group)
@@ -425,25 +425,6 @@ class ContainerDriver(Driver):
                     directory / "rootfs"
                 ).rmdir()  # not with its content, should one ever be mounted there
             shutil.rmtree(directory)
-
-    def _kill(self, group: str) -> None:
-        """All that is in the group, and returns when it has ended (zombies may be left to be reaped)."""
-        deadline = time.monotonic() + _KILL_TIMEOUT_S
-        while pids := self.cgroups.procs(group):
-            fds = [fd for pid in pids if (fd := _pidfd(pid)) is not None]
-            try:
-                self.cgroups.kill(group)
-                gone = processes.wait_pidfds(fds, max(0.0, deadline - time.monotonic()))
-            finally:
-                for fd in fds:
-                    os.close(fd)
-            for pid in pids:
-                processes.reap(pid)
-            if not gone or time.monotonic() > deadline:
-                raise InternalError(
-                    f"Processes of {group} do not end; look at them with `ps` ({sorted(pids)[:5]}).",
-                    retryable=True,
-                )
 
     async def list_ids(self) -> set[str]:
         return await self._run(self._list)
@@ -502,12 +483,15 @@ class ContainerDriver(Driver):
 
     # --- one instant kept ------------------------------------------------------------------------
 
-    async def capture(self, handle: Handle, into: Path, disk_to: Path) -> Capture:
+    async def capture(
+        self, handle: Handle, into: Path, disk_to: Path, *, durable: bool = True
+    ) -> Capture:
         return await self._to_the_end(
-            lambda: self._capture(handle, into, disk_to), lambda: _discard(into, disk_to)
+            lambda: self._capture(handle, into, disk_to, durable),
+            lambda: _discard(into, disk_to),
         )
 
-    def _capture(self, handle: Handle, into: Path, disk_to: Path) -> Capture:
+    def _capture(self, handle: Handle, into: Path, disk_to: Path, durable: bool) -> Capture:
         machine_id, memory = handle.machine_id, self.capabilities().memory_snapshot
         try:
             with _told(handle):
@@ -518,8 +502,9 @@ class ContainerDriver(Driver):
                         self._save(machine_id, into)
                     mounting.copy(self._disk(machine_id), disk_to)
                 paused_ms = (time.monotonic() - since) * 1000
-                files.sync(disk_to)
-                files.sync_dir(disk_to.parent)
+                if durable:
+                    files.sync(disk_to)
+                    files.sync_dir(disk_to.parent)
                 manifest = self._manifest(into)
         except BaseException:
             _discard(into, disk_to)
@@ -674,13 +659,6 @@ def _last(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if _TELLING.search(line)] or lines
     return telling[-1][-500:] if telling else "it said nothing."
-
-
-def _pidfd(pid: int) -> int | None:
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return None
 
 
 def _put_address_back(interface: str, address: str, gateway: str) -> None:

@@ -197,7 +197,9 @@ class FakeDriver(Driver):
         await self._enter("thaw_disk")
         self._machine(handle).disk_frozen = False
 
-    async def capture(self, handle: Handle, into: Path, disk_to: Path) -> Capture:
+    async def capture(
+        self, handle: Handle, into: Path, disk_to: Path, *, durable: bool = True
+    ) -> Capture:
         await self._enter("capture")
         captured = self._capture(handle, into)
         _write(disk_to, _disk(self._machine(handle).spec))

@@ -114,7 +114,7 @@ class StartSpec:
     size: Size
     root: Root
     slot: NetworkSlot | None
-    agent_token: str
+    agent_token: str  # for ``restore``: the one that the agent in the capture knows
     linux_id: str  # for /etc/machine-id of a fresh disk: 32 lower-case hex digits
     env: Mapping[str, str] = field(default_factory=dict)  # of PID 1; no secrets
     no_new_privs: bool = False
@@ -149,8 +149,11 @@ class Handle:
 class Exit:
     """How a machine's main process ended."""
 
-    reason: str  # "exited", "killed", "oom", "unknown"
+    reason: (
+        str  # "exited", "killed", "oom", "unknown"; with a kernel of its own "rebooted", "panicked"
+    )
     exit_code: int | None = None
+    console: str = ""  # the last it said, where that was still to be had
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +182,8 @@ class Driver(ABC):
 
     name: str
     hangs_up = False  # keeping its memory needs every connection to the agent closed first
+    bakes = False  # a new machine goes on from one that was started once and captured
+    first_token = ""  # what the agent of a fresh start demands until it is renewed; "": its own
 
     # --- what it is ---------------------------------------------------------------------------
 
@@ -190,6 +195,18 @@ class Driver(ABC):
     def capabilities(self) -> Capabilities:
         """Valid after ``probe`` said available."""
 
+    async def prepare(self) -> None:  # noqa: B027
+        """What ``start`` needs and this host does not have yet, made, however long that takes. Idempotent.
+        Raises HOST_UNSUPPORTED, DEPENDENCY_UNAVAILABLE."""
+
+    def fit(self, size: Size) -> Size:
+        """The size that a machine asked to be of that size gets: no smaller."""
+        return size
+
+    def traits(self) -> Mapping[str, Any]:
+        """What a bake depends on beside its image and size; JSON. After ``prepare``."""
+        return {}
+
     def environment(self) -> Mapping[str, str]:
         """What every program in its machines is told, below the template's and the machine's own env."""
         return {}
@@ -200,6 +217,14 @@ class Driver(ABC):
     async def start(self, spec: StartSpec) -> Handle:
         """Boots the machine from its root. After it returns the agent is coming up or up (it may need
         tens of ms more). On failure everything made here is undone. Raises MachineError, CapacityError."""
+
+    def first_token(self, spec: StartSpec, capture: Capture | None = None) -> str:
+        """What the agent demands after ``start`` or ``restore``, until its identity is renewed."""
+        return spec.agent_token
+
+    async def use_token(self, handle: Handle, token: str) -> None:  # noqa: B027
+        """What ``agent_target``'s handshake uses from now on: after the agent's identity was renewed, and
+        after ``adopt``."""
 
     @abstractmethod
     async def remove(self, machine_id: str) -> None:
@@ -219,6 +244,13 @@ class Driver(ABC):
         """Machines this driver has anything of on this host, running or debris."""
 
     # --- while it runs --------------------------------------------------------------------------
+
+    def use_token(self, handle: Handle, token: str) -> None:  # noqa: B027
+        """What the agent demands from now on: it was renewed, or its machine adopted."""
+
+    async def console_tail(self, machine_id: str) -> str:
+        """The last that the machine's console said; "" where nothing is known. Hostile text."""
+        return ""
 
     @abstractmethod
     async def usage(self, handle: Handle) -> Usage: ...
@@ -250,10 +282,13 @@ class Driver(ABC):
 
     # --- one instant kept (capabilities: ``fork``; with memory where ``memory_snapshot``) ---------
 
-    async def capture(self, handle: Handle, into: Path, disk_to: Path) -> Capture:
+    async def capture(
+        self, handle: Handle, into: Path, disk_to: Path, *, durable: bool = True
+    ) -> Capture:
         """Memory (where the rung can) into the empty directory ``into`` and the disk, of the same instant,
-        reflinked to ``disk_to`` (a new file on the same file system); both durable on return. The machine runs
-        on afterwards, whatever happens; on failure nothing is left in ``into`` or at ``disk_to``.
+        reflinked to ``disk_to`` (a new file on the same file system); both durable on return, or, where that is
+        not asked, good until the host restarts. The machine runs on afterwards, whatever happens; on failure
+        nothing is left in ``into`` or at ``disk_to``.
 
         Where ``hangs_up`` the caller has closed its connections to the agent and makes none until this returns;
         the machine's own connections to others are cut. The machine is not frozen.

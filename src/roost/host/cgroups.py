@@ -1,7 +1,7 @@
 """Control groups of machines, v1 and v2: one group each under a parent of ours.
 
-The runtimes make the groups (they are told the path and the limits); this reads them, changes limits,
-freezes, kills what is left and removes them.
+Container runtimes make the groups (they are told the path and the limits); for what has no runtime ``create``
+and ``add`` do. This reads them, changes limits, freezes, kills what is left and removes them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 _ROOT = Path("/sys/fs/cgroup")
 _PERIOD_US = 100_000
 _UNLIMITED = 1 << 60
+_V1_USED = ("cpu", "cpuacct", "memory", "pids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,17 @@ class Cgroups:
             memory_limit_bytes=None if limit >= _UNLIMITED else limit,
             pids=_number(self._file("pids", name, "pids.current")),
         )
+
+    def create(self, name: str, limits: Limits) -> None:
+        """An empty group with its limits. Idempotent."""
+        for base in [self._root] if self.v2 else [self._root / c for c in _V1_USED]:
+            (base / self._parent / name).mkdir(parents=True, exist_ok=True)
+        self.set_limits(name, limits)
+
+    def add(self, name: str, pid: int) -> None:
+        """The process, all its threads, and what it starts later."""
+        for base in [self._root] if self.v2 else [self._root / c for c in _V1_USED]:
+            _write(base / self._parent / name / "cgroup.procs", pid)
 
     def set_limits(self, name: str, limits: Limits) -> None:
         """CPU, memory, pids of a live group. Raises OSError (EBUSY) where more memory is in use than the

@@ -113,6 +113,20 @@ async def ended(fd: int) -> None:
         loop.remove_reader(fd)
 
 
+def of_user(uid: int) -> set[int]:
+    """Live processes that run as that user."""
+    mark = f"\nUid:\t{uid}\t"
+    found = set()
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                # Not the directory's owner, which a process can have hidden.
+                status = Path(entry.path, "status").read_text(errors="replace")
+                if mark in status and "\nState:\tZ" not in status:
+                    found.add(int(entry.name))
+    return found
+
+
 def reap(pid: int) -> tuple[int | None, int | None] | None:
     """(exit code, signal) of a child of ours that has ended; None where it is not ours to reap."""
     with contextlib.suppress(ChildProcessError):

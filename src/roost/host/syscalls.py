@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 CLONE_NEWNS = 0x00020000
 CLONE_FS = 0x00000200
 CLONE_NEWNET = 0x40000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWPID = 0x20000000
 
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2
@@ -24,6 +28,8 @@ MS_SHARED = 1 << 20
 MNT_DETACH = 2
 
 PR_SET_CHILD_SUBREAPER = 36
+PR_CAPBSET_DROP = 24
+PR_SET_NO_NEW_PRIVS = 38
 
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -34,6 +40,11 @@ _SYS_OPENAT2 = 437  # the same number on every architecture
 _SYS_MOUNT_SETATTR = 442
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
+# These differ by architecture: pivot_root, setgroups, setresgid, setresuid.
+_SYS_PIVOT_ROOT, _SYS_SETGROUPS, _SYS_SETRESGID, _SYS_SETRESUID = {
+    "x86_64": (155, 116, 119, 117),
+    "aarch64": (41, 159, 149, 147),
+}.get(platform.machine(), (-1, -1, -1, -1))
 
 
 def _check(result: int, *path: str | os.PathLike[str]) -> int:
@@ -75,6 +86,31 @@ def setns(fd: int, kind: int = 0) -> None:
 
 def set_child_subreaper(on: bool) -> None:
     _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1 if on else 0), 0, 0, 0))
+
+
+def pivot_root(new: str | os.PathLike[str], old: str | os.PathLike[str]) -> None:
+    """For every thread that shares the calling one's mount namespace and root."""
+    _check(_libc.syscall(_SYS_PIVOT_ROOT, _b(new), _b(old)), new)
+
+
+def last_capability() -> int:
+    with open("/proc/sys/kernel/cap_last_cap") as file:
+        return int(file.read())
+
+
+def drop_privileges(uid: int, last_capability: int) -> None:
+    """The calling thread alone becomes user and group ``uid``: no other groups, no capabilities, none to be
+    had again by any exec. The C library's setuid would do so to every thread of the process; the kernel
+    knows users of threads."""
+    for capability in range(last_capability + 1):
+        _check(_libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0))
+    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0))
+    _check(_libc.syscall(_SYS_SETGROUPS, 0, None))
+    _check(_libc.syscall(_SYS_SETRESGID, uid, uid, uid))
+    # From root to another user: the kernel clears the permitted, effective and ambient capabilities.
+    _check(_libc.syscall(_SYS_SETRESUID, uid, uid, uid))
+    if os.getresuid() != (uid,) * 3 or os.getresgid() != (uid,) * 3 or os.getgroups():
+        raise PermissionError("privileges could not be dropped")
 
 
 def syncfs(fd: int) -> None:

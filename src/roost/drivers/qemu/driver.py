@@ -1,0 +1,473 @@
+"""The microVM rung: one jailed VMM a machine, KVM where it works, emulation otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+import os
+import platform
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from roost.drivers.interface import (
+    Capabilities,
+    Capture,
+    Driver,
+    Exit,
+    ForkKind,
+    Handle,
+    Isolation,
+    Probe,
+    Size,
+    StartSpec,
+    Usage,
+)
+from roost.drivers.qemu import capture as captures
+from roost.drivers.qemu import launch, options
+from roost.drivers.qemu import manifest as manifests
+from roost.drivers.qemu.guest import GuestImage, GuestSource
+from roost.drivers.qemu.launch import Place, Plan
+from roost.drivers.qemu.machine import Machine
+from roost.drivers.qemu.mappedram import SnapshotInvalid
+from roost.drivers.qemu.probe import Acceleration, acceleration
+from roost.drivers.qemu.qmp import Qmp
+from roost.drivers.qemu.runtime import Runtime, Runtimes, installed
+from roost.errors import InternalError, MachineError, RoostError
+from roost.host import cgroups, console, ending, processes
+from roost.network.addresses import MAX_SLOTS, instance_tag
+from roost.settings import Settings
+from roost.storage import disks
+
+T = TypeVar("T")
+
+_QMP_S = 20.0  # until a new VMM answers, on a host that hardly runs
+_KILL_S = 10.0
+_STEP_S = 10.0
+# Users of VMMs: beyond every range that distributions give out (systemd.io/UIDS-GIDS); 256 daemons a host.
+_UID_BASE = 0x70000000
+_PROBE_UID = _UID_BASE - 1
+# What the VMM uses beside its guest's memory: itself, its translation buffer, page tables.
+_OVERHEAD_MIB = 128
+_OVERHEAD_SHARE = 64
+_THREADS = 96  # the VMM's own, most of them for disk requests
+_BOOT_TB_MIB = 256  # a kernel's boot translates more code than a machine at work
+
+
+class QemuDriver(Driver):
+    name = "qemu"
+
+    def __init__(self, settings: Settings, guests: GuestSource) -> None:
+        self.settings = settings
+        self.guests = guests
+        self.runtimes = Runtimes(settings.data_dir)
+        self._home = settings.run_dir / "machines" / self.name
+        tag = instance_tag(settings.run_dir)
+        self._uid_base = _UID_BASE + int(tag[:2], 16) * MAX_SLOTS
+        self.cgroups = cgroups.Cgroups(f"roost-{tag}")
+        self.cpu = options.Cpu()
+        self._threads = ThreadPoolExecutor(8, thread_name_prefix=self.name)
+        self._live: dict[str, Machine] = {}
+        self._acceleration: Acceleration | None = None
+        self._ready = False
+
+    # --- what it is --------------------------------------------------------------------------------
+
+    async def probe(self) -> Probe:
+        if platform.machine() != "x86_64":
+            return Probe(False, reason=f"there is no microVM rung for {platform.machine()} yet")
+        try:
+            _, version = await self._run(installed)
+            guest = await self.guests.current()
+            found = await self._accelerated(guest)
+        except RoostError as exc:
+            return Probe(False, reason=exc.message, remedy=exc.details.get("remedy"))
+        return Probe(True, version, details={"kvm": found.works, "kvm_reason": found.reason})
+
+    async def _accelerated(self, guest: GuestImage) -> Acceleration:
+        if self._acceleration is None:
+            runtime = await self._run(self.runtimes.current)
+            self._acceleration = await self._run(
+                acceleration, self.settings.run_dir, runtime, guest, _PROBE_UID
+            )
+        return self._acceleration
+
+    def capabilities(self) -> Capabilities:
+        accelerated = self._acceleration is not None and self._acceleration.works
+        how = "KVM" if accelerated else "full emulation"
+        return Capabilities(
+            isolation=Isolation.MICROVM,
+            boundary=f"a virtual machine with a kernel of its own (QEMU microvm, {how}); the monitor is an "
+            "unprivileged user in an empty root and namespaces of its own, behind seccomp",
+            claim=f"sandboxed by a QEMU microVM ({how})",
+            own_kernel=True,
+            own_network=True,
+            disk_image=True,
+            raw_disk=True,
+            memory_snapshot=True,
+            fork=ForkKind.MEMORY,
+            egress_enforced=True,
+            needs_root=True,
+            accelerated=accelerated,
+        )
+
+    def first_token(self, spec: StartSpec, capture: Capture | None = None) -> str:
+        return (capture.agent_token if capture else "") or self.guests.first_token
+
+    # --- life --------------------------------------------------------------------------------------
+
+    async def start(self, spec: StartSpec) -> Handle:
+        guest = await self.guests.current()
+        runtime = await self._run(self.runtimes.current)
+        accelerated = (await self._accelerated(guest)).works
+        line = self.guests.command_line(accelerated=accelerated, slot=spec.slot)
+        plan = self._plan(
+            spec, runtime, guest, accelerated, options.Boot(line), None, tb_mib=_BOOT_TB_MIB
+        )
+        return await self._start(plan, self.first_token(spec))
+
+    async def restore(self, spec: StartSpec, capture: Capture) -> Handle:
+        """Raises SNAPSHOT_INVALID, before anything is started, for a capture that is not whole or not of
+        this VMM, guest, CPU and size."""
+        memory = capture.directory / manifests.MEMORY
+        manifest = await self._run(_read_checked, capture.directory)
+        guest = self.guests.get(manifest.guest) or await self.guests.current()
+        runtime = self.runtimes.get(manifest.runtime)
+        if runtime is None:
+            runtime = await self._run(self.runtimes.current)
+        accelerated = (await self._accelerated(guest)).works
+        start = options.SnapshotMemory(manifest.pages_offset)
+        plan = self._plan(spec, runtime, guest, accelerated, start, memory)
+        manifests.require(
+            manifest,
+            runtime=runtime.digest,
+            vmm_version=runtime.version,
+            guest=guest.digest,
+            fingerprint=launch.fingerprint(plan),
+        )
+        return await self._start(plan, self.first_token(spec, capture))
+
+    def _plan(
+        self,
+        spec: StartSpec,
+        runtime: Runtime,
+        guest: GuestImage,
+        accelerated: bool,
+        start: options.Boot | options.SnapshotMemory,
+        snapshot: Path | None,
+        **more: Any,
+    ) -> Plan:
+        if spec.root.image is None or spec.slot is None:
+            raise InternalError(f"The {self.name} driver needs a disk image and a network slot.")
+        return Plan(
+            spec=spec,
+            place=self._place(spec.machine_id),
+            uid=self._uid_base + spec.slot.index,
+            runtime=runtime,
+            guest=guest,
+            start=start,
+            snapshot=snapshot,
+            accel=options.Accel.KVM if accelerated else options.Accel.TCG,
+            cpu=dataclasses.replace(
+                self.cpu,
+                features=() if accelerated else options.NOT_EMULATED,
+                count=max(1, math.ceil(spec.size.vcpu)),
+            ),
+            **more,
+        )
+
+    async def _start(self, plan: Plan, token: str) -> Handle:
+        machine_id = plan.spec.machine_id
+        if machine_id in self._live or plan.place.directory.exists():
+            await self.remove(machine_id)
+        await self._run(self._prepare_host)
+        launching = asyncio.ensure_future(self._run(launch.launch, plan))
+        try:
+            launched = await asyncio.shield(launching)
+            machine = await self._take(plan, launched, token)
+            self._live[machine_id] = machine
+            if isinstance(plan.start, options.SnapshotMemory):
+                await machine.dial_ahead()
+                await captures.load(machine.qmp)
+                await machine.qmp.execute("cont", timeout_s=_STEP_S)
+        except BaseException as exc:
+            # The thread cannot be stopped: let it end, then take away what it made.
+            await asyncio.wait([launching])
+            if not launching.exception() and machine_id not in self._live:
+                launching.result().console.close()
+            await asyncio.shield(self.remove(machine_id))
+            if isinstance(exc, OSError):
+                raise MachineError(
+                    f"The machine could not be started: {exc}.", code="MACHINE_FAILED"
+                ) from exc
+            raise
+        return machine.handle
+
+    async def _take(self, plan: Plan, launched: launch.Launched, token: str) -> Machine:
+        """The new VMM: into its group while it comes up, then its monitor."""
+        group = self._group(plan.spec.machine_id)
+        confined = asyncio.ensure_future(
+            self._run(self._confine, group, plan.spec.size, launched.pid)
+        )
+        try:
+            ticks = processes.start_ticks(launched.pid)
+            pidfd = None if ticks is None else processes.open_pidfd(launched.pid, ticks)
+            if ticks is None or pidfd is None:
+                raise _ended_at_once(launched.console)
+            try:
+                qmp = await Qmp.connect(plan.place.qmp, _QMP_S)
+            except MachineError as exc:
+                os.close(pidfd)
+                if processes.start_ticks(launched.pid) is None:
+                    raise _ended_at_once(launched.console) from exc
+                raise
+        finally:
+            await asyncio.wait([confined])
+        try:
+            confined.result()
+            handle = Handle(
+                driver=self.name,
+                machine_id=plan.spec.machine_id,
+                pid=launched.pid,
+                pid_start_ticks=ticks,
+                boot_id=processes.boot_id(),
+                agent_target=f"unix:{plan.place.grpc}",
+            )
+            machine = Machine(handle, plan.place, qmp, pidfd, launched.console, token)
+        except BaseException:
+            await qmp.close()
+            os.close(pidfd)
+            raise
+        await machine.open(lambda: self._run(self.cgroups.oom_kills, group))
+        return machine
+
+    def _confine(self, group: str, size: Size, pid: int) -> None:
+        memory = size.memory_mib + _OVERHEAD_MIB + size.memory_mib // _OVERHEAD_SHARE
+        self.cgroups.create(
+            group, cgroups.Limits(size.vcpu, memory << 20, _THREADS + math.ceil(size.vcpu))
+        )
+        self.cgroups.add(group, pid)
+
+    async def adopt(self, handle: Handle) -> bool:
+        if handle.machine_id in self._live:
+            return self._live[handle.machine_id].handle == handle
+        if handle.driver != self.name or handle.boot_id != processes.boot_id():
+            return False
+        place = self._place(handle.machine_id)
+        pidfd = processes.open_pidfd(handle.pid, handle.pid_start_ticks)
+        if pidfd is None:
+            return False
+        try:
+            log = console.Console(place.log)
+        except OSError:
+            os.close(pidfd)
+            return False
+        try:
+            qmp = await Qmp.connect(place.qmp, _QMP_S)
+        except MachineError:
+            log.close()
+            os.close(pidfd)
+            return False
+        machine = Machine(handle, place, qmp, pidfd, log, "")
+        group = self._group(handle.machine_id)
+        await machine.open(lambda: self._run(self.cgroups.oom_kills, group))
+        self._live[handle.machine_id] = machine
+        await machine.settle()
+        return True
+
+    async def use_token(self, handle: Handle, token: str) -> None:
+        self._machine(handle).dialler.use_token(token)
+
+    async def wait(self, handle: Handle) -> Exit:
+        machine = self._live.get(handle.machine_id)
+        if machine is None or machine.handle != handle:
+            if not await self.adopt(handle):
+                killed = await self._run(self.cgroups.oom_kills, self._group(handle.machine_id))
+                return Exit("oom" if killed else "unknown")
+            machine = self._live[handle.machine_id]
+        return await asyncio.shield(machine.exit)
+
+    async def console_tail(self, machine_id: str) -> str:
+        """For diagnosis of a boot that does not come up; hostile text."""
+        machine = self._live.get(machine_id)
+        return await machine.console_tail() if machine else ""
+
+    async def remove(self, machine_id: str) -> None:
+        machine = self._live.get(machine_id)
+        if machine is not None:
+            machine.removing = True
+        await self._run(self._remove, machine_id)
+        if machine is not None:
+            self._live.pop(machine_id, None)
+            await machine.close()
+
+    def _remove(self, machine_id: str) -> None:
+        """Every step is safe to repeat; the directory goes last, since it is what the rest is found by."""
+        place = self._place(machine_id)
+        group = self._group(machine_id)
+        ending.end_group(self.cgroups, group, _KILL_S)
+        record = place.record()
+        if record is not None:
+            # One that a daemon which died had started but not yet put into its group.
+            ending.end_user(int(record["uid"]), _KILL_S)
+        self.cgroups.remove(group)
+        launch.discard(place)
+
+    async def list_ids(self) -> set[str]:
+        return await self._run(self._list)
+
+    def _list(self) -> set[str]:
+        found = {p.name for p in self._home.iterdir()} if self._home.exists() else set()
+        prefix = f"{self.name}-"
+        return found | {
+            n.removeprefix(prefix) for n in self.cgroups.names() if n.startswith(prefix)
+        }
+
+    # --- while it runs -----------------------------------------------------------------------------
+
+    async def usage(self, handle: Handle) -> Usage:
+        try:
+            reading = await self._run(self.cgroups.read, self._group(handle.machine_id))
+        except FileNotFoundError as exc:
+            raise _gone(handle) from exc
+        return Usage(
+            reading.cpu_usage_us, reading.memory_bytes, reading.memory_limit_bytes, reading.pids
+        )
+
+    async def freeze(self, handle: Handle) -> None:
+        machine = self._machine(handle)
+        async with machine.busy:
+            machine.place.frozen.touch()
+            await machine.qmp.execute("stop", timeout_s=_STEP_S)
+
+    async def thaw(self, handle: Handle) -> None:
+        machine = self._machine(handle)
+        async with machine.busy:
+            await machine.qmp.execute("cont", timeout_s=_STEP_S)
+            machine.place.frozen.unlink(missing_ok=True)
+
+    async def freeze_disk(self, handle: Handle) -> None:
+        """The image as after a power cut at this instant, all that the guest flushed in it."""
+        await self.freeze(handle)
+        await self._run(_sync, self._disk(handle))
+
+    async def thaw_disk(self, handle: Handle) -> None:
+        await self.thaw(handle)
+
+    # --- memory ------------------------------------------------------------------------------------
+
+    async def capture(
+        self, handle: Handle, into: Path, disk_to: Path, *, durable: bool = True
+    ) -> Capture:
+        machine = self._machine(handle)
+        async with machine.busy:
+            await self._run(_make_private, into)
+            try:
+                manifest, paused_ms = await captures.live(
+                    self._source(machine), into, self._disk(handle), disk_to, durable=durable
+                )
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.rmdir(into)
+                raise
+        return Capture(into, manifest.to_json(), paused_ms)
+
+    async def hibernate(self, handle: Handle, into: Path) -> Capture:
+        machine = self._machine(handle)
+        source = self._source(machine)
+        async with machine.busy:
+            await self._run(_make_private, into)
+            manifest: manifests.Manifest | None = None
+            if source.snapshot is not None:
+                with contextlib.suppress(SnapshotInvalid, FileNotFoundError):
+                    manifest = await captures.delta(source, into)
+            if manifest is None:
+                manifest = await captures.whole(source, into)
+            await self._run(_sync, self._disk(handle))
+        return Capture(into, manifest.to_json(), 0.0)
+
+    def _source(self, machine: Machine) -> captures.Source:
+        record = machine.place.record()
+        if record is None:
+            raise InternalError(f"Machine {machine.handle.machine_id} has no record of its start.")
+        return captures.Source(
+            qmp=machine.qmp,
+            pid=machine.handle.pid,
+            runtime=str(record["runtime"]),
+            guest=str(record["guest"]),
+            fingerprint=dict(record["fingerprint"]),
+            snapshot=Path(record["snapshot"]) if record["snapshot"] else None,
+        )
+
+    # --- names -------------------------------------------------------------------------------------
+
+    def _place(self, machine_id: str) -> Place:
+        return Place(self._home / disks.check_id(machine_id))
+
+    def _group(self, machine_id: str) -> str:
+        return f"{self.name}-{machine_id}"
+
+    def _machine(self, handle: Handle) -> Machine:
+        machine = self._live.get(handle.machine_id)
+        if machine is None or machine.handle != handle:
+            raise _gone(handle)
+        return machine
+
+    def _disk(self, handle: Handle) -> Path:
+        record = self._place(handle.machine_id).record()
+        if record is None:
+            raise _gone(handle)
+        return Path(record["disk"])
+
+    async def _run(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    def _prepare_host(self) -> None:
+        if not self._ready:
+            self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.chmod(self._home.parent, 0o700)
+            self.cgroups.prepare()
+            self._ready = True
+
+
+def _read_checked(directory: Path) -> manifests.Manifest:
+    manifest = manifests.read(directory)
+    try:
+        fd = os.open(directory / manifests.MEMORY, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as exc:
+        raise SnapshotInvalid(
+            f"The memory snapshot cannot be read: {exc.strerror}. The machine can start from its disk."
+        ) from exc
+    try:
+        manifests.verify(fd, manifest)
+    finally:
+        os.close(fd)
+    return manifest
+
+
+def _make_private(directory: Path) -> None:
+    directory.mkdir(mode=0o700, exist_ok=True)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+
+
+def _ended_at_once(log: console.Console) -> MachineError:
+    lines = [line for line in log.tail().splitlines() if line.strip()]
+    said = re.sub(r"[^\x20-\x7e]", "?", lines[-1])[-500:] if lines else "it said nothing"
+    return MachineError(f"The VMM ended at once: {said}.", code="MACHINE_FAILED")
+
+
+def _gone(handle: Handle) -> MachineError:
+    return MachineError(
+        f"Machine {handle.machine_id} does not run any more.", code="MACHINE_FAILED"
+    )
