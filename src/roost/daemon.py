@@ -42,6 +42,7 @@ from roost.gateway.metrics import Metrics
 from roost.gateway.rpc import Rpc
 from roost.logs import Logs
 from roost.network import SlotNetwork
+from roost.services.bakes import Bakes
 from roost.services.executions import Executions
 from roost.services.files import Files
 from roost.services.host import Host
@@ -190,7 +191,8 @@ async def compose(
     templates = Templates(store, storage, clock, Library(storage))
     keys = Keys(store, clock, settings.data_dir)
     stack.push_async_callback(keys.flush)
-    machines = Machines(engine, templates)
+    bakes = Bakes(engine)
+    machines = Machines(engine, templates, bakes)
     idempotency = Idempotency(store)
     cursors = Cursors(engine.identity.secret)
     executions = Executions(execution_rows.Executions(store), machines, agents, cursors, clock)
@@ -235,6 +237,7 @@ async def compose(
     rounds: list[tuple[Callable[[], Awaitable[object]], float]] = [
         (idempotency.sweep, HOUSEKEEPING_S),
         (keys.flush, HOUSEKEEPING_S),
+        (bakes.collect, HOUSEKEEPING_S),
     ]
     for work, pause in rounds:
         task = asyncio.get_running_loop().create_task(every(pause, work))

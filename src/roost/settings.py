@@ -20,7 +20,8 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address the one port listens on.")
     port: int = Field(7676, ge=1, le=65535, description="The one port: HTTP and gRPC.")
     drivers: str = Field(
-        "gvisor,runc", description="Drivers offered, best first; `auto` takes the first available."
+        "qemu,gvisor,runc",
+        description="Drivers offered, best first; `auto` takes the first available that need not emulate a CPU.",
     )
     pool_gib: int = Field(200, ge=2, description="Apparent size of a loop-backed pool (sparse).")
     pool_reserve_percent: float = Field(
@@ -45,6 +46,11 @@ class Settings(BaseSettings):
         4096, ge=16, description="Open connections on the port; more get 503."
     )
     host_ca: bool = Field(False, description="Give machines the host's CA bundle.")
+    vm_cpu: str = Field(
+        "Haswell-v4",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="CPU model of microVMs, as QEMU names them; a fixed one, so that snapshots move between hosts.",
+    )
     gvisor_memory: bool = Field(
         False,
         description="Keep gVisor machines' memory in forks, snapshots and sleep. Not ready: see SPECIFICATION.md, 3.",

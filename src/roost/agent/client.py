@@ -403,6 +403,12 @@ class Agents:
         self._clients[machine_id] = (target, token, client)
         return client
 
+    def renewed(self, machine_id: str, token: str) -> None:
+        """Its agent demands another token from now on; the client and its channel stay."""
+        target, _, client = self._clients[machine_id]
+        client.use_token(token)
+        self._clients[machine_id] = (target, token, client)
+
     def peek(self, machine_id: str) -> AgentClient | None:
         """The client of a machine that runs, if there is one."""
         kept = self._clients.get(machine_id)

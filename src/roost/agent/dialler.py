@@ -107,6 +107,17 @@ class Dialler:
         self._server = await asyncio.start_unix_server(self._accept, self.path, limit=CHUNK)
         os.chmod(self.path, 0o600)
 
+    async def knock(self) -> None:
+        """Returns once the agent has answered a handshake, which may take until it is up; the stream is then free
+        again. Raises OSError, MachineError."""
+        async with self._turn:
+            await self._end_session()
+            stream = await self._open()
+            try:
+                await self._shake(stream)
+            finally:
+                await stream.close()
+
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()

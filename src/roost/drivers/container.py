@@ -388,8 +388,7 @@ class ContainerDriver(Driver):
             live = self._live[handle.machine_id]
         return await asyncio.shield(live.exit)
 
-    def console_tail(self, machine_id: str) -> str:
-        """What PID 1 and the runtime said last; for diagnosis."""
+    async def console_tail(self, machine_id: str) -> str:
         live = self._live.get(machine_id)
         return live.console.tail() if live else ""
 

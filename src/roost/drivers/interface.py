@@ -207,6 +207,10 @@ class Driver(ABC):
         """What a bake depends on beside its image and size; JSON. After ``prepare``."""
         return {}
 
+    def given(self) -> Mapping[str, bytes]:
+        """Files (absolute path -> content) that a bake gets before its warm-up; others get them with their disk."""
+        return {}
+
     def environment(self) -> Mapping[str, str]:
         """What every program in its machines is told, below the template's and the machine's own env."""
         return {}
@@ -217,14 +221,6 @@ class Driver(ABC):
     async def start(self, spec: StartSpec) -> Handle:
         """Boots the machine from its root. After it returns the agent is coming up or up (it may need
         tens of ms more). On failure everything made here is undone. Raises MachineError, CapacityError."""
-
-    def first_token(self, spec: StartSpec, capture: Capture | None = None) -> str:
-        """What the agent demands after ``start`` or ``restore``, until its identity is renewed."""
-        return spec.agent_token
-
-    async def use_token(self, handle: Handle, token: str) -> None:  # noqa: B027
-        """What ``agent_target``'s handshake uses from now on: after the agent's identity was renewed, and
-        after ``adopt``."""
 
     @abstractmethod
     async def remove(self, machine_id: str) -> None:

@@ -21,6 +21,12 @@ def _gvisor(settings: Settings) -> Driver:
     return GVisorDriver(settings)
 
 
+def _qemu(settings: Settings) -> Driver:
+    from roost.drivers.qemu import QemuDriver
+
+    return QemuDriver(settings)
+
+
 def _fake(settings: Settings) -> Driver:
     from roost.drivers.fake import FakeDriver
 
@@ -28,6 +34,7 @@ def _fake(settings: Settings) -> Driver:
 
 
 _DRIVERS: dict[str, Callable[[Settings], Driver]] = {
+    "qemu": _qemu,
     "gvisor": _gvisor,
     "runc": _runc,
     "fake": _fake,

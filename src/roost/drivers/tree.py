@@ -53,6 +53,14 @@ class AgentBinary:
         return f"sha256:{hashlib.sha256(self.content).hexdigest()}"
 
 
+def host_authorities() -> dict[str, bytes]:
+    """What ``CA_ENVIRONMENT`` names; nothing where the host has none."""
+    try:
+        return {f"/{_CA_FILE}": _HOST_CA.read_bytes()}
+    except OSError:
+        return {}
+
+
 def default_agent() -> Path:
     import roost
 

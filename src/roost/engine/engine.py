@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from roost import ids
 from roost.clock import Clock
 from roost.drivers.interface import Driver, Exit
-from roost.engine import admission, flows, keeping, recovery, reservations
+from roost.engine import admission, ending, flows, keeping, recovery, reservations
 from roost.engine.desk import Desk
 from roost.engine.flows import Parts
 from roost.engine.identity import HostIdentity
@@ -25,7 +25,6 @@ from roost.engine.lifecycle import (
     HOLDING,
     Command,
     DestroyAsked,
-    Failed,
     Phase,
     RollbackAsked,
     SleepAsked,
@@ -418,7 +417,8 @@ class Engine:
             return machine, self.journal.open(connection, "snapshot", machine_id, context, step=1)
 
         machine, operation = await self.store.write(fn)
-        keep = keeping.Keep(self.parts, machine, snapshot_id)
+        durable = not values.get("for_fork", False)
+        keep = keeping.Keep(self.parts, machine, snapshot_id, durable)
         async with self._quiet(machine):
             await self.journal.run(operation, keeping.snapshot(keep))
         return await self.load(machine_id)
@@ -483,19 +483,14 @@ class Engine:
             raise illegal(machine.state, SleepAsked())
         return machine
 
-    async def _crashed(self, machine: Machine, how: Exit) -> Machine:
+    async def _crashed(self, machine: Machine, how: Exit, interrupt: asyncio.Event) -> Machine:
+        """A machine whose end nobody asked for here. One that rebooted itself starts again from its disk."""
+
         def fn(connection: sa.Connection) -> tuple[Machine, Operation | None]:
             now = load(connection, machine.id)
             if now.phase != Phase.RUNNING or now.generation != machine.generation:
                 return now, None
-            oom = how.reason == "oom"
-            code = "" if how.exit_code is None else f", exit code {how.exit_code}"
-            message = (
-                "out of memory: the machine was ended"
-                if oom
-                else f"its main process ended by itself ({how.reason}{code})"
-            )
-            event = Failed("oom" if oom else "crashed", True)
+            event, message = ending.told(how, now.capabilities)
             change = advance(connection, machine.id, event, self.clock.now(), None, message)
             return change.machine, self.journal.open(connection, "reap", machine.id, step=1)
 
@@ -503,6 +498,8 @@ class Engine:
         if operation is not None:
             end = flows.End(self.parts, now, hush=False)
             await self._run(operation, flows.reap(end))
+            if how.reason == "rebooted":
+                return await self._wake(machine.id, False, interrupt)
         return now
 
     async def _run(self, operation: Operation, plan: Plan) -> Machine:
@@ -520,6 +517,7 @@ class Engine:
         token = self.identity.agent_token(machine.id, machine.generation)
         agent = self.parts.agents.get(machine.id, handle.agent_target, token)
         driver = self.rungs.driver(machine.driver)
+        driver.use_token(handle, token)
         config = {**config, "env": {**driver.environment(), **(config.get("env") or {})}}
         self.roster.add(Running(machine, agent, config, handle), driver)
 
@@ -527,7 +525,10 @@ class Engine:
         self.parts.agents.drop(machine.id)
         with contextlib.suppress(UnavailableError):  # stopping: the next start finds it dead
             self.desk.submit(
-                machine.id, "crashed", lambda _: self._crashed(machine, how), join=False
+                machine.id,
+                "crashed",
+                lambda interrupt: self._crashed(machine, how, interrupt),
+                join=False,
             )
 
     def _expired(self, machine_id: str) -> None:

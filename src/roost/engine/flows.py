@@ -44,7 +44,7 @@ from roost.engine.transitions import advance, load
 from roost.errors import CapacityError, InternalError, NotFoundError, RoostError, UnsupportedError
 from roost.network.interface import Network
 from roost.storage.interface import Image, Storage
-from roost.store import Store, machines, operations
+from roost.store import Store, machines, operations, snapshots
 from roost.store.schema import templates
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ class Start:
         self.image = image
         self.tried = False  # to go on from it: the disk may have moved on
         self.lost: str | None = None  # why it did not
+        self.invalid: str | None = None  # the snapshot whose memory nobody should try again
 
     @property
     def token(self) -> str:
@@ -135,13 +136,16 @@ class Start:
         )
         driver = self.parts.rungs.driver(machine.driver)
         if self.image is not None:
+            known = replace(spec, agent_token=self._known)
             try:
-                self.handle = await driver.restore(spec, self._capture(self.image))
+                self.handle = await driver.restore(known, self._capture(self.image))
                 return
             except RoostError as error:
                 if error.code not in ("SNAPSHOT_INVALID", "MACHINE_FAILED"):
                     raise
                 log.warning("machine %s boots: its memory is lost: %s", machine.id, error)
+                if error.code == "SNAPSHOT_INVALID":
+                    self.invalid = self.image.snapshot_id
                 self.lost, self.image = f"{error.code}: {error.message}", None
         self.handle = await driver.start(spec)
 
@@ -159,48 +163,47 @@ class Start:
         await self.parts.rungs.driver(self.machine.driver).remove(context.machine_id)
 
     async def greet(self, context: Context) -> None:
-        """Nobody's first command runs before the machine has entropy, a clock and a name of its own."""
+        """Nobody's first command runs before the machine has entropy, a clock and a name of its own. An agent that
+        comes from a capture knows the machine of that; one of a kernel of its own knows none."""
         assert self.handle is not None
-        if self.image is not None:
-            await self._greet_again(self.handle, self.image)
-            return
-        agent = self.parts.agents.get(context.machine_id, self.handle.agent_target, self.token)
+        machine, known = self.machine, self._known
+        agent = self.parts.agents.get(machine.id, self.handle.agent_target, known)
         await agent.wait_ready(self.parts.agent_timeout_s)
         calls: list[Coroutine[Any, Any, Any]] = []
-        if self.machine.capabilities.own_clock:
+        if machine.capabilities.own_clock or self.image is not None:
             calls.append(agent.reseed(secrets.token_bytes(64)))
-            calls.append(agent.set_clock(int(self.parts.clock.now().timestamp() * 1e9)))
-        if self.fresh_disk and not self.handle.identity_on_disk:
-            calls.append(
-                agent.renew_identity(
-                    pb.RenewIdentityRequest(
-                        hostname=self.machine.hostname,
-                        machine_id=self.linux_id,
-                        renew_ssh_host_keys=True,
-                    )
-                )
-            )
-        if calls:
-            await asyncio.gather(*calls)
-
-    async def _greet_again(self, handle: Handle, image: MemoryImage) -> None:
-        """An agent that knows the machine it was captured from: entropy first, then who it is now and when."""
-        machine = self.machine
-        known = self.parts.identity.agent_token(*image.token_of)
-        agent = self.parts.agents.get(machine.id, handle.agent_target, known)
-        await agent.wait_ready(self.parts.agent_timeout_s)
-        await agent.reseed(secrets.token_bytes(64))
-        another = image.token_of[0] != machine.id
-        renewal = pb.RenewIdentityRequest(
-            hostname=machine.hostname if another else "",
-            machine_id=self.linux_id if another else "",
-            renew_ssh_host_keys=another,
-            new_token=self.token,
-        )
-        calls: list[Coroutine[Any, Any, Any]] = [agent.renew_identity(renewal)]
         if machine.capabilities.own_clock:
             calls.append(agent.set_clock(int(self.parts.clock.now().timestamp() * 1e9)))
-        await asyncio.gather(*calls)
+        if calls:
+            await asyncio.gather(*calls)
+        renewal = self._renewal(known != self.token)
+        if renewal != pb.RenewIdentityRequest():
+            await agent.renew_identity(renewal)
+        if known != self.token:
+            self.parts.agents.renewed(machine.id, self.token)
+
+    def _renewal(self, stranger: bool) -> pb.RenewIdentityRequest:
+        assert self.handle is not None
+        machine = self.machine
+        if self.image is not None:
+            another = self.image.token_of[0] != machine.id
+            named = another
+        else:
+            another = self.fresh_disk and not self.handle.identity_on_disk
+            named = another or stranger
+        return pb.RenewIdentityRequest(
+            hostname=machine.hostname if named else "",
+            machine_id=self.linux_id if another else "",
+            renew_ssh_host_keys=another,
+            new_token=self.token if stranger else "",
+        )
+
+    @property
+    def _known(self) -> str:
+        """The token that the agent demands when it comes up."""
+        if self.image is not None:
+            return self.parts.identity.agent_token(*self.image.token_of)
+        return self.parts.rungs.driver(self.machine.driver).first_token or self.token
 
     # --- rows -----------------------------------------------------------------------------------
 
@@ -240,6 +243,8 @@ class Start:
             context.now,
             {"last_activity_at": context.now, "memory_image": None},
         )
+        if self.invalid is not None:
+            snapshots.update(connection, self.invalid, {"memory_image": None})
         if self.lost is not None:
             message = f"it started from its disk: {self.lost}"
             machines.record(connection, context.machine_id, context.now, "memory_lost", message)

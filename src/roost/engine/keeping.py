@@ -43,10 +43,13 @@ def not_found(snapshot_id: str) -> NotFoundError:
 class Keep:
     """What the steps of one snapshot share."""
 
-    def __init__(self, parts: Parts, machine: Machine, snapshot_id: str) -> None:
+    def __init__(
+        self, parts: Parts, machine: Machine, snapshot_id: str, durable: bool = True
+    ) -> None:
         self.parts = parts
         self.machine = machine
         self.snapshot_id = snapshot_id
+        self.durable = durable  # the capture; one for a fork is of no use after a restart
         self.values: dict[str, Any] = {}
 
     async def capture(self, context: Context) -> None:
@@ -56,7 +59,9 @@ class Keep:
         capture: Capture | None = None
         if machine.handle is not None:
             driver = self.parts.rungs.driver(machine.driver)
-            capture = await driver.capture(machine.handle, place.memory, place.disk)
+            capture = await driver.capture(
+                machine.handle, place.memory, place.disk, durable=self.durable
+            )
             if capture.memory:
                 token_of = (machine.id, machine.generation)
                 image = MemoryImage(capture.manifest, token_of, self.snapshot_id)
@@ -108,6 +113,7 @@ class Rollback(End):
 
     async def disk(self, context: Context) -> None:
         await self.parts.storage.clone_snapshot(self._snapshot_id, context.machine_id)
+        await self.parts.storage.sync_disk(context.machine_id)
         with contextlib.suppress(RoostError):  # swept later
             await self.parts.storage.delete_memory(context.machine_id)
 

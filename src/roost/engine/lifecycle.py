@@ -12,7 +12,7 @@
       |                                                          |  ^         Slept
       |                              WakeUndone (nothing lost)   v  | WakeAsked v
       |                                                        sleeping <-------+
-      |   running --HostRestarted--> sleeping                    |
+      |   running --WentDown--> sleeping                         |
       |   failed (stuck on its way to sleep) --Slept--> sleeping |
       |                                                          |
       +--DestroyAsked--> destroying <--DestroyAsked-- any other -+
@@ -116,8 +116,10 @@ class WakeUndone:
 
 
 @dataclass(frozen=True, slots=True)
-class HostRestarted:
-    """Its process went with the host; the disk did not."""
+class WentDown:
+    """Its processes ended, and nothing is wrong: with the host, or because it shut itself down."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ Event = (
     | Slept
     | WakeAsked
     | WakeUndone
-    | HostRestarted
+    | WentDown
     | Failed
     | DestroyAsked
     | Destroyed
@@ -198,8 +200,8 @@ def step(state: State, event: Event) -> tuple[State, tuple[Command, ...]]:
             return _to(state, Phase.WAKING, Desired.RUNNING), (Command.RUN_WAKE,)
         case WakeUndone(reason) if phase is Phase.WAKING:
             return _to(state, Phase.SLEEPING, Desired.SLEEPING, reason), ()
-        case HostRestarted() if phase is Phase.RUNNING:
-            return _to(state, Phase.SLEEPING, reason="host restarted"), (
+        case WentDown(reason) if phase is Phase.RUNNING:
+            return _to(state, Phase.SLEEPING, reason=reason), (
                 Command.UNWATCH,
                 Command.RUN_REAP,
             )

@@ -28,5 +28,8 @@ class Agents(Protocol):
     def get(self, machine_id: str, target: str, token: str) -> Agent:
         """The machine's client; its channel is kept. Does no I/O."""
 
+    def renewed(self, machine_id: str, token: str) -> None:
+        """The agent of a client that ``get`` gave demands another token from now on."""
+
     def drop(self, machine_id: str) -> None:
         """Forgets it and closes its channel. Idempotent."""

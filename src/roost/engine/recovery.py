@@ -23,8 +23,8 @@ from roost.engine.lifecycle import (
     HOLDING,
     DestroyAsked,
     Failed,
-    HostRestarted,
     Phase,
+    WentDown,
 )
 from roost.engine.machine import Machine
 from roost.engine.transitions import advance
@@ -84,7 +84,7 @@ async def _adopt(engine: Engine, machine: Machine) -> None:
         engine.enlist(machine, config)
         return
     rebooted = handle is not None and handle.boot_id != engine.boot_id()
-    event = HostRestarted() if rebooted else Failed("crashed", True)
+    event = WentDown("host restarted") if rebooted else Failed("crashed", True)
     message = None if rebooted else "its process had ended when the daemon started"
 
     def fn(connection: sa.Connection) -> None:

@@ -43,7 +43,15 @@ class Rungs:
 
     @property
     def default(self) -> str | None:
-        return next((name for name in self.offered if self.available(name)), None)
+        """What ``auto`` takes: the best that can be used, an emulated CPU last."""
+        return next((name for name in self._by_speed() if self.available(name)), None)
+
+    def _by_speed(self) -> list[str]:
+        def emulated(name: str) -> bool:
+            capabilities = self._capabilities.get(name)
+            return capabilities is not None and capabilities.accelerated is False
+
+        return sorted(self.offered, key=emulated)
 
     def choose(self, isolation: str, driver: str | None) -> tuple[str, Capabilities]:
         """The driver for what was asked. Raises VALIDATION_FAILED, RUNG_UNAVAILABLE (with reason and remedy)."""
@@ -57,7 +65,7 @@ class Rungs:
             raise _unavailable(
                 f"The driver {driver[:40]!r} is not offered here; these are: {', '.join(self.offered)}."
             )
-        names = self.offered if driver is None else [driver]
+        names = self._by_speed() if driver is None else [driver]
         missing: list[str] = []
         for name in names:
             if not self.available(name):

@@ -54,6 +54,11 @@ class Guests:
         async with self._turn:
             return await asyncio.to_thread(self._ensure, progress, newest_kernel)
 
+    def kept(self) -> Guest | None:
+        """The one that ``ensure`` would give without making anything. Raises HOST_UNSUPPORTED, INTERNAL."""
+        fetched = package.kept(self._packages) if self._packages.is_dir() else None
+        return None if fetched is None else self.get(_digest(self._parts(fetched, self._read())))
+
     def get(self, digest: str) -> Guest | None:
         """A guest made earlier."""
         directory = self._root / digest
@@ -83,25 +88,13 @@ class Guests:
         if fetched is None:
             progress("kernel", 0, "fetching the guest's kernel")
             fetched = package.fetch(self._packages)
-        try:
-            agent = self._agent.read_bytes()
-        except OSError as exc:
-            raise InternalError(
-                f"The agent is not at {self._agent}: run scripts/up, which builds it."
-            ) from exc
-        rom = firmware.find()
-        parts = {
-            "format": _FORMAT,
-            "package": package.digest(fetched),
-            "firmware": package.digest(rom),
-            "agent_digest": f"sha256:{hashlib.sha256(agent).hexdigest()}",
-            "modules": modules.NEEDED,
-        }
-        digest = hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
+        agent = self._read()
+        parts = self._parts(fetched, agent)
+        digest = _digest(parts)
         if (guest := self.get(digest)) is not None:
             return guest
         try:
-            self._make(fetched, rom, agent, digest, parts, progress)
+            self._make(fetched, firmware.find(), agent, digest, parts, progress)
         except RoostError:
             raise
         except (OSError, LookupError, subprocess.SubprocessError) as exc:
@@ -113,6 +106,24 @@ class Guests:
         assert guest is not None
         progress("done", 100, "ready")
         return guest
+
+    def _read(self) -> bytes:
+        try:
+            return self._agent.read_bytes()
+        except OSError as exc:
+            raise InternalError(
+                f"The agent is not at {self._agent}: run scripts/up, which builds it."
+            ) from exc
+
+    def _parts(self, fetched: Path, agent: bytes) -> dict[str, object]:
+        """All that goes into a guest."""
+        return {
+            "format": _FORMAT,
+            "package": package.digest(fetched),
+            "firmware": package.digest(firmware.find()),
+            "agent_digest": f"sha256:{hashlib.sha256(agent).hexdigest()}",
+            "modules": modules.NEEDED,
+        }
 
     def _make(
         self,
@@ -129,7 +140,8 @@ class Guests:
             kernel = package.unpack(fetched, work / "tree")
             modules.index(work / "tree", kernel.version)
             made = work / "guest"
-            made.mkdir(mode=0o755)
+            made.mkdir()
+            os.chmod(made, 0o755)  # noqa: S103  (whatever the daemon's umask)
             progress("initrd", 70, "packing the initial RAM disk")
             archive = cpio.pack(
                 {
@@ -162,6 +174,10 @@ class Guests:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(work)
+
+
+def _digest(parts: dict[str, object]) -> str:
+    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
 
 
 def _seal(path: Path) -> None:

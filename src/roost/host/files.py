@@ -67,7 +67,7 @@ def reflink(source: Path, target: Path, *, durable: bool = True) -> None:
     try:
         dst = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.ioctl(dst, _FICLONE, src)
+            reflink_fd(src, dst)
             if durable:
                 os.fsync(dst)
         except BaseException:
@@ -79,6 +79,11 @@ def reflink(source: Path, target: Path, *, durable: bool = True) -> None:
         os.close(src)
     if durable:
         sync_dir(target.parent)
+
+
+def reflink_fd(source: int, target: int) -> None:
+    """The whole of a file into an empty one that is open for writing."""
+    fcntl.ioctl(target, _FICLONE, source)
 
 
 def can_reflink(directory: Path) -> bool:

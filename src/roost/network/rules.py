@@ -72,6 +72,7 @@ dnat ip to {MACHINE_ADDRESS}:{AGENT_PORT}
   }}
   chain forward {{
     type filter hook forward priority filter; policy drop;
+    tcp flags syn tcp option maxseg size set rt mtu
     ct state established,related accept
     ct state invalid drop
     iifname "out" oifname "in" ct status dnat tcp dport {AGENT_PORT} accept

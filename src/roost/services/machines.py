@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from roost.drivers.interface import Size
 from roost.engine import reservations
 from roost.engine.engine import REMEMBER_DESTROYED, Engine, check_revision
 from roost.engine.flows import config_of
@@ -21,6 +22,7 @@ from roost.engine.machine import Machine, capabilities_to_json
 from roost.engine.transitions import amend, not_found
 from roost.errors import ConflictError, InternalError, LimitError, RoostError, UnsupportedError
 from roost.services import captured, limits
+from roost.services.bakes import Bakes
 from roost.services.models import (
     UNSET,
     CreateMachine,
@@ -51,8 +53,9 @@ class Machines:
     (REVISION_MISMATCH otherwise).
     """
 
-    def __init__(self, engine: Engine, templates: Templates) -> None:
+    def __init__(self, engine: Engine, templates: Templates, bakes: Bakes) -> None:
         self._engine = engine
+        self._bakes = bakes
         self._store = engine.store
         self._templates = templates
         self._cursors = Cursors(engine.identity.secret)
@@ -73,7 +76,9 @@ class Machines:
                 return await self._create_from(tenant, row, req, wait)
         engine = self._engine
         driver, capabilities = engine.rungs.choose(req.isolation, req.driver)
-        reservations.check_size(engine.host(), req.vcpu, req.memory_mib)
+        asked = Size(float(req.vcpu), req.memory_mib, req.storage_gib)
+        size = engine.rungs.driver(driver).fit(asked)
+        reservations.check_size(engine.host(), size.vcpu, size.memory_mib)
         template = await self._templates.resolve(tenant, req.template)
         await engine.parts.storage.require(ROOM_BYTES)
         values = {
@@ -84,12 +89,15 @@ class Machines:
             "driver": driver,
             "isolation": capabilities.isolation.value,
             "capabilities": capabilities_to_json(capabilities),
-            "vcpu": float(req.vcpu),
-            "memory_mib": req.memory_mib,
-            "storage_gib": req.storage_gib,
+            "vcpu": size.vcpu,
+            "memory_mib": size.memory_mib,
+            "storage_gib": size.storage_gib,
             "env": dict(req.env),
         }
-        return await self._make(tenant, values, template.config, wait)
+        if not engine.rungs.driver(driver).bakes:
+            return await self._make(tenant, values, template.config, wait)
+        async with self._bakes.ready(template, driver, size) as bake:
+            return await self._make(tenant, {**values, **bake}, template.config, wait)
 
     async def fork(self, tenant: str, machine_id: str, req: ForkMachine) -> builtins.list[Machine]:
         """``count`` machines that go on from this one's instant, with memory where its rung can; all or none.

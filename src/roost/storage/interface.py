@@ -89,7 +89,7 @@ class Storage(Protocol):
         """Keeps what is known of the machine's disk with its copy; the bytes allocated. Durable on return."""
 
     async def clone_snapshot(self, snapshot_id: str, machine_id: str) -> Path:
-        """A machine's disk from a snapshot's; replaces what the machine had. Durable on return.
+        """A machine's disk from a snapshot's; replaces what the machine had. Durable after ``sync_disk``.
         Raises SNAPSHOT_NOT_FOUND."""
 
     async def delete_snapshot(self, snapshot_id: str) -> None:

@@ -53,8 +53,8 @@ class Snapshots:
                 f"Snapshot {snapshot_id} is not in the pool any more.", code="SNAPSHOT_NOT_FOUND"
             )
         fresh = replace(info, fresh=True, agent_digest=None)
-        disks.write(disk, fresh, sync_parent=False)
-        files.reflink(source, disk, durable=True)
+        disks.write(disk, fresh, durable=False)
+        files.reflink(source, disk, durable=False)
 
     def delete(self, snapshot_id: str) -> None:
         _remove(self.at(snapshot_id).directory)

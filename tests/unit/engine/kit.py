@@ -24,6 +24,7 @@ from roost.engine.identity import HostIdentity
 from roost.engine.journal import Hook
 from roost.engine.reservations import HostSize
 from roost.errors import CapacityError, MachineError
+from roost.services.bakes import Bakes
 from roost.services.machines import Machines
 from roost.services.models import CreateMachine, Progress
 from roost.services.snapshots import Snapshots
@@ -279,6 +280,9 @@ class FakeAgents(Scripted):
             kept = self.kept[machine_id] = FakeAgent(machine_id, target, token, self)
         return kept
 
+    def renewed(self, machine_id: str, token: str) -> None:
+        self.kept[machine_id].token = token
+
     def drop(self, machine_id: str) -> None:
         self.kept.pop(machine_id, None)
 
@@ -400,7 +404,7 @@ class Daemon:
         if build:
             await templates.build("base")
         await engine.open()
-        machines = Machines(engine, templates)
+        machines = Machines(engine, templates, Bakes(engine))
         return cls(host, store, engine, templates, machines, Snapshots(engine, machines), agents)
 
     async def stop(self) -> None:

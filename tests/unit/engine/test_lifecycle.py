@@ -16,7 +16,7 @@ EVENTS = st.one_of(
     st.builds(lc.Slept),
     st.builds(lc.WakeAsked),
     st.builds(lc.WakeUndone, st.sampled_from(["no room", "interrupted"])),
-    st.builds(lc.HostRestarted),
+    st.builds(lc.WentDown, st.just("host restarted")),
     st.builds(lc.Failed, st.sampled_from(["crashed", "oom", "stuck"]), st.booleans()),
     st.builds(lc.DestroyAsked),
     st.builds(lc.Destroyed),

@@ -10,6 +10,5 @@ qmp.py       the monitor's protocol                   tap.py  the network card  
 """
 
 from roost.drivers.qemu.driver import QemuDriver
-from roost.drivers.qemu.guest import GuestImage, GuestSource
 
-__all__ = ["GuestImage", "GuestSource", "QemuDriver"]
+__all__ = ["QemuDriver"]

@@ -51,7 +51,8 @@ class Source:
     runtime: str
     guest: str
     fingerprint: dict[str, object]
-    snapshot: Path | None  # the file that its memory is mapped from
+    tsc_khz: int
+    snapshot: tuple[int, int] | None  # device and inode of the file that its memory is mapped from
 
 
 async def live(
@@ -267,6 +268,7 @@ def _seal(source: Source, fd: int, into: Path, memory_bytes: int, durable: bool)
         file_size=layout.size,
         state_digest=manifests.digest(fd, layout),
         memory_bytes=memory_bytes,
+        tsc_khz=source.tsc_khz,
     )
     manifests.write(into, made, durable=durable)
     return made
@@ -293,22 +295,36 @@ def _read_bounded(path: Path) -> bytes:
 
 
 def _write_delta(source: Source, path: Path, sections: bytes) -> Manifest:
-    assert source.snapshot is not None
-    files.reflink(source.snapshot, path, durable=False)
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    mapping = _mapping(source)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
+        _reflink_mapped(source, mapping, fd)
         layout = mappedram.read_layout(fd)
         block = layout.block(options.BLOCK)
-        written = _copy_private_pages(source.pid, os.stat(source.snapshot), block, fd)
+        if (mapping.offset, mapping.length) != (block.pages_offset, block.length):
+            raise _not_as_started()
+        written = _copy_private_pages(source.pid, mapping.start, block, fd)
         mappedram.replace_devices(fd, layout, sections)
         return _seal(source, fd, path.parent, written, durable=True)
     finally:
         os.close(fd)
 
 
-def _copy_private_pages(pid: int, snapshot: os.stat_result, block: mappedram.Block, fd: int) -> int:
+def _reflink_mapped(source: Source, mapping: _Mapping, target: int) -> None:
+    """From what the VMM has mapped, not by a name: that file may be deleted by now, or be another."""
+    link = f"/proc/{source.pid}/map_files/{mapping.start:x}-{mapping.start + mapping.length:x}"
+    origin = os.open(link, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        status = os.fstat(origin)
+        if (status.st_dev, status.st_ino) != source.snapshot:
+            raise _not_as_started()
+        files.reflink_fd(origin, target)
+    finally:
+        os.close(origin)
+
+
+def _copy_private_pages(pid: int, base: int, block: mappedram.Block, fd: int) -> int:
     """The VMM must be stopped. Bytes written."""
-    base = _mapped_at(pid, snapshot, block)
     pages = block.length // mappedram.PAGE
     with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
         pagemap.seek(base // mappedram.PAGE * _ENTRY)
@@ -335,22 +351,30 @@ def _copy_private_pages(pid: int, snapshot: os.stat_result, block: mappedram.Blo
     return written
 
 
-def _mapped_at(pid: int, snapshot: os.stat_result, block: mappedram.Block) -> int:
-    """Where that process has the block's pages of that very file, in one piece."""
+@dataclass(frozen=True, slots=True)
+class _Mapping:
+    start: int
+    length: int
+    offset: int  # in the file
+
+
+def _mapping(source: Source) -> _Mapping:
+    """Where the VMM has its snapshot file's pages, in one piece. Raises SnapshotInvalid."""
+    assert source.snapshot is not None
+    _, inode = source.snapshot
     found = []
-    with open(f"/proc/{pid}/maps", encoding="ascii", errors="replace") as lines:
+    with open(f"/proc/{source.pid}/maps", encoding="ascii", errors="replace") as lines:
         for line in lines:
-            span, permissions, offset, _, inode = line.split()[:5]
-            start, end = (int(number, 16) for number in span.split("-"))
-            if (
-                int(inode) == snapshot.st_ino
-                and int(offset, 16) == block.pages_offset
-                and permissions.endswith("p")
-                and end - start == block.length
-            ):
-                found.append(start)
+            span, permissions, offset, _, number = line.split()[:5]
+            if int(number) == inode and permissions.endswith("p"):
+                start, end = (int(each, 16) for each in span.split("-"))
+                found.append(_Mapping(start, end - start, int(offset, 16)))
     if len(found) != 1:
-        raise SnapshotInvalid(
-            "The VMM's memory is not mapped as it was started; it is saved whole instead."
-        )
+        raise _not_as_started()
     return found[0]
+
+
+def _not_as_started() -> SnapshotInvalid:
+    return SnapshotInvalid(
+        "The VMM's memory is not mapped as it was started; it is saved whole instead."
+    )

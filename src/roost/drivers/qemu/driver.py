@@ -9,11 +9,14 @@ import math
 import os
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import structlog
+
+from roost.drivers import saved, tree
 from roost.drivers.interface import (
     Capabilities,
     Capture,
@@ -30,20 +33,21 @@ from roost.drivers.interface import (
 from roost.drivers.qemu import capture as captures
 from roost.drivers.qemu import launch, options
 from roost.drivers.qemu import manifest as manifests
-from roost.drivers.qemu.guest import GuestImage, GuestSource
 from roost.drivers.qemu.launch import Place, Plan
 from roost.drivers.qemu.machine import Machine
 from roost.drivers.qemu.mappedram import SnapshotInvalid
-from roost.drivers.qemu.probe import Acceleration, acceleration
+from roost.drivers.qemu.probe import Acceleration, acceleration, unlikely
 from roost.drivers.qemu.qmp import Qmp
 from roost.drivers.qemu.runtime import Runtime, Runtimes, installed
 from roost.errors import InternalError, MachineError, RoostError
+from roost.guest import FIRST_TOKEN, Guest, Guests, Network, command_line, tsc
 from roost.host import cgroups, console, ending, processes
 from roost.network.addresses import MAX_SLOTS, instance_tag
 from roost.settings import Settings
 from roost.storage import disks
 
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
 
 _QMP_S = 20.0  # until a new VMM answers, on a host that hardly runs
 _KILL_S = 10.0
@@ -56,45 +60,87 @@ _OVERHEAD_MIB = 128
 _OVERHEAD_SHARE = 64
 _THREADS = 96  # the VMM's own, most of them for disk requests
 _BOOT_TB_MIB = 256  # a kernel's boot translates more code than a machine at work
+_BOOT_TRIES = 2
+# Sizes that bakes are made for; beyond the last, its multiples.
+_MEMORY_MIB = (256, 512, 1024, 2048, 3072, 4096)
+_STORAGE_GIB = (1, 2, 5, 10, 20, 50, 100)
 
 
 class QemuDriver(Driver):
     name = "qemu"
+    bakes = True
+    first_token = FIRST_TOKEN
 
-    def __init__(self, settings: Settings, guests: GuestSource) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.guests = guests
+        self.guests = Guests(settings.data_dir, tree.default_agent())
         self.runtimes = Runtimes(settings.data_dir)
         self._home = settings.run_dir / "machines" / self.name
         tag = instance_tag(settings.run_dir)
         self._uid_base = _UID_BASE + int(tag[:2], 16) * MAX_SLOTS
         self.cgroups = cgroups.Cgroups(f"roost-{tag}")
-        self.cpu = options.Cpu()
+        self.cpu = options.Cpu(settings.vm_cpu)
         self._threads = ThreadPoolExecutor(8, thread_name_prefix=self.name)
         self._live: dict[str, Machine] = {}
         self._acceleration: Acceleration | None = None
+        self._guest: Guest | None = None
         self._ready = False
 
     # --- what it is --------------------------------------------------------------------------------
 
     async def probe(self) -> Probe:
+        """Without the guest, which is made when the first machine needs it; KVM is then not tried yet."""
         if platform.machine() != "x86_64":
             return Probe(False, reason=f"there is no microVM rung for {platform.machine()} yet")
         try:
             _, version = await self._run(installed)
-            guest = await self.guests.current()
-            found = await self._accelerated(guest)
+            guest = await self._run(self.guests.kept)
+            found = await self._accelerated(guest) if guest else await self._run(unlikely)
         except RoostError as exc:
             return Probe(False, reason=exc.message, remedy=exc.details.get("remedy"))
-        return Probe(True, version, details={"kvm": found.works, "kvm_reason": found.reason})
+        details = {"kvm": found.works, "kvm_reason": found.reason}
+        return Probe(True, version, details=details)
 
-    async def _accelerated(self, guest: GuestImage) -> Acceleration:
+    async def prepare(self) -> None:
+        await self._accelerated(await self._current())
+
+    async def _current(self) -> Guest:
+        if self._guest is None:
+            self._guest = await self.guests.ensure(_log)
+        return self._guest
+
+    async def _accelerated(self, guest: Guest) -> Acceleration:
         if self._acceleration is None:
             runtime = await self._run(self.runtimes.current)
             self._acceleration = await self._run(
                 acceleration, self.settings.run_dir, runtime, guest, _PROBE_UID
             )
         return self._acceleration
+
+    def fit(self, size: Size) -> Size:
+        """Memory and storage of the next larger bake: what is in a snapshot knows how much it has."""
+        return Size(
+            size.vcpu,
+            _bucket(size.memory_mib, _MEMORY_MIB),
+            _bucket(size.storage_gib, _STORAGE_GIB),
+            size.pids,
+        )
+
+    def traits(self) -> dict[str, Any]:
+        assert self._guest is not None
+        return {
+            "runtime": self.runtimes.current().digest,
+            "guest": self._guest.digest,
+            "cpu": self.cpu.model,
+            "accelerated": self.capabilities().accelerated,
+            "devices": options.DEVICES,
+        }
+
+    def environment(self) -> Mapping[str, str]:
+        return tree.CA_ENVIRONMENT if self.settings.host_ca else {}
+
+    def given(self) -> Mapping[str, bytes]:
+        return tree.host_authorities() if self.settings.host_ca else {}
 
     def capabilities(self) -> Capabilities:
         accelerated = self._acceleration is not None and self._acceleration.works
@@ -115,27 +161,64 @@ class QemuDriver(Driver):
             accelerated=accelerated,
         )
 
-    def first_token(self, spec: StartSpec, capture: Capture | None = None) -> str:
-        return (capture.agent_token if capture else "") or self.guests.first_token
-
     # --- life --------------------------------------------------------------------------------------
 
     async def start(self, spec: StartSpec) -> Handle:
-        guest = await self.guests.current()
+        """Returns with the agent up. A boot that is stuck is tried once more; then MACHINE_FAILED tells the last
+        the console said."""
+        guest = await self._current()
         runtime = await self._run(self.runtimes.current)
         accelerated = (await self._accelerated(guest)).works
-        line = self.guests.command_line(accelerated=accelerated, slot=spec.slot)
-        plan = self._plan(
-            spec, runtime, guest, accelerated, options.Boot(line), None, tb_mib=_BOOT_TB_MIB
+        slot = spec.slot
+        line = command_line(
+            tsc_khz=None if accelerated else await self._run(tsc.khz),
+            network=Network(slot.address, slot.gateway, slot.gateway) if slot else None,
         )
-        return await self._start(plan, self.first_token(spec))
+        boot = options.Boot(line)
+        plan = self._plan(spec, runtime, guest, accelerated, boot, None, tb_mib=_BOOT_TB_MIB)
+        for tries_left in reversed(range(_BOOT_TRIES)):
+            handle = await self._start(plan, FIRST_TOKEN)
+            if await self._came_up(handle):
+                return handle
+            tail = _printable(await self.console_tail(spec.machine_id))
+            await asyncio.shield(self.remove(spec.machine_id))
+            log.warning("qemu.boot", machine=spec.machine_id, tries_left=tries_left, said=tail)
+        raise MachineError(
+            f"The machine's kernel or agent did not come up within {self._boot_s:g} s, in "
+            f"{_BOOT_TRIES} tries. Its console said last: {tail[-500:]}",
+            code="MACHINE_FAILED",
+            details={"console": tail},
+        )
+
+    @property
+    def _boot_s(self) -> float:
+        return self.settings.operation_timeout_s / _BOOT_TRIES
+
+    async def _came_up(self, handle: Handle) -> bool:
+        """That its agent is there, or the boot is stuck or over."""
+        machine = self._machine(handle)
+        answers = asyncio.ensure_future(machine.agent_answers())
+        try:
+            over: asyncio.Future[Any] = machine.exit
+            await asyncio.wait(
+                {answers, over},
+                timeout=self._boot_s,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            return answers.done() and answers.exception() is None
+        except asyncio.CancelledError:
+            await asyncio.shield(self.remove(handle.machine_id))
+            raise
+        finally:
+            answers.cancel()
+            await asyncio.wait({answers})
 
     async def restore(self, spec: StartSpec, capture: Capture) -> Handle:
         """Raises SNAPSHOT_INVALID, before anything is started, for a capture that is not whole or not of
         this VMM, guest, CPU and size."""
         memory = capture.directory / manifests.MEMORY
         manifest = await self._run(_read_checked, capture.directory)
-        guest = self.guests.get(manifest.guest) or await self.guests.current()
+        guest = self.guests.get(manifest.guest) or await self._current()
         runtime = self.runtimes.get(manifest.runtime)
         if runtime is None:
             runtime = await self._run(self.runtimes.current)
@@ -148,14 +231,15 @@ class QemuDriver(Driver):
             vmm_version=runtime.version,
             guest=guest.digest,
             fingerprint=launch.fingerprint(plan),
+            tsc_khz=0 if accelerated else await self._run(tsc.khz),
         )
-        return await self._start(plan, self.first_token(spec, capture))
+        return await self._start(plan, spec.agent_token)
 
     def _plan(
         self,
         spec: StartSpec,
         runtime: Runtime,
-        guest: GuestImage,
+        guest: Guest,
         accelerated: bool,
         start: options.Boot | options.SnapshotMemory,
         snapshot: Path | None,
@@ -262,24 +346,24 @@ class QemuDriver(Driver):
         if pidfd is None:
             return False
         try:
-            log = console.Console(place.log)
+            said = console.Console(place.log)
         except OSError:
             os.close(pidfd)
             return False
         try:
             qmp = await Qmp.connect(place.qmp, _QMP_S)
         except MachineError:
-            log.close()
+            said.close()
             os.close(pidfd)
             return False
-        machine = Machine(handle, place, qmp, pidfd, log, "")
+        machine = Machine(handle, place, qmp, pidfd, said, "")
         group = self._group(handle.machine_id)
         await machine.open(lambda: self._run(self.cgroups.oom_kills, group))
         self._live[handle.machine_id] = machine
         await machine.settle()
         return True
 
-    async def use_token(self, handle: Handle, token: str) -> None:
+    def use_token(self, handle: Handle, token: str) -> None:
         self._machine(handle).dialler.use_token(token)
 
     async def wait(self, handle: Handle) -> Exit:
@@ -292,7 +376,6 @@ class QemuDriver(Driver):
         return await asyncio.shield(machine.exit)
 
     async def console_tail(self, machine_id: str) -> str:
-        """For diagnosis of a boot that does not come up; hostile text."""
         machine = self._live.get(machine_id)
         return await machine.console_tail() if machine else ""
 
@@ -365,30 +448,32 @@ class QemuDriver(Driver):
     ) -> Capture:
         machine = self._machine(handle)
         async with machine.busy:
-            await self._run(_make_private, into)
-            try:
-                manifest, paused_ms = await captures.live(
-                    self._source(machine), into, self._disk(handle), disk_to, durable=durable
-                )
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.rmdir(into)
-                raise
+            manifest, paused_ms = await captures.live(
+                self._source(machine), into, self._disk(handle), disk_to, durable=durable
+            )
         return Capture(into, manifest.to_json(), paused_ms)
 
     async def hibernate(self, handle: Handle, into: Path) -> Capture:
         machine = self._machine(handle)
         source = self._source(machine)
         async with machine.busy:
-            await self._run(_make_private, into)
             manifest: manifests.Manifest | None = None
             if source.snapshot is not None:
-                with contextlib.suppress(SnapshotInvalid, FileNotFoundError):
+                with contextlib.suppress(SnapshotInvalid):
                     manifest = await captures.delta(source, into)
             if manifest is None:
                 manifest = await captures.whole(source, into)
-            await self._run(_sync, self._disk(handle))
-        return Capture(into, manifest.to_json(), 0.0)
+            try:
+                await self._run(_sync, self._disk(handle))
+            except BaseException:
+                await asyncio.shield(self._go_on(machine, into))
+                raise
+        await asyncio.shield(self.remove(handle.machine_id))
+        return Capture(into, manifest.to_json())
+
+    async def _go_on(self, machine: Machine, into: Path) -> None:
+        await captures.resume(machine.qmp)
+        await self._run(saved.clear, into)
 
     def _source(self, machine: Machine) -> captures.Source:
         record = machine.place.record()
@@ -400,7 +485,8 @@ class QemuDriver(Driver):
             runtime=str(record["runtime"]),
             guest=str(record["guest"]),
             fingerprint=dict(record["fingerprint"]),
-            snapshot=Path(record["snapshot"]) if record["snapshot"] else None,
+            tsc_khz=0 if self.capabilities().accelerated else tsc.khz(),
+            snapshot=None if record["snapshot"] is None else tuple(record["snapshot"]),
         )
 
     # --- names -------------------------------------------------------------------------------------
@@ -449,10 +535,6 @@ def _read_checked(directory: Path) -> manifests.Manifest:
     return manifest
 
 
-def _make_private(directory: Path) -> None:
-    directory.mkdir(mode=0o700, exist_ok=True)
-
-
 def _sync(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -461,9 +543,23 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-def _ended_at_once(log: console.Console) -> MachineError:
-    lines = [line for line in log.tail().splitlines() if line.strip()]
-    said = re.sub(r"[^\x20-\x7e]", "?", lines[-1])[-500:] if lines else "it said nothing"
+def _printable(text: str) -> str:
+    """Of a hostile one."""
+    return re.sub(r"[^\x20-\x7e\n]", "?", text)
+
+
+def _bucket(wanted: int, sizes: tuple[int, ...]) -> int:
+    largest = sizes[-1]
+    return next((each for each in sizes if each >= wanted), -(-wanted // largest) * largest)
+
+
+def _log(stage: str, percent: int | None, what: str) -> None:
+    log.info("qemu.guest", stage=stage, percent=percent, what=what)
+
+
+def _ended_at_once(console_log: console.Console) -> MachineError:
+    lines = [line for line in console_log.tail().splitlines() if line.strip()]
+    said = _printable(lines[-1])[-500:] if lines else "it said nothing"
     return MachineError(f"The VMM ended at once: {said}.", code="MACHINE_FAILED")
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from roost.drivers.interface import StartSpec
 from roost.drivers.qemu import jail, options, tap
-from roost.drivers.qemu.guest import GuestImage
 from roost.drivers.qemu.runtime import Runtime
+from roost.guest import Guest
 from roost.host import apart, console, files, netns
 from roost.storage import disks
 
@@ -60,7 +60,7 @@ class Plan:
     place: Place
     uid: int
     runtime: Runtime
-    guest: GuestImage
+    guest: Guest
     start: options.Boot | options.SnapshotMemory
     snapshot: Path | None  # the memory file, for SnapshotMemory
     accel: options.Accel
@@ -98,7 +98,7 @@ def launch(plan: Plan) -> Launched:
         record = {
             "disk": str(plan.spec.root.image),
             "uid": plan.uid,
-            "snapshot": None if plan.snapshot is None else str(plan.snapshot),
+            "snapshot": None if plan.snapshot is None else _identity(plan.snapshot),
             "runtime": plan.runtime.digest,
             "guest": plan.guest.digest,
             "fingerprint": fingerprint(plan),
@@ -133,7 +133,6 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
         memory_mib=plan.spec.size.memory_mib,
         accel=plan.accel,
         cpu=plan.cpu,
-        modules=plan.guest.modules.exists(),
         mac=plan.spec.slot.mac if plan.spec.slot is not None else None,
     )
 
@@ -165,23 +164,31 @@ def _descriptors(plan: Plan, held: contextlib.ExitStack) -> options.Descriptors:
 
     assert plan.spec.root.image is not None
     card: int | None = None
+    mtu = 1500
     if plan.spec.slot is not None:
         namespace = opened(plan.spec.slot.netns, os.O_RDONLY)
         with netns.entered(namespace):
-            card = tap.plug(plan.spec.slot.interface)
+            card, mtu = tap.plug(plan.spec.slot.interface)
         held.callback(os.close, card)
-    modules = plan.guest.modules
     return options.Descriptors(
         qmp=listening(plan.place.qmp),
         agent=listening(plan.place.agent),
         disk=opened(plan.spec.root.image, os.O_RDWR),
-        modules=opened(modules, os.O_RDONLY) if modules.exists() else None,
+        modules=opened(plan.guest.modules, os.O_RDONLY),
         tap=card,
+        mtu=mtu,
         kvm=opened(Path("/dev/kvm"), os.O_RDWR) if plan.accel is options.Accel.KVM else None,
     )
 
 
 def _jail_files(plan: Plan) -> dict[str, Path]:
+    found = {"guest": plan.guest.kernel.parent}
     if plan.snapshot is not None:
-        return {"memory": plan.snapshot}
-    return {"guest": plan.guest.kernel.parent}
+        found["memory"] = plan.snapshot
+    return found
+
+
+def _identity(path: Path) -> list[int]:
+    """Of the file itself, whatever becomes of its name."""
+    status = path.stat()
+    return [status.st_dev, status.st_ino]

@@ -58,6 +58,10 @@ class Machine:
         ahead, self._ahead = self._ahead, None
         return ahead or await SocketStream.open(self.place.agent)
 
+    async def agent_answers(self) -> None:
+        """Returns once the agent has answered a handshake; its stream is then free again."""
+        await self.dialler.knock()
+
     async def close(self) -> None:
         if self._ahead is not None:
             await self._ahead.close()

@@ -20,6 +20,7 @@ from roost.host import files
 FORMAT = 1
 NAME = "manifest.json"
 MEMORY = "memory"  # the snapshot file's name in its directory
+_TSC_TOLERANCE = 1e-3  # as measured; what is left a guest's time service takes out
 _SMALL_BLOCK = 16 << 20  # firmware and tables; guest memory has its own checks
 
 
@@ -37,6 +38,7 @@ class Manifest:
     file_size: int
     state_digest: str
     memory_bytes: int  # not zero
+    tsc_khz: int  # of the host's time stamp counter where that is the guest's clock, else 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,6 +71,8 @@ def parse(data: Mapping[str, Any]) -> Manifest:
         (manifest.pages_offset, int),
         (manifest.file_size, int),
         (manifest.state_digest, str),
+        (manifest.memory_bytes, int),
+        (manifest.tsc_khz, int),
     )
     if not all(type(value) is kind for value, kind in kinds) or manifest.format != FORMAT:
         raise _invalid("its manifest is of another format", "format", manifest.format, FORMAT)
@@ -82,6 +86,7 @@ def require(
     vmm_version: str,
     guest: str,
     fingerprint: Mapping[str, Any],
+    tsc_khz: int,
 ) -> None:
     """That the machine which is to load it is such a one. Raises SnapshotInvalid, which names the first
     difference in ``details``."""
@@ -100,6 +105,10 @@ def require(
                 has.get(name),
                 wanted.get(name),
             )
+    if abs(manifest.tsc_khz - tsc_khz) > tsc_khz * _TSC_TOLERANCE:
+        raise _invalid(
+            "its clock is a counter of another rate", "tsc_khz", manifest.tsc_khz, tsc_khz
+        )
 
 
 def verify(fd: int, manifest: Manifest) -> Layout:

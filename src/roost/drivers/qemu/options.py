@@ -21,6 +21,7 @@ from roost.errors import InternalError
 # Where the jail has them.
 BINARY = "/vmm"
 FIRMWARE = "/firmware"
+BIOS = "/guest/firmware"
 KERNEL = "/guest/vmlinux"
 INITRD = "/guest/initrd"
 MEMORY = "/memory"
@@ -33,6 +34,7 @@ CPU_MODEL = (
 # What of the model TCG lacks: said, so that it is not left out with a warning.
 NOT_EMULATED = ("pcid=off", "tsc-deadline=off", "invpcid=off", "spec-ctrl=off")
 
+DEVICES = 1  # of what ``arguments`` adds: another number when those or their order change
 _MACHINE = "microvm,suppress-vmdesc=on,isa-serial=on,rtc=on,pic=on,pit=on"
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _CONSOLE_BYTES = 64 << 10  # a power of two
@@ -96,6 +98,7 @@ class Descriptors:
     disk: int | None = None
     modules: int | None = None
     tap: int | None = None
+    mtu: int = 1500  # of the tap
     kvm: int | None = None
 
     def all(self) -> list[int]:
@@ -127,7 +130,7 @@ def arguments(vmm: Vmm) -> list[str]:
         *("-nodefaults", "-no-user-config", "-display", "none"),
         # The VMM stays, stopped, when its guest ends: how it ended and its console are there to be read.
         *("-action", "reboot=shutdown,shutdown=pause"),
-        *("-L", FIRMWARE),
+        *("-L", FIRMWARE, "-bios", BIOS),
         *("-sandbox", _SANDBOX),
         *("-M", _MACHINE if later else f"{_MACHINE},memory-backend={BLOCK}"),
         *(["-add-fd", f"fd={fds.kvm},set={_FDSETS['kvm']}"] if fds.kvm is not None else []),
@@ -159,7 +162,7 @@ def arguments(vmm: Vmm) -> list[str]:
         line += ["-device", f"virtio-blk-device,drive={_throttled(vmm, name, line)}"]
     if fds.tap is not None:
         line += ["-netdev", f"tap,id=net,fd={fds.tap}"]
-        line += ["-device", f"virtio-net-device,netdev=net,mac={vmm.mac}"]
+        line += ["-device", f"virtio-net-device,netdev=net,mac={vmm.mac},host_mtu={fds.mtu}"]
     line += ["-object", "rng-builtin,id=rng", "-device", "virtio-rng-device,rng=rng"]
     line += ["-device", "virtio-serial-device,max_ports=2"]
     line += ["-chardev", f"socket,id=agent,fd={fds.agent},server=on,wait=off"]
@@ -167,18 +170,16 @@ def arguments(vmm: Vmm) -> list[str]:
     return line
 
 
-def fingerprint(
-    *, memory_mib: int, accel: Accel, cpu: Cpu, modules: bool, mac: str | None
-) -> dict[str, Any]:
-    """JSON-able; two VMMs with the same one (and the same VMM version) can load each other's state. ``modules``
-    and ``mac``: whether it has that disk, and that network card."""
+def fingerprint(*, memory_mib: int, accel: Accel, cpu: Cpu, mac: str | None) -> dict[str, Any]:
+    """JSON-able; two VMMs with the same one (and the same VMM version) can load each other's state. ``mac``: of
+    its network card, None without one."""
     return {
+        "devices": DEVICES,
         "machine": _MACHINE,
         "accel": accel.value,
         "cpu_model": ",".join((cpu.model, *cpu.features)),
         "vcpus": cpu.count,
         "memory_mib": memory_mib,
-        "modules": modules,
         "mac": mac,
     }
 

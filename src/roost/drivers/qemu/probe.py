@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from roost.drivers.qemu import jail, options
-from roost.drivers.qemu.guest import GuestImage
 from roost.drivers.qemu.runtime import Runtime
+from roost.guest import Guest
 from roost.host import apart, ending, files, processes
 
 DEADLINE_S = 5.0
 _DEVICE = Path("/dev/kvm")
+_NO_DEVICE = "this host has no /dev/kvm"
 _PANIC = b"Kernel panic"
 _MEMORY_MIB = 256
 _OUTPUT_BYTES = 256 << 10
@@ -34,7 +35,7 @@ class Acceleration:
     reason: str  # in words, for the user
 
 
-def acceleration(run_dir: Path, runtime: Runtime, guest: GuestImage, uid: int) -> Acceleration:
+def acceleration(run_dir: Path, runtime: Runtime, guest: Guest, uid: int) -> Acceleration:
     """Blocking, up to ``DEADLINE_S`` the first time after a boot. ``uid``: one that nothing else runs as."""
     cache = run_dir / "kvm.json"
     key = {"boot_id": processes.boot_id(), "runtime": runtime.digest, "guest": guest.digest}
@@ -49,11 +50,18 @@ def acceleration(run_dir: Path, runtime: Runtime, guest: GuestImage, uid: int) -
     return found
 
 
-def _find_out(runtime: Runtime, guest: GuestImage, uid: int) -> Acceleration:
+def unlikely() -> Acceleration:
+    """What can be said without a guest to try."""
+    if not _DEVICE.exists():
+        return Acceleration(False, _NO_DEVICE)
+    return Acceleration(False, "/dev/kvm is there and is tried when the first microVM is made")
+
+
+def _find_out(runtime: Runtime, guest: Guest, uid: int) -> Acceleration:
     try:
         device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return Acceleration(False, "this host has no /dev/kvm")
+        return Acceleration(False, _NO_DEVICE)
     except OSError as exc:
         return Acceleration(False, f"/dev/kvm does not open: {exc.strerror}")
     try:
@@ -65,7 +73,7 @@ def _find_out(runtime: Runtime, guest: GuestImage, uid: int) -> Acceleration:
         ending.end_user(uid, 10.0)
 
 
-def _boot(runtime: Runtime, guest: GuestImage, uid: int, device: int) -> Acceleration:
+def _boot(runtime: Runtime, guest: Guest, uid: int, device: int) -> Acceleration:
     with contextlib.ExitStack() as held:
         # Nobody talks to it; both must listen somewhere.
         idle = [held.enter_context(_listener()) for _ in range(2)]

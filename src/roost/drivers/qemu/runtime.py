@@ -23,13 +23,13 @@ from pathlib import Path
 from roost.errors import UnsupportedError
 from roost.host import files, run
 
-# Where distributions keep them; those that a microvm boots with: its BIOS, and the loaders of a kernel.
+# Where distributions keep them: the loaders of a kernel. What they are loaded by comes with the guest.
 _FIRMWARE_DIRECTORIES = (
     Path("/usr/share/qemu"),
     Path("/usr/share/seabios"),
     Path("/usr/share/qemu-firmware"),
 )
-_FIRMWARE = ("bios-microvm.bin", "linuxboot_dma.bin", "pvh.bin", "kvmvapic.bin")
+_FIRMWARE = ("pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin")
 _NEEDED_FIRMWARE = _FIRMWARE[:1]
 _BINARIES = ("qemu-system-x86_64",)
 _MINIMUM = (9, 0)  # mapped-ram
@@ -94,12 +94,13 @@ class Runtimes:
         try:
             for name, source in contents.items():
                 target = work / name
-                target.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
                 os.chmod(target, 0o555)  # noqa: S103
-            (work / "guest").mkdir(mode=0o755)
-            (work / "memory").touch(0o444)
-            os.chmod(work, 0o755)  # noqa: S103
+            (work / "guest").mkdir()
+            (work / "memory").touch()
+            for directory, _, _ in os.walk(work):
+                os.chmod(directory, 0o755)  # noqa: S103  (whatever the daemon's umask)
             files.write_json(work / "manifest.json", {"version": version})
             root = self._base / digest
             shutil.rmtree(root, ignore_errors=True)  # of a copy that was broken off

@@ -24,23 +24,26 @@ _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
 _SIOCSIFADDR, _SIOCSIFHWADDR, _SIOCGIFINDEX = 0x8916, 0x8924, 0x8933
+_SIOCGIFMTU, _SIOCSIFMTU = 0x8921, 0x8922
 _SIOCBRADDBR, _SIOCBRADDIF = 0x89A0, 0x89A2
 _IFF_UP = 0x1
 _ARPHRD_ETHER = 1
 
 
-def plug(interface: str) -> int:
+def plug(interface: str) -> tuple[int, int]:
     """In the calling thread's network namespace: a tap bridged to ``interface``; its descriptor, which is
-    the caller's. Safe to repeat for a slot that had a machine before. Raises OSError (EBUSY while that
+    the caller's, and the MTU of both. Safe to repeat for a slot that had a machine before. Raises OSError (EBUSY while that
     machine's VMM still has its tap)."""
     tap = open_tap(_TAP)
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+            mtu = _mtu_of(control, interface)
+            _ioctl(control, _SIOCSIFMTU, _TAP, struct.pack("=i20x", mtu))
             _bridge(control, interface)
     except BaseException:
         os.close(tap)
         raise
-    return tap
+    return tap, mtu
 
 
 def open_tap(name: str) -> int:
@@ -68,6 +71,11 @@ def _bridge(control: socket.socket, interface: str) -> None:
     _add(control, _TAP)
     for name in (interface, _TAP, _BRIDGE):
         _up(control, name)
+
+
+def _mtu_of(control: socket.socket, name: str) -> int:
+    (mtu,) = struct.unpack_from("=i", _ioctl(control, _SIOCGIFMTU, name, bytes(24)), 16)
+    return int(mtu)
 
 
 def _add(control: socket.socket, name: str) -> None:
