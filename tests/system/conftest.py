@@ -20,8 +20,9 @@ import httpx
 import pytest
 
 DATA_DIR = Path(os.environ.get("ROOST_TEST_DATA_DIR", "/var/lib/roost-test"))
-RUN_DIR = Path("/run/roost-test")
+RUN_DIR = Path(os.environ.get("ROOST_TEST_RUN_DIR", "/run/roost-test"))
 PORT = int(os.environ.get("ROOST_TEST_PORT", "17676"))
+NETWORK = os.environ.get("ROOST_TEST_NETWORK", "10.203.0.0/16")
 
 
 @dataclass
@@ -122,7 +123,7 @@ def make_daemon(
         "ROOST_RUN_DIR": str(run_dir),
         "ROOST_PORT": str(port),
         "ROOST_URL": f"http://127.0.0.1:{port}",
-        "ROOST_NETWORK_CIDR": "10.203.0.0/16",
+        "ROOST_NETWORK_CIDR": NETWORK,
         "ROOST_POOL_GIB": "60",
         "ROOST_HOST_CA": "1",
         **settings,

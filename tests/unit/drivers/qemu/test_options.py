@@ -22,7 +22,7 @@ from roost.drivers.qemu.options import (
 )
 from roost.errors import InternalError
 
-FDS = Descriptors(qmp=10, agent=11, disk=12, modules=13, tap=14)
+FDS = Descriptors(qmp=10, agent=11, disk=12, modules=13, tap=14, mtu=1400)
 VMM = Vmm(512, Boot("console=ttyS0 quiet"), FDS, mac="02:72:73:74:00:02")
 
 
@@ -65,7 +65,7 @@ def test_what_every_vmm_has() -> None:
         assert values(argv, "-device") == [
             "virtio-blk-device,drive=disk",
             "virtio-blk-device,drive=modules",
-            "virtio-net-device,netdev=net,mac=02:72:73:74:00:02",
+            "virtio-net-device,netdev=net,mac=02:72:73:74:00:02,host_mtu=1400",
             "virtio-rng-device,rng=rng",
             "virtio-serial-device,max_ports=2",
             "virtserialport,chardev=agent,name=roost.agent",
@@ -161,7 +161,6 @@ def test_the_fingerprint_follows_what_a_snapshot_depends_on() -> None:
         "memory_mib": 512,
         "accel": Accel.TCG,
         "cpu": Cpu(),
-        "modules": True,
         "mac": "02:72:73:74:00:02",
     }
     same = options.fingerprint(**base)
@@ -172,7 +171,6 @@ def test_the_fingerprint_follows_what_a_snapshot_depends_on() -> None:
         {"cpu": Cpu(model="max")},
         {"cpu": Cpu(features=("avx2=off",))},
         {"cpu": Cpu(count=2)},
-        {"modules": False},
         {"mac": None},
     ):
         assert options.fingerprint(**{**base, **change}) != same
