@@ -1,13 +1,17 @@
 """One real daemon for all system tests: real gVisor, real runc, real pool, its own directories, port and network range.
 
-The pool and the baked template stay in ``ROOST_TEST_DATA_DIR`` (default ``/var/lib/roost-test``) so that the next run
-starts quickly; machines, slots and the daemon itself are gone afterwards, which the last check of the session proves.
+The pool, the baked template and the guest of microVMs stay in ``ROOST_TEST_DATA_DIR`` (default
+``/var/lib/roost-test``) so that the next run starts quickly; machines, slots and the daemon itself are gone
+afterwards, which the last check of the session proves. Two sessions at a time need two of each: ``ROOST_TEST_RUN_DIR``,
+``ROOST_TEST_PORT``, ``ROOST_TEST_NETWORK``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +22,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from roost.drivers.tree import default_agent
+from roost.guest import Guests
 
 DATA_DIR = Path(os.environ.get("ROOST_TEST_DATA_DIR", "/var/lib/roost-test"))
 RUN_DIR = Path(os.environ.get("ROOST_TEST_RUN_DIR", "/run/roost-test"))
@@ -178,6 +185,21 @@ def leftovers(daemon: Daemon) -> dict[str, list[str]]:
     disks = [str(p) for p in (daemon.data_dir / "pool" / "disks").glob("*")]
     found = {"mounts": mounts, "loops": loops, "processes": processes, "disks": disks}
     return {k: v for k, v in found.items() if v}
+
+
+@pytest.fixture(scope="session")
+def guests() -> Guests:
+    """The daemon's own, with the guest of this agent: fetched and made once for all that boot one."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    if shutil.which("qemu-system-x86_64") is None:
+        pytest.skip("needs QEMU (scripts/up installs it)")
+    if not default_agent().exists():
+        pytest.skip("needs the agent (scripts/up builds it)")
+    DATA_DIR.mkdir(parents=True, exist_ok=True)
+    guests = Guests(DATA_DIR, default_agent())
+    asyncio.run(guests.ensure(lambda *_: None))
+    return guests
 
 
 @pytest.fixture(params=["runc", "gvisor"], scope="session")

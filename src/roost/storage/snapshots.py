@@ -32,7 +32,9 @@ class Snapshots:
 
     def copy_memory(self, memory: Path, snapshot_id: str) -> None:
         for file in sorted(memory.iterdir()):
-            files.reflink(file, self.at(snapshot_id).memory / file.name)
+            copy = self.at(snapshot_id).memory / file.name
+            files.reflink(file, copy)
+            shutil.copymode(file, copy)  # who restores from it may be another user
 
     def seal(self, snapshot_id: str, disk: Path) -> int:
         """``disk``: the machine's own, whose record is kept with the copy."""

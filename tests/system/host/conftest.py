@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
@@ -217,6 +218,8 @@ def internet() -> Iterator[str]:
         pytest.skip("needs root")
     netns.prepare()
     name = f"rtest-{os.getpid()}"
+    turn = os.open("/run/lock/roost-test-internet", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(turn, fcntl.LOCK_EX)  # a host has one of each address: other sessions wait
     fd = netns.create(name)
 
     def ip(*words: str) -> None:
@@ -267,6 +270,7 @@ def internet() -> Iterator[str]:
         subprocess.run(["ip", "link", "del", f"rt{os.getpid()}"], check=False)
         os.close(fd)
         netns.delete(name)
+        os.close(turn)
 
 
 def _serve(sock: socket.socket, stop: threading.Event) -> None:

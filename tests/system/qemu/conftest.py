@@ -1,126 +1,64 @@
-"""microVMs of the real driver, with no daemon above. One is booted a session and saved; tests restore that.
-
-The guest is the project's own, or a directory named by ``ROOST_TEST_GUEST`` (``vmlinux`` and ``initrd``).
-"""
+"""microVMs of the real driver, with no daemon above. One is booted a session and saved; tests restore that."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from roost.agent.client import AgentClient
 from roost.agent.v1 import agent_pb2 as pb
-from roost.drivers.interface import Capture, Handle, NetworkSlot, Root, Size, StartSpec
-from roost.drivers.qemu import GuestImage, QemuDriver
-from roost.drivers.tree import default_agent
+from roost.drivers.interface import Capture, Handle, Root, Size, StartSpec
+from roost.drivers.qemu import QemuDriver
+from roost.guest import Guests
 from roost.network import SlotNetwork
 from roost.settings import Settings
 from roost.storage import Image, PoolStorage
+from tests.system import conftest as session
 from tests.system.host.conftest import (  # noqa: F401
     World,
     image,
     internet,
-    place,
     world,
 )
+from tests.system.host.conftest import place as host_place  # noqa: F401
 from tests.system.host.conftest import tree as host_tree  # noqa: F401
 
 MEMORY_MIB = 256
-READY_S = 120.0
-# 64 MiB that nothing can guess, and a process that counts in memory.
+READY_S = 60.0
+TOKEN = "t" * 32  # of every machine here, once it has been renewed
+# 16 MiB that nothing can guess, and a process that counts in memory.
 COUNTING = """
-mkdir -p /dev/shm
-[ -w /dev/shm/.probe ] || mount -t tmpfs none /dev/shm 2>/dev/null
-dd if=/dev/urandom of=/dev/shm/random bs=1M count=64 2>/dev/null
+dd if=/dev/urandom of=/dev/shm/random bs=1M count=16 2>/dev/null
 (i=0; while :; do i=$((i+1)); echo $i >/dev/shm/.new; mv /dev/shm/.new /dev/shm/count; sleep 0.05; done) \
   >/dev/null 2>&1 </dev/null &
-sleep 0.5
+until test -e /dev/shm/count; do sleep 0.1; done
 cksum /dev/shm/random
 """
 
 
-@dataclass
-class Files:
-    digest: str
-    directory: Path
-
-    @property
-    def kernel(self) -> Path:
-        return self.directory / "vmlinux"
-
-    @property
-    def initrd(self) -> Path:
-        return self.directory / "initrd"
-
-    @property
-    def modules(self) -> Path:
-        return self.directory / "modules.img"
-
-
-class DirectoryGuests:
-    first_token = "roost-guest"
-
-    def __init__(self, directory: Path) -> None:
-        digest = hashlib.sha256((directory / "initrd").read_bytes()).hexdigest()
-        self.files = Files(digest, directory)
-
-    async def current(self) -> GuestImage:
-        return self.files
-
-    def get(self, digest: str) -> GuestImage | None:
-        return self.files if digest == self.files.digest else None
-
-    def command_line(self, *, accelerated: bool, slot: NetworkSlot | None) -> str:
-        words = ["console=ttyS0 quiet panic=-1 reboot=t root=/dev/vda mitigations=off"]
-        if not accelerated:
-            words += [f"tsc=reliable tsc_early_khz={_tsc_khz()} no_timer_check"]
-        if self.files.modules.exists():
-            words += ["roost.modules=/dev/vdb"]
-        if slot is not None:
-            words += [f"roost.address={slot.address} roost.gateway={slot.gateway}"]
-        return " ".join(words)
-
-
-def _tsc_khz() -> int:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("cpu MHz"):
-            return int(float(line.split(":")[1]) * 1000)
-    raise LookupError("cpu MHz")
-
-
 @pytest.fixture(scope="session")
 def tree(host_tree: Path) -> Path:  # noqa: F811
-    for program in ("cksum", "mount", "umount"):
-        path = shutil.which(program)
-        assert path is not None
-        shutil.copy(path, host_tree / "usr/bin" / program)
-        listed = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
-        for word in listed.split():
-            if word.startswith("/") and not (host_tree / word[1:]).exists():
-                (host_tree / word[1:]).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(word, host_tree / word[1:])
-    # A guest that does not bring the agent itself starts the image's.
-    (host_tree / ".roost").mkdir(exist_ok=True)
-    shutil.copy(default_agent(), host_tree / ".roost/agent")
+    path = shutil.which("cksum")
+    assert path is not None
+    shutil.copy(path, host_tree / "usr/bin/cksum")
     return host_tree
 
 
 @pytest.fixture(scope="session")
-def guests(place: Settings) -> Any:  # noqa: F811
-    if directory := os.environ.get("ROOST_TEST_GUEST"):
-        return DirectoryGuests(Path(directory))
-    module = pytest.importorskip("roost.guest", reason="no guest to boot")
-    found = asyncio.run(module.Guests(place.data_dir, default_agent()).ensure(lambda *_: None))
-    return DirectoryGuests(found.kernel.parent)
+def place(host_place: Settings, guests: Guests) -> Iterator[Settings]:  # noqa: F811
+    """With the guest that all share."""
+    host_place.data_dir.mkdir(parents=True, exist_ok=True)
+    link = host_place.data_dir / "guest"
+    link.symlink_to(session.DATA_DIR / "guest")
+    yield host_place.model_copy(update={"operation_timeout_s": 2 * READY_S})
+    link.unlink()
 
 
 @dataclass
@@ -143,6 +81,14 @@ class Vm:
     async def counter(self) -> int:
         return int(await self.run("cat /dev/shm/count"))
 
+    async def counts_on(self) -> int:
+        """Waits for it to do so."""
+        at = await self.counter()
+        async with asyncio.timeout(60):
+            while (now := await self.counter()) <= at:
+                await asyncio.sleep(0.05)
+        return now
+
 
 @dataclass
 class Lab:
@@ -151,29 +97,49 @@ class Lab:
     image: Image
     network: SlotNetwork
     vms: dict[str, Vm] = field(default_factory=dict)
+    directories: int = 0
 
     async def spec(self, machine_id: str, disk_from: Path | None = None) -> StartSpec:
         disk = await self.storage.clone(self.image, machine_id, 1)
         if disk_from is not None:
             _reflink(disk_from, disk)
-        slot = await self.network.take(machine_id)
-        size = Size(1, MEMORY_MIB, 1)
-        return StartSpec(machine_id, "box", size, Root(image=disk), slot, "t" * 32)
+        return StartSpec(
+            machine_id=machine_id,
+            hostname="box",
+            size=Size(1, MEMORY_MIB, 1),
+            root=Root(image=disk),
+            slot=await self.network.take(machine_id),
+            agent_token=TOKEN,
+            linux_id="1" * 32,
+        )
+
+    def directory(self) -> Path:
+        """An empty one, in the pool."""
+        self.directories += 1
+        made = self.storage.pool.variants / f"lab{self.directories}"
+        made.mkdir()
+        return made
 
     async def begin(self, spec: StartSpec, capture: Capture | None = None) -> Vm:
         if capture is None:
             handle = await self.driver.start(spec)
+            client = AgentClient(handle.agent_target, self.driver.first_token)
         else:
             handle = await self.driver.restore(spec, capture)
-        token = self.driver.first_token(spec, capture)
-        vm = Vm(handle, spec, AgentClient(handle.agent_target, token))
+            client = AgentClient(handle.agent_target, TOKEN)
+        vm = Vm(handle, spec, client)
         self.vms[spec.machine_id] = vm
-        try:
-            await vm.client.wait_ready(READY_S)
-        except Exception:
-            print(await self.driver.console_tail(spec.machine_id))
-            raise
+        await client.wait_ready(READY_S)
+        if capture is None:
+            await client.renew_identity(pb.RenewIdentityRequest(hostname="box", new_token=TOKEN))
+            client.use_token(TOKEN)
+            self.driver.use_token(handle, TOKEN)
         return vm
+
+    async def again(self, vm: Vm, capture: Capture) -> Vm:
+        """The same machine, after ``hibernate``."""
+        await vm.client.close()
+        return await self.begin(vm.spec, capture)
 
     async def end(self, machine_id: str) -> None:
         vm = self.vms.pop(machine_id, None)
@@ -186,10 +152,21 @@ class Lab:
     async def end_all(self) -> None:
         for machine_id in [*self.vms, *await self.driver.list_ids()]:
             await self.end(machine_id)
+        for number in range(self.directories):
+            path = self.storage.pool.variants / f"lab{number + 1}"
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _reflink(source: Path, target: Path) -> None:
     subprocess.run(["cp", "--reflink=always", source, target], check=True)
+
+
+def copied(capture: Capture, directory: Path) -> Capture:
+    """The same, in the empty ``directory``, whose files may be written."""
+    for path in capture.directory.iterdir():
+        _reflink(path, directory / path.name)
+        os.chmod(directory / path.name, 0o644)
+    return Capture(directory, capture.manifest)
 
 
 @dataclass
@@ -201,14 +178,14 @@ class Saved:
 
 
 @pytest.fixture(scope="session")
-def saved(place: Settings, image: Image, guests: Any, internet: str) -> Saved:  # noqa: F811
+def saved(place: Settings, image: Image, internet: str) -> Saved:  # noqa: F811
     """A machine that counts, captured ten times while it ran; the last capture is kept."""
 
     async def make() -> Saved:
         storage, network = PoolStorage(place), SlotNetwork(place)
         await storage.open()
         await network.open({})
-        driver = QemuDriver(place, guests)
+        driver = QemuDriver(place)
         if not (probe := await driver.probe()).available:
             pytest.skip(probe.reason or "not available")
         lab = Lab(driver, storage, image, network)
@@ -218,13 +195,14 @@ def saved(place: Settings, image: Image, guests: Any, internet: str) -> Saved:  
             pauses = []
             for number in range(10):
                 into = storage.pool.variants / f"saved{number}"
-                disk = storage.pool.variants / f"saved{number}.ext4"
+                into.mkdir()
+                disk = into.with_suffix(".ext4")
                 capture = await driver.capture(vm.handle, into, disk)
                 pauses.append(capture.paused_ms)
                 if number < 9:
                     shutil.rmtree(into)
                     disk.unlink()
-            assert await vm.counter() > 0
+            await vm.counts_on()
             return Saved(capture, disk, checksum, pauses)
         finally:
             await lab.end_all()
@@ -236,8 +214,8 @@ def saved(place: Settings, image: Image, guests: Any, internet: str) -> Saved:  
 
 
 @pytest.fixture
-async def lab(world: World, saved: Saved, guests: Any) -> AsyncIterator[Lab]:  # noqa: F811
-    driver = QemuDriver(world.settings, guests)
+async def lab(world: World, saved: Saved) -> AsyncIterator[Lab]:  # noqa: F811
+    driver = QemuDriver(world.settings)
     await driver.probe()
     lab = Lab(driver, world.storage, world.image, world.network)
     try:

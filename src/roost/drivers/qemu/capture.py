@@ -15,10 +15,12 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
+from roost.drivers import saved
 from roost.drivers.qemu import manifest as manifests
 from roost.drivers.qemu import mappedram, options
 from roost.drivers.qemu.manifest import Manifest
@@ -27,6 +29,7 @@ from roost.drivers.qemu.qmp import Qmp, VmmError
 from roost.errors import CapacityError
 from roost.host import files
 
+T = TypeVar("T")
 _FDSET = 10  # the saving's own; disks have others
 _TARGET = f"/dev/fdset/{_FDSET}"
 _DOWNTIME_MS = 50
@@ -65,27 +68,39 @@ async def live(
     qmp, path = source.qmp, into / manifests.MEMORY
     try:
         # What is on its way to the image goes while the guest runs, not while it is stopped.
-        await asyncio.to_thread(_sync, disk)
+        await _in_thread(_sync, disk)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             async with _running_again(qmp):
                 async with _target(qmp, path):
                     stopped = await _save(qmp)
-                    await asyncio.to_thread(files.reflink, disk, disk_to, durable=False)
+                    await _in_thread(files.reflink, disk, disk_to, durable=False)
                     await resume(qmp)
                     paused_ms = (time.monotonic() - stopped) * 1000
             if durable:
-                await asyncio.to_thread(_sync, disk_to)
-                await asyncio.to_thread(files.sync_dir, disk_to.parent)
-            made = await asyncio.to_thread(_seal_whole, source, fd, into, durable)
+                await _in_thread(_sync, disk_to)
+                await _in_thread(files.sync_dir, disk_to.parent)
+            made = await _in_thread(_seal_whole, source, fd, into, durable)
         finally:
             os.close(fd)
     except BaseException:
-        path.unlink(missing_ok=True)
+        saved.clear(into)
         with contextlib.suppress(OSError):
             os.unlink(disk_to)
         raise
     return made, paused_ms
+
+
+async def _in_thread(function: Callable[..., T], *args: Any, **named: Any) -> T:
+    """Cancelled, it ends when the thread does: what that has open or writes to is then the caller's again."""
+    running = asyncio.ensure_future(asyncio.to_thread(function, *args, **named))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([running])
+        raise
 
 
 def _sync(path: Path) -> None:
@@ -105,11 +120,11 @@ async def whole(source: Source, into: Path) -> Manifest:
             async with _running_again(source.qmp):
                 async with _target(source.qmp, path):
                     await _save(source.qmp)
-                return await asyncio.to_thread(_seal_whole, source, fd, into, True)
+                return await _in_thread(_seal_whole, source, fd, into, True)
         finally:
             os.close(fd)
     except BaseException:
-        path.unlink(missing_ok=True)
+        saved.clear(into)
         raise
 
 
@@ -123,12 +138,12 @@ async def delta(source: Source, into: Path) -> Manifest:
         await qmp.execute("stop", timeout_s=_STEP_S)
         try:
             state = await _device_state(qmp, into / ".devices")
-            return await asyncio.to_thread(_write_delta, source, path, state)
+            return await _in_thread(_write_delta, source, path, state)
         except BaseException:
             await asyncio.shield(resume(qmp))
             raise
     except BaseException:
-        path.unlink(missing_ok=True)
+        saved.clear(into)
         raise
 
 
@@ -284,7 +299,7 @@ async def _device_state(qmp: Qmp, path: Path) -> bytes:
             await qmp.execute(
                 "xen-save-devices-state", {"filename": _TARGET, "live": False}, timeout_s=_STEP_S
             )
-        return mappedram.device_sections(await asyncio.to_thread(_read_bounded, path))
+        return mappedram.device_sections(await _in_thread(_read_bounded, path))
     finally:
         os.unlink(path)
 

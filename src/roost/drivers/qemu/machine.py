@@ -39,6 +39,7 @@ class Machine:
         self.dialler = Dialler(place.grpc, token, self._open_agent)
         self._ahead: SocketStream | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._said = ""
 
     async def open(self, oom_kills: Callable[[], Awaitable[int]]) -> None:
         await self.dialler.start()
@@ -76,14 +77,14 @@ class Machine:
         self.log.close()
 
     async def console_tail(self) -> str:
-        """What the guest's console said last, else what the VMM did. Hostile text."""
+        """What the guest's console said last, else what the VMM did. Hostile text. The VMM tells all of it only once,
+        and nothing after its end."""
         with contextlib.suppress(VmmError):
             said = await self.qmp.execute(
                 "ringbuf-read", {"device": "console", "size": _CONSOLE_BYTES, "format": "utf8"}
             )
-            if said:
-                return str(said)[-_CONSOLE_BYTES:]
-        return self.log.tail()
+            self._said = (self._said + str(said))[-_CONSOLE_BYTES:]
+        return self._said or self.log.tail()
 
     async def settle(self) -> None:
         """After an adoption: what a daemon that died left half-done is given up, and the guest runs unless it was
