@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class FakeMachine:
     disk_frozen: bool = False
     restored_from: Path | None = None
     token: str = ""  # the agent's: of the machine captured until it is renewed
+    used_token: str = ""  # what the driver was told that it is
 
 
 @dataclass(slots=True)
@@ -61,7 +62,11 @@ class FakeDriver(Driver):
         memory_snapshot: bool = False,
         available: bool = True,
         target: str = "127.0.0.1:1",
+        bakes: bool = False,
+        first_token: str = "",
+        **is_: Any,
     ) -> None:
+        """``is_``: capabilities that are others than a container's."""
         self.machines = {} if machines is None else machines
         self.debris: set[str] = set()
         self.calls: Counter[str] = Counter()
@@ -69,6 +74,11 @@ class FakeDriver(Driver):
         self.target = target
         self._memory = memory_snapshot
         self._available = available
+        self.bakes = bakes
+        self.first_token = first_token
+        self.depends: dict[str, Any] = {}  # ``traits``
+        self.files: dict[str, bytes] = {}  # ``given``
+        self._is = is_
         self._pids = itertools.count(1000)
 
     async def _enter(self, method: str) -> None:
@@ -101,8 +111,17 @@ class FakeDriver(Driver):
             self._available, version="1", reason=None if self._available else "scripted to be away"
         )
 
+    async def prepare(self) -> None:
+        await self._enter("prepare")
+
+    def traits(self) -> Mapping[str, Any]:
+        return self.depends
+
+    def given(self) -> Mapping[str, bytes]:
+        return self.files
+
     def capabilities(self) -> Capabilities:
-        return Capabilities(
+        container = Capabilities(
             isolation=Isolation.CONTAINER,
             boundary="none: a fake for tests",
             claim="sandboxed by nothing (fake)",
@@ -116,6 +135,7 @@ class FakeDriver(Driver):
             needs_root=False,
             accelerated=None,
         )
+        return replace(container, **self._is)
 
     async def start(self, spec: StartSpec) -> Handle:
         return await self._boot("start", spec, None)
@@ -127,6 +147,8 @@ class FakeDriver(Driver):
             raise ConflictError("the capture is gone", code="SNAPSHOT_INVALID")
         if _disk(spec) != capture.manifest["disk"]:
             raise AssertionError("memory on a disk of another instant")
+        if spec.agent_token != capture.manifest["token"]:
+            raise AssertionError("a token that the captured agent does not know")
         return await self._boot("restore", spec, capture)
 
     async def _boot(self, method: str, spec: StartSpec, capture: Capture | None) -> Handle:
@@ -142,7 +164,9 @@ class FakeDriver(Driver):
             spec.size,
             future,
             restored_from=None if capture is None else capture.directory,
-            token=spec.agent_token if capture is None else str(capture.manifest["token"]),
+            token=self.first_token or spec.agent_token
+            if capture is None
+            else str(capture.manifest["token"]),
         )
         if spec.root.image is not None:  # a machine that runs writes
             _write(spec.root.image, f"{_disk(spec)}.{pid}")
@@ -171,6 +195,9 @@ class FakeDriver(Driver):
     async def list_ids(self) -> set[str]:
         await self._enter("list_ids")
         return set(self.machines) | self.debris
+
+    def use_token(self, handle: Handle, token: str) -> None:
+        self._machine(handle).used_token = token
 
     async def usage(self, handle: Handle) -> Usage:
         await self._enter("usage")

@@ -20,12 +20,12 @@ import structlog
 
 from roost import ids
 from roost.agent.v1 import agent_pb2 as pb
-from roost.drivers.interface import Size
+from roost.drivers.interface import Capabilities, Size
 from roost.engine.engine import Engine
 from roost.engine.machine import capabilities_to_json
-from roost.errors import MachineError
+from roost.errors import MachineError, RoostError
 from roost.services.models import Template
-from roost.store import keys
+from roost.store import keys, machines
 from roost.store import snapshots as rows
 
 if TYPE_CHECKING:
@@ -97,6 +97,20 @@ class Bakes:
         await self._store.write(lambda c: keys.put_tenant(c, NOBODY, engine.clock.now()))
         log.info("bake.begin", template=template.name, driver=driver, memory_mib=size.memory_mib)
         _, capabilities = engine.rungs.choose("auto", driver)
+        try:
+            await self._bake(name, template, driver, size, capabilities)
+        except RoostError as error:
+            error.details.pop("machine_id", None)  # nobody's, and gone
+            raise
+        row = await self._find(name)
+        assert row is not None
+        log.info("bake.done", template=template.name, driver=driver, bytes=row["size_bytes"])
+        return row
+
+    async def _bake(
+        self, name: str, template: Template, driver: str, size: Size, capabilities: Capabilities
+    ) -> None:
+        engine = self._engine
         machine = await engine.create(
             {
                 "tenant_id": NOBODY,
@@ -126,10 +140,6 @@ class Bakes:
             await engine.snapshot(machine.id, values)
         finally:
             await asyncio.shield(engine.destroy(machine.id))
-        row = await self._find(name)
-        assert row is not None
-        log.info("bake.done", template=template.name, driver=driver, bytes=row["size_bytes"])
-        return row
 
     async def _warm_up(self, machine_id: str, template: Template) -> None:
         running = self._engine.roster.peek(machine_id)
@@ -154,8 +164,11 @@ class Bakes:
                 )
 
     async def collect(self) -> None:
-        """Deletes bakes that nothing was made from for ``KEEP``, and those that cannot be loaded."""
+        """Deletes bakes that nothing was made from for ``KEEP``, those that cannot be loaded, and machines that a
+        daemon before this one was about to bake."""
         now = self._engine.clock.now()
+        for left in await self._store.read(self._left):
+            await self._engine.destroy(left["id"])
 
         def fn(connection: sa.Connection) -> list[rows.Row]:
             return rows.page(connection, NOBODY, machine_id=None, limit=1000, after=None)
@@ -165,6 +178,19 @@ class Bakes:
             useless = row["name"] is None or row["memory_image"] is None
             if (unused or useless) and await self._engine.delete_snapshot(row["id"]):
                 self._used.pop(row["id"], None)
+
+    def _left(self, connection: sa.Connection) -> list[machines.Row]:
+        found = machines.page(
+            connection,
+            NOBODY,
+            phase=None,
+            key=None,
+            labels={},
+            template=None,
+            limit=1000,
+            after=None,
+        )
+        return [row for row in found if row["created_at"] < self._since]
 
 
 async def _pieces(content: bytes) -> AsyncIterator[bytes]:

@@ -145,13 +145,7 @@ class Machine:
 
 
 @pytest.fixture(scope="session")
-def place() -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    if shutil.which("qemu-system-x86_64") is None:
-        pytest.skip("needs QEMU (scripts/up installs it)")
-    if not default_agent().exists():
-        pytest.skip("needs the agent (scripts/up builds it)")
+def place(guests: Guests) -> Iterator[Path]:
     base = Path(tempfile.mkdtemp(prefix="roost-guest-"))
     try:
         yield base
@@ -160,8 +154,10 @@ def place() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def guest(place: Path) -> Guest:
-    return asyncio.run(Guests(place, default_agent()).ensure(quiet))
+def guest(guests: Guests) -> Guest:
+    found = guests.kept()
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -251,10 +251,23 @@ class FakeAgent:
 
     async def renew_identity(self, request: Any) -> None:
         await self.agents.enter("renew_identity")
+        self.agents.renewals.append((self.machine_id, request))
         if request.new_token:
             self.agents.driver.machines[self.machine_id].token = request.new_token
         if request.machine_id:
             self.agents.named[self.machine_id] = request.machine_id
+
+    async def run(self, request: Any) -> Any:
+        await self.agents.enter("run")
+        self.agents.ran.append((self.machine_id, list(request.argv)))
+        code = self.agents.exit_codes.pop(0) if self.agents.exit_codes else 0
+        return SimpleNamespace(
+            execution=SimpleNamespace(exit_code=code), stderr=b"what it complains of"
+        )
+
+    async def write_file(self, header: Any, pieces: Any) -> None:
+        await self.agents.enter("write_file")
+        self.agents.written[header.path.decode()] = b"".join([piece async for piece in pieces])
 
     async def set_clock(self, unix_ns: int) -> None:
         await self.agents.enter("set_clock")
@@ -273,6 +286,10 @@ class FakeAgents(Scripted):
         self.driver = driver
         self.kept: dict[str, FakeAgent] = {}
         self.named: dict[str, str] = {}
+        self.renewals: list[tuple[str, Any]] = []  # machine id, request
+        self.ran: list[tuple[str, list[str]]] = []
+        self.written: dict[str, bytes] = {}
+        self.exit_codes: list[int] = []  # of the next commands
 
     def get(self, machine_id: str, target: str, token: str) -> FakeAgent:
         kept = self.kept.get(machine_id)
@@ -317,12 +334,13 @@ class Host:
     boot_id: str = "fake-boot"
     size: HostSize = field(default_factory=lambda: HostSize(4.0, 1_000_000, None))
     memory: bool = False  # the rung keeps memory
+    driver: FakeDriver = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if not (self.directory / "roost.db").exists():
             (self.directory / "roost.db").write_bytes(_migrated())
         self.identity = HostIdentity("node", bytes(32))
-        self.driver = FakeDriver(memory_snapshot=self.memory)
+        self.driver = self.driver or FakeDriver(memory_snapshot=self.memory)
         self.network = FakeNetwork()
         self.storage = FakeStorage(self.directory)
         self.recipes = FakeRecipes(self.storage)
@@ -367,6 +385,7 @@ class Daemon:
     machines: Machines
     snapshots: Snapshots
     agents: FakeAgents
+    bakes: Bakes
 
     @classmethod
     async def start(
@@ -404,8 +423,10 @@ class Daemon:
         if build:
             await templates.build("base")
         await engine.open()
-        machines = Machines(engine, templates, Bakes(engine))
-        return cls(host, store, engine, templates, machines, Snapshots(engine, machines), agents)
+        bakes = Bakes(engine)
+        machines = Machines(engine, templates, bakes)
+        snapshots = Snapshots(engine, machines)
+        return cls(host, store, engine, templates, machines, snapshots, agents, bakes)
 
     async def stop(self) -> None:
         await self.engine.close(1.0)
@@ -429,9 +450,13 @@ class Daemon:
 
 @contextlib.asynccontextmanager
 async def daemon(
-    directory: Path, clock: Clock | None = None, memory: bool = False, **settings: Any
+    directory: Path,
+    clock: Clock | None = None,
+    memory: bool = False,
+    driver: FakeDriver | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Daemon]:
-    host = Host(directory, clock or SystemClock(), memory=memory)
+    host = Host(directory, clock or SystemClock(), memory=memory, driver=driver)  # type: ignore[arg-type]
     running = await Daemon.start(host, **settings)
     try:
         yield running

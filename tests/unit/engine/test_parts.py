@@ -12,6 +12,7 @@ import pytest
 
 from roost.clock import FakeClock
 from roost.drivers.fake import FakeDriver
+from roost.drivers.interface import Isolation
 from roost.engine.desk import Desk
 from roost.engine.identity import HostIdentity, linux_machine_id
 from roost.engine.machine import capabilities_from_json, capabilities_to_json
@@ -130,6 +131,28 @@ async def test_the_best_available_driver_is_chosen() -> None:
     assert caught.value.code == "VALIDATION_FAILED"
     with pytest.raises(UnavailableError):
         rungs.driver("gone")
+
+
+async def test_an_emulated_cpu_is_the_last_choice_and_still_one() -> None:
+    def rungs(accelerated: bool | None, other: bool = True) -> Rungs:
+        microvm = FakeDriver(accelerated=accelerated, isolation=Isolation.MICROVM)
+        container = FakeDriver(available=other)
+        return Rungs({"microvm": microvm, "container": container}, ["microvm", "container"])
+
+    for accelerated, first in ((True, "microvm"), (False, "container"), (None, "microvm")):
+        offered = rungs(accelerated)
+        assert offered.default is None, "nobody has looked yet"
+        await offered.probe()
+        assert offered.default == first
+        assert offered.choose("auto", None)[0] == first
+        # Who asks for it gets it, and is told what it is.
+        for asked in (("auto", "microvm"), ("microvm", None), ("microvm", "microvm")):
+            name, capabilities = offered.choose(*asked)
+            assert (name, capabilities.accelerated) == ("microvm", accelerated)
+        assert offered.choose("container", None)[0] == "container"
+    alone = rungs(False, other=False)
+    await alone.probe()
+    assert alone.default == alone.choose("auto", None)[0] == "microvm"
 
 
 def test_capabilities_survive_the_database() -> None:
