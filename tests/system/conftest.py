@@ -25,6 +25,7 @@ import pytest
 
 from roost.drivers.tree import default_agent
 from roost.guest import Guests
+from roost.network.addresses import instance_tag
 
 DATA_DIR = Path(os.environ.get("ROOST_TEST_DATA_DIR", "/var/lib/roost-test"))
 RUN_DIR = Path(os.environ.get("ROOST_TEST_RUN_DIR", "/run/roost-test"))
@@ -175,15 +176,24 @@ def leftovers(daemon: Daemon) -> dict[str, list[str]]:
         if f"{daemon.data_dir}/pool/" in line
     ]
     processes = []
+    group = f"/roost-{instance_tag(daemon.run_dir)}/"
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             text = cmdline.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            ours = group in cmdline.with_name("cgroup").read_text()
         except OSError:
             continue
-        if str(daemon.run_dir) in text and "roost.daemon" not in text:
+        if (ours or str(daemon.run_dir) in text) and "roost.daemon" not in text:
             processes.append(f"{cmdline.parent.name}: {text[:200]}")
     disks = [str(p) for p in (daemon.data_dir / "pool" / "disks").glob("*")]
-    found = {"mounts": mounts, "loops": loops, "processes": processes, "disks": disks}
+    places = [str(p) for p in daemon.run_dir.glob("machines/*/*")]
+    found = {
+        "mounts": mounts,
+        "loops": loops,
+        "processes": processes,
+        "disks": disks,
+        "places": places,
+    }
     return {k: v for k, v in found.items() if v}
 
 
