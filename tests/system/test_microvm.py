@@ -23,6 +23,7 @@ import pytest
 
 from roost import Machine, NotFoundError, RoostError, Snapshot
 from roost.agent.client import AgentClient
+from roost.drivers.qemu.qmp import Qmp
 from roost.guest import FIRST_TOKEN, Guests
 from tests.system.host.conftest import INTERNET, RESOLVER, internet  # noqa: F401
 
@@ -231,6 +232,29 @@ def test_a_later_daemon_adopts_it(daemon: Daemon, machine: Machine, checksum: st
     assert (boots(machine), vmm(daemon, machine)) == (boot, pid)
     with fork(machine) as child:
         assert run(child, "md5sum < /dev/shm/random") == checksum
+
+
+def test_a_later_daemon_learns_how_one_ended_meanwhile(daemon: Daemon, machine: Machine) -> None:
+    async def status(m: Machine) -> str:
+        qmp = await Qmp.connect(daemon.run_dir / "machines/qemu" / m.id / "qmp", 10)
+        try:
+            return str((await qmp.execute("query-status"))["status"])
+        finally:
+            await qmp.close()
+
+    with fork(machine) as down, fork(machine) as again:
+        boot = boots(again)
+        for m, key in ((down, "o"), (again, "b")):
+            m.start(f"echo 1 >/proc/sys/kernel/sysrq; sleep 2; echo {key} >/proc/sysrq-trigger")
+        daemon.stop(signal.SIGKILL)
+        for m in (down, again):
+            until(lambda m=m: asyncio.run(status(m)) == "shutdown")
+        daemon.start()
+        until(lambda: down.refresh().phase == "sleeping")
+        assert reason(down) == "shut down"
+        until(lambda: "it rebooted itself" in said(again, "sleeping"))
+        until(lambda: again.refresh().phase == "running")
+        assert boots(again) != boot
 
 
 def test_snapshots_keep_memory_of_machines_awake_and_asleep(

@@ -16,11 +16,13 @@ from pathlib import Path
 import pytest
 
 from roost.agent.client import AgentClient
+from roost.agent.v1 import agent_pb2 as pb
 from roost.drivers import saved as saved_memory
 from roost.drivers.interface import Capture, StartSpec
 from roost.drivers.qemu import QemuDriver
 from roost.drivers.qemu import capture as captures
 from roost.drivers.qemu.mappedram import SnapshotInvalid
+from roost.drivers.qemu.qmp import Qmp
 from roost.errors import MachineError
 from roost.host import files
 from tests.system.host.conftest import INTERNET
@@ -227,6 +229,35 @@ async def test_ends_of_every_kind(lab: Lab, saved: Saved) -> None:
         assert (await lab.driver.wait(rebooted.handle)).reason == "rebooted"
         end = await lab.driver.wait(exited.handle)
         assert (end.reason, end.exit_code) == ("exited", 0)
+
+
+async def test_a_later_daemon_learns_how_a_machine_ended_meanwhile(lab: Lab, saved: Saved) -> None:
+    ends = {"b": "rebooted", "c": "panicked", "o": "exited"}
+    for key in ends:
+        vm = await child(lab, saved, key)
+        shell = f"echo 1 >/proc/sys/kernel/sysrq; sleep 1; echo {key} >/proc/sysrq-trigger"
+        argv = ["/bin/bash", "-c", shell]
+        await vm.client.start(pb.StartRequest(execution_id=key, argv=argv))
+        await vm.client.close()
+        await lab.driver._live.pop(key).close()
+    for key in ends:
+        async with asyncio.timeout(60):
+            while True:
+                qmp = await Qmp.connect(lab.driver._place(key).qmp, 10)
+                status = (await qmp.execute("query-status"))["status"]
+                await qmp.close()
+                if status == "shutdown":
+                    break
+                await asyncio.sleep(0.1)
+    lab.driver = QemuDriver(lab.driver.settings)
+    await lab.driver.probe()
+    for key, reason in ends.items():
+        handle = lab.vms[key].handle
+        assert await lab.driver.adopt(handle)
+        async with asyncio.timeout(10):
+            end = await lab.driver.wait(handle)
+        assert end.reason == reason, end
+        assert end.console
 
 
 async def test_bad_snapshots_are_refused_before_anything_starts(lab: Lab, saved: Saved) -> None:

@@ -16,6 +16,12 @@ from roost.host import console, processes
 
 _CONSOLE_BYTES = 16 << 10
 _PANIC = "Kernel panic"
+# What a kernel says before it ends, where nobody listened to the VMM then.
+_LAST_WORDS = {
+    "reboot: Power down": "exited",
+    "reboot: Restarting system": "rebooted",
+    "sysrq: Resetting": "rebooted",
+}
 # Reasons of SHUTDOWN events (qapi/run-state.json) that are the guest's doing.
 _REASONS = {"guest-shutdown": "exited", "guest-reset": "rebooted", "guest-panic": "panicked"}
 _STOPPED = ("paused", "postmigrate", "finish-migrate", "save-vm", "prelaunch")
@@ -118,12 +124,17 @@ class Machine:
 
     async def _guest_ended(self, why: str) -> None:
         tail = await self.console_tail()
-        reason = _REASONS.get(why, "unknown")
+        reason = _REASONS.get(why) or _by_its_words(tail)
         if _PANIC in tail and reason != "exited":
             reason = "panicked"
         if not self.exit.done():
             self.exit.set_result(Exit(reason, 0 if reason == "exited" else None, tail))
         processes.kill(self.handle.pid, self.handle.pid_start_ticks)
+
+
+def _by_its_words(tail: str) -> str:
+    found = {tail.rfind(words): reason for words, reason in _LAST_WORDS.items() if words in tail}
+    return found[max(found)] if found else "unknown"
 
 
 def _exit(status: tuple[int | None, int | None] | None, oom_kills: int, removing: bool) -> Exit:
