@@ -286,6 +286,7 @@ class FakeAgents(Scripted):
         self.driver = driver
         self.kept: dict[str, FakeAgent] = {}
         self.named: dict[str, str] = {}
+        self.dialled = 0
         self.renewals: list[tuple[str, Any]] = []  # machine id, request
         self.ran: list[tuple[str, list[str]]] = []
         self.written: dict[str, bytes] = {}
@@ -295,6 +296,7 @@ class FakeAgents(Scripted):
         kept = self.kept.get(machine_id)
         if kept is None or (kept.target, kept.token) != (target, token):
             kept = self.kept[machine_id] = FakeAgent(machine_id, target, token, self)
+            self.dialled += 1
         return kept
 
     def renewed(self, machine_id: str, token: str) -> None:

@@ -37,6 +37,7 @@ async def test_a_cold_boot_is_renewed_from_the_token_that_all_know(tmp_path: Pat
         assert len(first.machine_id) == 32
         assert has_its_own_token(d, m)
         assert (d.agents.calls["reseed"], d.agents.calls["set_clock"]) == (1, 1)
+        assert d.agents.dialled == 1, "its connection outlives the renewal"
 
         await d.machines.sleep(TENANT, m.id, "stopped")
         woken = await d.machines.wake(TENANT, m.id)

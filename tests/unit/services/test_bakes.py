@@ -13,6 +13,7 @@ import pytest
 
 from roost.clock import FakeClock
 from roost.drivers.fake import FakeDriver
+from roost.drivers.interface import Size
 from roost.errors import CapacityError, ConflictError, MachineError, NotFoundError, RoostError
 from roost.services import bakes
 from roost.services.models import CreateMachine
@@ -209,6 +210,8 @@ async def test_no_tenant_sees_it(d: Daemon) -> None:
         for call in (d.machines.get, d.machines.awake, d.machines.delete, d.machines.events):
             with pytest.raises(NotFoundError):
                 await call(tenant, baked)
+    await d.bakes.collect()  # which ends only what no daemon makes any more
+    assert baked in d.host.driver.machines
     gate.set()
     await creating
     (row,) = await kept(d)
@@ -250,6 +253,12 @@ async def test_one_that_a_machine_is_being_made_from_stays(d: Daemon) -> None:
     clock = d.host.clock
     assert isinstance(clock, FakeClock)
     await d.machines.create(TENANT, small())
+    template = await d.templates.resolve(TENANT, "base")
+    async with d.bakes.ready(template, "fake", Size(0.1, 64, 10)):
+        assert len(await kept(d)) == 1, "the same"
+        await clock.advance(timedelta(days=30).total_seconds())
+        await d.bakes.collect()
+        assert len(await kept(d)) == 1
     gate = d.host.driver.hang("restore")
     creating = asyncio.ensure_future(d.machines.create(TENANT, small()))
     await until(lambda: d.host.driver.calls["restore"] == 2)
