@@ -199,6 +199,11 @@ class Driver(ABC):
         """What ``start`` needs and this host does not have yet, made, however long that takes. Idempotent.
         Raises HOST_UNSUPPORTED, DEPENDENCY_UNAVAILABLE."""
 
+    @property
+    def undecided(self) -> bool:
+        """Whether ``prepare`` may still find out that it can more than ``capabilities`` says."""
+        return False
+
     def fit(self, size: Size) -> Size:
         """The size that a machine asked to be of that size gets: no smaller."""
         return size

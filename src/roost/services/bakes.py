@@ -49,14 +49,16 @@ class Bakes:
         self._used: dict[str, datetime] = {}  # snapshot id -> when, since then
 
     @contextlib.asynccontextmanager
-    async def ready(
+    async def source(
         self, template: Template, driver: str, size: Size
     ) -> AsyncIterator[dict[str, Any]]:
-        """The columns of a machine that goes on from the bake, which stays meanwhile; made where there is none,
-        once for all who wait. Raises HOST_UNSUPPORTED, DEPENDENCY_UNAVAILABLE, CAPACITY_EXCEEDED,
+        """The columns that tell a new machine where it begins: none for a driver that boots each, else those of
+        a bake, which stays meanwhile; made where there is none, once for all who wait. Raises HOST_UNSUPPORTED, DEPENDENCY_UNAVAILABLE, CAPACITY_EXCEEDED,
         MACHINE_FAILED (with the console's last lines), STORAGE_FULL."""
         engine = self._engine
-        await engine.rungs.driver(driver).prepare()
+        if not engine.rungs.driver(driver).bakes:
+            yield {}
+            return
         name = self._name(template, driver, size)
         row = await self._find(name)
         if row is None:

@@ -29,6 +29,7 @@ from roost.services.machines import Machines
 from roost.services.models import CreateMachine, Progress
 from roost.services.snapshots import Snapshots
 from roost.services.templates import Templates
+from roost.services.warm import Warm
 from roost.settings import Settings
 from roost.storage.interface import Image, PoolUsage, Snapshot
 from roost.store import Store, sqlite
@@ -317,6 +318,7 @@ class Host:
     boot_id: str = "fake-boot"
     size: HostSize = field(default_factory=lambda: HostSize(4.0, 1_000_000, None))
     memory: bool = False  # the rung keeps memory
+    warm: int = 0
 
     def __post_init__(self) -> None:
         if not (self.directory / "roost.db").exists():
@@ -404,7 +406,9 @@ class Daemon:
         if build:
             await templates.build("base")
         await engine.open()
-        machines = Machines(engine, templates, Bakes(engine))
+        bakes = Bakes(engine)
+        warm = Warm(engine, bakes, host.warm)
+        machines = Machines(engine, templates, bakes, warm)
         return cls(host, store, engine, templates, machines, Snapshots(engine, machines), agents)
 
     async def stop(self) -> None:

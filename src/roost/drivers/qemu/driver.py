@@ -36,7 +36,7 @@ from roost.drivers.qemu import manifest as manifests
 from roost.drivers.qemu.launch import Place, Plan
 from roost.drivers.qemu.machine import Machine
 from roost.drivers.qemu.mappedram import SnapshotInvalid
-from roost.drivers.qemu.probe import Acceleration, acceleration, unlikely
+from roost.drivers.qemu.probe import Acceleration, acceleration, known
 from roost.drivers.qemu.qmp import Qmp
 from roost.drivers.qemu.runtime import Runtime, Runtimes, installed
 from roost.errors import InternalError, MachineError, RoostError
@@ -89,17 +89,29 @@ class QemuDriver(Driver):
     # --- what it is --------------------------------------------------------------------------------
 
     async def probe(self) -> Probe:
-        """Without the guest, which is made when the first machine needs it; KVM is then not tried yet."""
+        """Tries nothing: KVM is tried by ``prepare``, with the guest that is made then."""
         if platform.machine() != "x86_64":
             return Probe(False, reason=f"there is no microVM rung for {platform.machine()} yet")
         try:
             _, version = await self._run(installed)
-            guest = await self._run(self.guests.kept)
-            found = await self._accelerated(guest) if guest else await self._run(unlikely)
+            if self._acceleration is None:
+                self._acceleration = await self._run(self._known)
         except RoostError as exc:
             return Probe(False, reason=exc.message, remedy=exc.details.get("remedy"))
-        details = {"kvm": found.works, "kvm_reason": found.reason}
+        found = self._acceleration
+        details = {
+            "kvm": found is not None and found.works,
+            "kvm_reason": found.reason if found else "/dev/kvm is tried with the first microVM",
+        }
         return Probe(True, version, details=details)
+
+    def _known(self) -> Acceleration | None:
+        guest = self.guests.kept()
+        return known(self.settings.run_dir, self.runtimes.current(), guest)
+
+    @property
+    def undecided(self) -> bool:
+        return self._acceleration is None
 
     async def prepare(self) -> None:
         await self._accelerated(await self._current())
