@@ -221,7 +221,7 @@ async def compose(
         files=Files(machines),
         templates=templates,
         keys=keys,
-        host=Host(engine, settings, url(settings)),
+        host=Host(engine, settings, url(settings), warm=warm),
         metrics=metrics,
     )
     table = Table(

@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     )
     network_pool: int = Field(4, ge=0, description="Network slots made ahead.")
     warm_machines: int = Field(
-        0,
+        2,
         ge=0,
         le=64,
         description="Machines kept ready of each kind asked for lately (driver, template, size); they take memory.",

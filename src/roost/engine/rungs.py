@@ -19,6 +19,7 @@ class Rungs:
         self.offered = [name for name in offered if name in drivers]
         self.probes: dict[str, Probe] = {}
         self._capabilities: dict[str, Capabilities] = {}
+        self._tried: set[str] = set()  # by ``decide``: once in a daemon's life
 
     async def probe(self) -> None:
         """Looks at the host again; at the start and when host() asks."""
@@ -53,7 +54,8 @@ class Rungs:
         for name in self.offered:
             if name == self.default:
                 return
-            if self.available(name) and self.drivers[name].undecided:
+            if self.available(name) and self.drivers[name].undecided and name not in self._tried:
+                self._tried.add(name)
                 try:
                     await self.prepared(name)
                 except RoostError as error:

@@ -90,6 +90,12 @@ class Warm:
             self._keeper = asyncio.create_task(self._keep(), name="warm-machines")
 
     async def close(self) -> None:
+        """Ends them: without a daemon there is nobody to hand them out."""
+        await self.halt()
+        await self.make_room()
+
+    async def halt(self) -> None:
+        """No more are made."""
         if self._keeper is not None:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):

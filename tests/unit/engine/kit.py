@@ -254,6 +254,8 @@ class FakeAgent:
         await self.agents.enter("renew_identity")
         if request.new_token:
             self.agents.driver.machines[self.machine_id].token = request.new_token
+        if request.hostname:
+            self.agents.hostnames[self.machine_id] = request.hostname
         if request.machine_id:
             self.agents.named[self.machine_id] = request.machine_id
 
@@ -262,6 +264,12 @@ class FakeAgent:
 
     async def shutdown(self, grace_s: float) -> None:
         await self.agents.enter("shutdown")
+
+    async def run(self, request: Any) -> Any:
+        await self.agents.enter("run")
+        self.agents.ran.append((self.machine_id, list(request.argv)))
+        execution = SimpleNamespace(exit_code=0)
+        return SimpleNamespace(execution=execution, stdout=b"", stderr=b"")
 
     async def stats(self) -> Any:
         await self.agents.enter("stats")
@@ -274,6 +282,8 @@ class FakeAgents(Scripted):
         self.driver = driver
         self.kept: dict[str, FakeAgent] = {}
         self.named: dict[str, str] = {}
+        self.hostnames: dict[str, str] = {}
+        self.ran: list[tuple[str, list[str]]] = []
 
     def get(self, machine_id: str, target: str, token: str) -> FakeAgent:
         kept = self.kept.get(machine_id)
@@ -318,7 +328,6 @@ class Host:
     boot_id: str = "fake-boot"
     size: HostSize = field(default_factory=lambda: HostSize(4.0, 1_000_000, None))
     memory: bool = False  # the rung keeps memory
-    warm: int = 0
 
     def __post_init__(self) -> None:
         if not (self.directory / "roost.db").exists():
@@ -369,6 +378,7 @@ class Daemon:
     machines: Machines
     snapshots: Snapshots
     agents: FakeAgents
+    warm: Warm
 
     @classmethod
     async def start(
@@ -407,16 +417,21 @@ class Daemon:
             await templates.build("base")
         await engine.open()
         bakes = Bakes(engine)
-        warm = Warm(engine, bakes, host.warm)
+        warm = Warm(engine, bakes, settings.get("warm_machines", 0))
+        await warm.open()
         machines = Machines(engine, templates, bakes, warm)
-        return cls(host, store, engine, templates, machines, Snapshots(engine, machines), agents)
+        return cls(
+            host, store, engine, templates, machines, Snapshots(engine, machines), agents, warm
+        )
 
     async def stop(self) -> None:
+        await self.warm.close()
         await self.engine.close(1.0)
         await self.templates.close()
 
     async def kill(self) -> None:
         """As ``kill -9``: nothing is tidied up."""
+        await self.warm.halt()
         await self.engine.kill()
         await self.templates.close()
 
