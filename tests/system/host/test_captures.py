@@ -149,6 +149,24 @@ async def test_asleep_on_disk_and_woken_in_the_same_slot(
     shutil.rmtree(into)
 
 
+async def test_a_restored_agent_answers_however_much_was_closed_before(
+    world: World, gvisor: ContainerDriver
+) -> None:
+    """gVisor reports to a restored epoll instance what was taken out of it before the save (agent/src/epoll.rs)."""
+    machine = await world.start(gvisor)
+    for turn in range(4):
+        ran = await asyncio.gather(*(machine.run("echo hi") for _ in range(16)))
+        assert ran == [(0, "hi\n")] * 16
+        await world.hang_up(machine)
+        into = world.storage.pool.tmp / f"turn{turn}"
+        into.mkdir()
+        capture = await gvisor.hibernate(machine.handle, into)
+        slot = await world.network.reattach(machine.id, machine.slot.index)
+        machine = await world.boot(gvisor, replace(machine.spec, slot=slot), capture)
+        assert await machine.run("echo on") == (0, "on\n")
+        shutil.rmtree(into)
+
+
 async def test_a_damaged_image_is_refused_before_it_runs(
     world: World, gvisor: ContainerDriver
 ) -> None:
