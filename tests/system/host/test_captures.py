@@ -21,8 +21,7 @@ from roost.storage import mounting
 
 from .conftest import Machine, World
 
-# Long until a restored gVisor machine always listens (SPECIFICATION.md, 3); disks: tests/system/test_forks.py.
-pytestmark = [pytest.mark.system, pytest.mark.long]
+pytestmark = pytest.mark.system
 
 # Counts into a file it holds open for appending, and tells its count and a sum of its 64 MiB when asked.
 _COUNTER = r"""
