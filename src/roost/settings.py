@@ -58,8 +58,8 @@ class Settings(BaseSettings):
         description="CPU model of microVMs, as QEMU names them; a fixed one, so that snapshots move between hosts.",
     )
     gvisor_memory: bool = Field(
-        False,
-        description="Keep gVisor machines' memory in forks, snapshots and sleep. Not ready: see SPECIFICATION.md, 3.",
+        True,
+        description="Keep gVisor machines' memory in forks, snapshots and sleep; limits: SPECIFICATION.md, 3.",
     )
     operation_timeout_s: float = Field(
         60.0, gt=0, description="Longest a create, wake or stop step may take."
