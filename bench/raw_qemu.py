@@ -6,6 +6,7 @@ network rules, no checks, no renewal; a tap where the snapshot had one, since wi
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -40,6 +41,7 @@ class Restored:
     ready: float
     first_exec: float
     private_mib: float  # of the VMM, after it
+    saved: float = 0.0  # how long a full save of the stopped guest took, where that was asked
 
 
 class RawVmm:
@@ -59,7 +61,8 @@ class RawVmm:
     def close(self) -> None:
         shutil.rmtree(self._work)
 
-    async def run(self) -> Restored:
+    async def run(self, save_after: str = "") -> Restored:
+        """``save_after``: a shell command, and then the guest is saved whole."""
         self._number += 1
         disk = self._work / "disk"
         files.reflink(self._disk, disk, durable=False)
@@ -68,7 +71,7 @@ class RawVmm:
             process = self._start(held, disk)
             held.callback(process.wait)
             held.callback(process.kill)
-            return await self._drive(process, begun)
+            return await self._drive(process, begun, save_after)
 
     def _start(self, held: contextlib.ExitStack, disk: Path) -> subprocess.Popen[bytes]:
         saved = self.manifest.fingerprint
@@ -107,7 +110,9 @@ class RawVmm:
         sock.listen(16)
         return sock.fileno()
 
-    async def _drive(self, process: subprocess.Popen[bytes], begun: float) -> Restored:
+    async def _drive(
+        self, process: subprocess.Popen[bytes], begun: float, save_after: str
+    ) -> Restored:
         def ms() -> float:
             return (time.monotonic() - begun) * 1000
 
@@ -130,11 +135,30 @@ class RawVmm:
             await client.wait_ready(60)
             ready = ms()
             await client.run(pb.StartRequest(execution_id=f"e{self._number}", argv=["true"]))
-            return Restored(monitor, loaded, running, ready, ms(), private_mib(process.pid))
+            answered = ms()
+            private = private_mib(process.pid)
+            saved = await self._save(qmp, client, save_after) if save_after else 0.0
+            return Restored(monitor, loaded, running, ready, answered, private, saved)
         finally:
             await client.close()
             await dialler.close()
             await qmp.close()
+
+    async def _save(self, qmp: Qmp, client: AgentClient, after: str) -> float:
+        argv = ["/bin/sh", "-c", after]
+        await client.run(pb.StartRequest(execution_id=f"s{self._number}", argv=argv))
+        target = self._work / "saved"
+        begun = time.monotonic()
+        await qmp.execute("stop")
+        await qmp.execute("migrate", {"uri": f"file:{target}"})
+        while (await qmp.execute("query-migrate")).get("status") != "completed":
+            await asyncio.sleep(0.001)
+        fd = os.open(target, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
+        took = (time.monotonic() - begun) * 1000
+        target.unlink()
+        return took
 
 
 def _opened(held: contextlib.ExitStack, path: Path, flags: int) -> int:
