@@ -183,6 +183,7 @@ class Driver(ABC):
     name: str
     hangs_up = False  # keeping its memory needs every connection to the agent closed first
     bakes = False  # a new machine goes on from one that was started once and captured
+    renames = False  # a running machine can be given another host name
     first_token = ""  # what the agent of a fresh start demands until it is renewed; "": its own
 
     # --- what it is ---------------------------------------------------------------------------

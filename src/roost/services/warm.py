@@ -106,9 +106,12 @@ class Warm:
         return sum(len(shelf.ready) for shelf in self._shelves.values())
 
     async def take(self, values: Mapping[str, Any]) -> Machine | None:
-        """A running machine with these columns, if one of their kind is ready. Raises QUOTA_EXCEEDED; sqlalchemy's
+        """A running machine with these columns, if one of their kind is ready and can still be given its name. Raises QUOTA_EXCEEDED; sqlalchemy's
         IntegrityError for a key in use."""
-        shelf = self._shelves.get(Kind.of(values))
+        kind = Kind.of(values)
+        if values["name"] is not None and not self._engine.rungs.driver(kind.driver).renames:
+            return None
+        shelf = self._shelves.get(kind)
         while shelf is not None and shelf.ready:
             machine_id = shelf.ready.popleft()
             running = self._engine.roster.peek(machine_id)

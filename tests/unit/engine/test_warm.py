@@ -96,6 +96,17 @@ async def test_another_kind_is_made_anew(tmp_path: Path) -> None:
         assert len(d.warm._shelves) == warm.KINDS
 
 
+async def test_where_a_machine_cannot_be_renamed_a_name_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with daemon(tmp_path, warm_machines=1) as d:
+        monkeypatch.setattr(d.host.driver, "renames", False)
+        await d.machines.create(TENANT, small())
+        ready = await stocked(d, 1)
+        assert (await d.machines.create(TENANT, small(name="n"))).id not in ready
+        assert (await d.machines.create(TENANT, small(key="k"))).id in ready
+
+
 async def test_a_key_in_use_is_said(tmp_path: Path) -> None:
     async with daemon(tmp_path, warm_machines=1) as d:
         first = await d.machines.create(TENANT, small(key="k"))

@@ -69,6 +69,7 @@ _STORAGE_GIB = (1, 2, 5, 10, 20, 50, 100)
 class QemuDriver(Driver):
     name = "qemu"
     bakes = True
+    renames = True
     first_token = FIRST_TOKEN
 
     def __init__(self, settings: Settings) -> None:
