@@ -65,6 +65,7 @@ log = structlog.get_logger("roost.daemon")
 
 GRACE_S = 10.0
 HOUSEKEEPING_S = 60.0
+TIDY_S = 3600.0
 
 
 def main() -> int:
@@ -242,6 +243,7 @@ async def compose(
         (idempotency.sweep, HOUSEKEEPING_S),
         (keys.flush, HOUSEKEEPING_S),
         (bakes.collect, HOUSEKEEPING_S),
+        (bakes.tidy, TIDY_S),
     ]
     for work, pause in rounds:
         task = asyncio.get_running_loop().create_task(every(pause, work))

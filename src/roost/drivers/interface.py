@@ -12,7 +12,7 @@ directory and none. The driver mounts the image where its rung needs a directory
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -244,6 +244,10 @@ class Driver(ABC):
     @abstractmethod
     async def list_ids(self) -> set[str]:
         """Machines this driver has anything of on this host, running or debris."""
+
+    async def tidy(self, kept: Sequence[Mapping[str, Any]]) -> None:  # noqa: B027
+        """Deletes what was kept of other versions of the runtime and that neither a machine that runs nor one of
+        these captures (their manifests) needs any more."""
 
     # --- while it runs --------------------------------------------------------------------------
 

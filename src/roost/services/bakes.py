@@ -168,6 +168,13 @@ class Bakes:
             if (unused or useless) and await self._engine.delete_snapshot(row["id"]):
                 self._used.pop(row["id"], None)
 
+    async def tidy(self) -> None:
+        """Gives back what drivers kept of versions that no capture needs any more."""
+        images = await self._store.read(rows.memory_images)
+        manifests = [image["manifest"] for image in images]
+        for driver in self._engine.rungs.drivers.values():
+            await driver.tidy(manifests)
+
 
 async def _pieces(content: bytes) -> AsyncIterator[bytes]:
     for at in range(0, len(content), PIECE):

@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -424,6 +424,19 @@ class QemuDriver(Driver):
         }
 
     # --- while it runs -----------------------------------------------------------------------------
+
+    async def tidy(self, kept: Sequence[Mapping[str, Any]]) -> None:
+        if self._guest is None:  # nothing was started: what is current cannot be told
+            return
+        records = [r for i in await self.list_ids() if (r := self._place(i).record()) is not None]
+        found = [*kept, *records]
+        current = await self._run(self.runtimes.current)
+        await self._run(
+            self.runtimes.sweep, {current.digest, *(str(each.get("runtime")) for each in found)}
+        )
+        await self._run(
+            self.guests.sweep, {self._guest.digest, *(str(each.get("guest")) for each in found)}
+        )
 
     async def usage(self, handle: Handle) -> Usage:
         try:
