@@ -11,7 +11,7 @@ import platform
 import time
 from pathlib import Path
 
-from bench import create, execs, files, many, memory, terminal
+from bench import create, execs, files, many, memory, microvm, terminal, warm
 from bench.report import Report
 
 BENCHES = {
@@ -21,7 +21,16 @@ BENCHES = {
     "terminal": terminal.run,
     "many": many.run,
     "memory": memory.run,
+    "microvm": microvm.run,
+    "warm": warm.run,
 }
+
+
+def _fitting() -> list[str]:
+    """Those that the running daemon's warm machines do not spoil, or that measure just them."""
+    if warm.kept():
+        return [name for name in BENCHES if name not in ("create", "microvm")]
+    return [name for name in BENCHES if name != "warm"]
 
 
 def main() -> int:
@@ -35,7 +44,7 @@ def main() -> int:
     if unknown := set(args.names) - set(BENCHES):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     report = Report()
-    for name in args.names or BENCHES:
+    for name in args.names or _fitting():
         begun = time.monotonic()
         BENCHES[name](report, args.n)
         print(f"   ({name} took {time.monotonic() - begun:.0f} s)")

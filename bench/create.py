@@ -6,12 +6,14 @@ import time
 
 from bench.raw import RawRuntime
 from bench.report import Report, paired
+from bench.warm import require_cold
 from roost import Machine
 
 BOUNDS = {"gvisor": 1.3, "runc": None}
 
 
 def run(report: Report, n: int) -> None:
+    require_cold()
     for driver, bound in BOUNDS.items():
         raw = RawRuntime(driver)
 

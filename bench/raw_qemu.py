@@ -1,14 +1,11 @@
 """The raw VMM on the very snapshot, disk and flags that the driver uses: what microVMs are compared with.
 
 A clock starts when QEMU's process is made, and stops with the agent's first answer. No jail, no group, no
-network rules, no checks; a tap where the snapshot had one, since without it the state does not load.
-
-    python -m bench.raw_qemu SNAPSHOT_DIRECTORY DISK [--runs N] [--memory-mib N] [--token TOKEN]
+network rules, no checks, no renewal; a tap where the snapshot had one, since without it the state does not load.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -16,7 +13,6 @@ import os
 import re
 import shutil
 import socket
-import statistics
 import subprocess
 import tempfile
 import time
@@ -44,26 +40,29 @@ class Restored:
     running: float
     ready: float
     first_exec: float
-    private_mib: float  # after it
+    private_mib: float  # of the VMM, after it
+    saved: float = 0.0  # how long a full save of the stopped guest took, where that was asked
 
 
 class RawVmm:
     """Restores of one snapshot, one after the other; all it makes lies in ``work``, on the snapshot's file
     system."""
 
-    def __init__(self, snapshot: Path, disk: Path, modules: Path | None, token: str) -> None:
-        self.manifest = manifests.read(snapshot)
-        self._snapshot = snapshot / manifests.MEMORY
-        self._disk = disk
-        self._modules = modules
+    def __init__(self, snapshot: Path, guest: Path, token: str) -> None:
+        """``snapshot``: as the pool has it; ``guest``: the directory of the guest that it was made with."""
+        self.manifest = manifests.read(snapshot / "memory")
+        self._snapshot = snapshot / "memory" / manifests.MEMORY
+        self._disk = snapshot / "disk.ext4"
+        self._guest = guest
         self._token = token
-        self._work = Path(tempfile.mkdtemp(prefix=".raw-", dir=snapshot.parent))
+        self._work = Path(tempfile.mkdtemp(prefix=".raw-", dir=snapshot))
         self._number = 0
 
     def close(self) -> None:
         shutil.rmtree(self._work)
 
-    async def run(self) -> Restored:
+    async def run(self, save_after: str = "") -> Restored:
+        """``save_after``: a shell command, and then the guest is saved whole."""
         self._number += 1
         disk = self._work / "disk"
         files.reflink(self._disk, disk, durable=False)
@@ -72,7 +71,7 @@ class RawVmm:
             process = self._start(held, disk)
             held.callback(process.wait)
             held.callback(process.kill)
-            return await self._drive(process, begun)
+            return await self._drive(process, begun, save_after)
 
     def _start(self, held: contextlib.ExitStack, disk: Path) -> subprocess.Popen[bytes]:
         saved = self.manifest.fingerprint
@@ -80,7 +79,7 @@ class RawVmm:
             qmp=self._listen(held, "qmp"),
             agent=self._listen(held, "agent"),
             disk=_opened(held, disk, os.O_RDWR),
-            modules=_opened(held, self._modules, os.O_RDONLY) if self._modules else None,
+            modules=_opened(held, self._guest / "modules.img", os.O_RDONLY),
             tap=_closed(held, open_tap(f"raw{os.getpid()}")) if saved["mac"] else None,
         )
         model, *features = str(saved["cpu_model"]).split(",")
@@ -95,6 +94,7 @@ class RawVmm:
         )
         memory = json.dumps(str(self._snapshot))
         argv = [word.replace(json.dumps(options.MEMORY), memory) for word in argv]
+        argv[argv.index(options.BIOS)] = str(self._guest / "firmware")
         firmware = argv.index("-L")
         del argv[firmware : firmware + 2]
         argv[0] = VMM
@@ -110,7 +110,9 @@ class RawVmm:
         sock.listen(16)
         return sock.fileno()
 
-    async def _drive(self, process: subprocess.Popen[bytes], begun: float) -> Restored:
+    async def _drive(
+        self, process: subprocess.Popen[bytes], begun: float, save_after: str
+    ) -> Restored:
         def ms() -> float:
             return (time.monotonic() - begun) * 1000
 
@@ -133,11 +135,30 @@ class RawVmm:
             await client.wait_ready(60)
             ready = ms()
             await client.run(pb.StartRequest(execution_id=f"e{self._number}", argv=["true"]))
-            return Restored(monitor, loaded, running, ready, ms(), _private_mib(process.pid))
+            answered = ms()
+            private = private_mib(process.pid)
+            saved = await self._save(qmp, client, save_after) if save_after else 0.0
+            return Restored(monitor, loaded, running, ready, answered, private, saved)
         finally:
             await client.close()
             await dialler.close()
             await qmp.close()
+
+    async def _save(self, qmp: Qmp, client: AgentClient, after: str) -> float:
+        argv = ["/bin/sh", "-c", after]
+        await client.run(pb.StartRequest(execution_id=f"s{self._number}", argv=argv))
+        target = self._work / "saved"
+        begun = time.monotonic()
+        await qmp.execute("stop")
+        await qmp.execute("migrate", {"uri": f"file:{target}"})
+        while (await qmp.execute("query-migrate")).get("status") != "completed":
+            await asyncio.sleep(0.001)
+        fd = os.open(target, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
+        took = (time.monotonic() - begun) * 1000
+        target.unlink()
+        return took
 
 
 def _opened(held: contextlib.ExitStack, path: Path, flags: int) -> int:
@@ -149,28 +170,6 @@ def _closed(held: contextlib.ExitStack, fd: int) -> int:
     return fd
 
 
-def _private_mib(pid: int) -> float:
+def private_mib(pid: int) -> float:
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return sum(int(kib) for kib in re.findall(r"^Private_\w+:\s+(\d+)", text, re.M)) / 1024
-
-
-async def _main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("snapshot", type=Path)
-    parser.add_argument("disk", type=Path)
-    parser.add_argument("--modules", type=Path)
-    parser.add_argument("--token", default="roost-guest")
-    parser.add_argument("--runs", type=int, default=20)
-    arguments = parser.parse_args()
-    raw = RawVmm(arguments.snapshot, arguments.disk, arguments.modules, arguments.token)
-    try:
-        rows = [await raw.run() for _ in range(arguments.runs)]
-    finally:
-        raw.close()
-    for name in Restored.__dataclass_fields__:
-        samples = [getattr(row, name) for row in rows]
-        print(f"{name:12} median {statistics.median(samples):8.1f}  least {min(samples):8.1f}")
-
-
-if __name__ == "__main__":
-    asyncio.run(_main())

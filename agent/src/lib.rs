@@ -25,6 +25,7 @@
 pub mod auth;
 pub mod clock;
 pub mod dial;
+pub mod epoll;
 pub mod errors;
 pub mod exec;
 pub mod files;

@@ -51,6 +51,7 @@ from roost.services.machines import Machines
 from roost.services.snapshots import Snapshots
 from roost.services.templates import Templates
 from roost.services.terminals import Terminals
+from roost.services.warm import Warm
 from roost.settings import Settings
 from roost.storage import PoolStorage
 from roost.store import Store
@@ -64,6 +65,7 @@ log = structlog.get_logger("roost.daemon")
 
 GRACE_S = 10.0
 HOUSEKEEPING_S = 60.0
+TIDY_S = 3600.0
 
 
 def main() -> int:
@@ -192,7 +194,8 @@ async def compose(
     keys = Keys(store, clock, settings.data_dir)
     stack.push_async_callback(keys.flush)
     bakes = Bakes(engine)
-    machines = Machines(engine, templates, bakes)
+    warm = Warm(engine, bakes, settings.warm_machines)
+    machines = Machines(engine, templates, bakes, warm)
     idempotency = Idempotency(store)
     cursors = Cursors(engine.identity.secret)
     executions = Executions(execution_rows.Executions(store), machines, agents, cursors, clock)
@@ -204,6 +207,8 @@ async def compose(
     await engine.open()
     await templates.open()
     stack.push_async_callback(templates.close)
+    await warm.open()
+    stack.push_async_callback(warm.close)
     if await keys.bootstrap() is not None:
         log.info("daemon.first_key", path=str(settings.data_dir / "key"))
     await executions.open()
@@ -217,7 +222,7 @@ async def compose(
         files=Files(machines),
         templates=templates,
         keys=keys,
-        host=Host(engine, settings, url(settings)),
+        host=Host(engine, settings, url(settings), warm=warm),
         metrics=metrics,
     )
     table = Table(
@@ -238,6 +243,7 @@ async def compose(
         (idempotency.sweep, HOUSEKEEPING_S),
         (keys.flush, HOUSEKEEPING_S),
         (bakes.collect, HOUSEKEEPING_S),
+        (bakes.tidy, TIDY_S),
     ]
     for work, pause in rounds:
         task = asyncio.get_running_loop().create_task(every(pause, work))

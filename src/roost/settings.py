@@ -31,6 +31,12 @@ class Settings(BaseSettings):
         "10.201.0.0/16", description="Host-side range of network slots, a /30 each."
     )
     network_pool: int = Field(4, ge=0, description="Network slots made ahead.")
+    warm_machines: int = Field(
+        2,
+        ge=0,
+        le=64,
+        description="Machines kept ready of each kind asked for lately (driver, template, size); they take memory.",
+    )
     dns: str = Field("", description="Resolver machines are led to; empty: the host's own.")
     memory_overcommit: float = Field(
         4.0, gt=0, description="Sum of memory_mib of running machines over the host's."
@@ -52,8 +58,8 @@ class Settings(BaseSettings):
         description="CPU model of microVMs, as QEMU names them; a fixed one, so that snapshots move between hosts.",
     )
     gvisor_memory: bool = Field(
-        False,
-        description="Keep gVisor machines' memory in forks, snapshots and sleep. Not ready: see SPECIFICATION.md, 3.",
+        True,
+        description="Keep gVisor machines' memory in forks, snapshots and sleep; limits: SPECIFICATION.md, 3.",
     )
     operation_timeout_s: float = Field(
         60.0, gt=0, description="Longest a create, wake or stop step may take."

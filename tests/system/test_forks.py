@@ -13,7 +13,7 @@ from .conftest import Daemon
 
 pytestmark = pytest.mark.system
 # The daemon of these tests hands its environment on.
-KEEPS = os.environ.get("ROOST_GVISOR_MEMORY", "").lower() in ("1", "true")
+KEEPS = os.environ.get("ROOST_GVISOR_MEMORY", "true").lower() in ("1", "true")
 with_memory = pytest.mark.skipif(not KEEPS, reason="ROOST_GVISOR_MEMORY is off")
 
 # Counts ten times a second, and holds 64 MiB of random bytes whose digest it writes with each count.
@@ -158,7 +158,7 @@ def test_sleep_keeps_processes_where_it_says_so(daemon: Daemon, driver: str) -> 
             at = again
         assert not [e for e in m.logs() if e["event"] == "memory_lost"]
         m.sleep(tier="stopped")
-        assert m.exec("pgrep -f counter.py").exit_code == 1
+        assert m.exec("pgrep -f '[c]ounter.py'").exit_code == 1
 
 
 @with_memory

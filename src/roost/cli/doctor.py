@@ -61,6 +61,10 @@ def _show(host: dict[str, Any]) -> None:
     )
     if host.get("default_driver"):
         print("* isolation=auto takes this one")
+    for rung in host["rungs"]:
+        details = rung.get("details") or {}
+        if rung["available"] and details.get("kvm") is False:
+            print(f"{rung['driver']} emulates a CPU, slowly: {plain(details['kvm_reason'])}")
     bad = [c for c in host.get("checks") or [] if not c["ok"]]
     if bad:
         print()
@@ -78,14 +82,16 @@ async def look() -> dict[str, Any]:
     from roost import __version__
     from roost.client._config import data_dir, default_url
     from roost.drivers import registry
+    from roost.engine.rungs import Rungs
     from roost.settings import Settings
 
     settings = Settings.model_validate({})
+    drivers = {name: registry.create(name, settings) for name in settings.driver_names}
+    offer = Rungs(drivers, settings.driver_names)
+    await offer.probe()
     rungs = []
-    for name in settings.driver_names:
-        driver = registry.create(name, settings)
-        probe = await driver.probe()
-        what = driver.capabilities() if probe.available else None
+    for name in offer.offered:
+        probe, what = offer.probes[name], offer.capabilities(name)
         rungs.append(
             {
                 "driver": name,
@@ -95,6 +101,7 @@ async def look() -> dict[str, Any]:
                 "version": probe.version,
                 "reason": probe.reason,
                 "remedy": probe.remedy,
+                "details": dict(probe.details),
                 "capabilities": {"claim": what.claim, "boundary": what.boundary} if what else None,
             }
         )
@@ -109,7 +116,7 @@ async def look() -> dict[str, Any]:
         "node_id": None,
         "rungs": rungs,
         "checks": await _checks(settings),
-        "default_driver": next((r["driver"] for r in rungs if r["available"]), None),
+        "default_driver": offer.default,
         "capacity": None,
         "pool": None,
     }

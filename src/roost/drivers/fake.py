@@ -54,6 +54,7 @@ class FakeDriver(Driver):
     """``machines`` is the host: a second FakeDriver given the same dict adopts what the first made."""
 
     name = "fake"
+    renames = True
 
     def __init__(
         self,

@@ -76,8 +76,8 @@ class GVisorDriver(ContainerDriver):
     # --- one instant kept ------------------------------------------------------------------------
 
     def _settle(self, handle: Handle) -> None:
-        # A save cuts what the agent's listener has accepted, and often leaves the listener of whatever is
-        # restored from it deaf for good. So there must be nothing to cut.
+        # A save cuts what is connected to the agent, in the machine that runs on and in what is restored. So
+        # there must be nothing to cut.
         address, _, port = handle.agent_target.rpartition(":")
         if not tcp.wait_closed(address, int(port), _SETTLE_TIMEOUT_S):
             raise MachineError(

@@ -12,7 +12,7 @@ directory and none. The driver mounts the image where its rung needs a directory
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -183,6 +183,7 @@ class Driver(ABC):
     name: str
     hangs_up = False  # keeping its memory needs every connection to the agent closed first
     bakes = False  # a new machine goes on from one that was started once and captured
+    renames = False  # a running machine can be given another host name
     first_token = ""  # what the agent of a fresh start demands until it is renewed; "": its own
 
     # --- what it is ---------------------------------------------------------------------------
@@ -198,6 +199,11 @@ class Driver(ABC):
     async def prepare(self) -> None:  # noqa: B027
         """What ``start`` needs and this host does not have yet, made, however long that takes. Idempotent.
         Raises HOST_UNSUPPORTED, DEPENDENCY_UNAVAILABLE."""
+
+    @property
+    def undecided(self) -> bool:
+        """Whether ``prepare`` may still find out that it can more than ``capabilities`` says."""
+        return False
 
     def fit(self, size: Size) -> Size:
         """The size that a machine asked to be of that size gets: no smaller."""
@@ -238,6 +244,10 @@ class Driver(ABC):
     @abstractmethod
     async def list_ids(self) -> set[str]:
         """Machines this driver has anything of on this host, running or debris."""
+
+    async def tidy(self, kept: Sequence[Mapping[str, Any]]) -> None:  # noqa: B027
+        """Deletes what was kept of other versions of the runtime and that neither a machine that runs nor one of
+        these captures (their manifests) needs any more."""
 
     # --- while it runs --------------------------------------------------------------------------
 

@@ -7,7 +7,15 @@ import contextlib
 import functools
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import timedelta
 from typing import Any
 
@@ -289,6 +297,26 @@ class Engine:
         machine = await asyncio.shield(self.desk.submit(machine_id, "change", job, join=False))
         self.amended(machine)
         return machine
+
+    async def hand_over(
+        self,
+        machine_id: str,
+        fn: Callable[[sa.Connection], Machine],
+        renew: Callable[[], Awaitable[None]],
+    ) -> Machine:
+        """As ``change``, ``renew`` at the same time; where either fails the machine is as good as lost."""
+
+        async def job(_: asyncio.Event) -> Machine:
+            written, renewed = await asyncio.gather(
+                self.store.write(fn), renew(), return_exceptions=True
+            )
+            for result in (written, renewed):
+                if isinstance(result, BaseException):
+                    raise result
+            assert isinstance(written, Machine)
+            return written
+
+        return await asyncio.shield(self.desk.submit(machine_id, "change", job, join=False))
 
     def amended(self, machine: Machine) -> None:
         """Tells memory what the row has become."""
@@ -603,6 +631,10 @@ class Engine:
                 machines.update(connection, machine_id, {"last_activity_at": at})
 
         await self.store.write(fn)
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Ends with the engine."""
+        self._spawn(work)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from roost.drivers.interface import Capabilities, Driver, Isolation, Probe
-from roost.errors import InvalidRequestError, UnavailableError
+from roost.errors import InvalidRequestError, RoostError, UnavailableError
+
+log = logging.getLogger(__name__)
 
 
 class Rungs:
@@ -16,6 +19,7 @@ class Rungs:
         self.offered = [name for name in offered if name in drivers]
         self.probes: dict[str, Probe] = {}
         self._capabilities: dict[str, Capabilities] = {}
+        self._tried: set[str] = set()  # by ``decide``: once in a daemon's life
 
     async def probe(self) -> None:
         """Looks at the host again; at the start and when host() asks."""
@@ -36,6 +40,26 @@ class Rungs:
 
     def capabilities(self, name: str) -> Capabilities | None:
         return self._capabilities.get(name)
+
+    async def prepared(self, name: str) -> Capabilities:
+        """Of a driver that is then ready to start machines. Raises as ``Driver.prepare``."""
+        driver = self.driver(name)
+        await driver.prepare()
+        self._capabilities[name] = driver.capabilities()
+        return self._capabilities[name]
+
+    async def decide(self) -> None:
+        """So that ``auto`` knows: a driver that comes before the one it would take now may turn out to be fast.
+        One that cannot be prepared stays what it is."""
+        for name in self.offered:
+            if name == self.default:
+                return
+            if self.available(name) and self.drivers[name].undecided and name not in self._tried:
+                self._tried.add(name)
+                try:
+                    await self.prepared(name)
+                except RoostError as error:
+                    log.warning("the driver %s could not be prepared: %s", name, error)
 
     def available(self, name: str) -> bool:
         probe = self.probes.get(name)

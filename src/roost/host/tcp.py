@@ -7,26 +7,30 @@ import sys
 import time
 from pathlib import Path
 
-_OVER = {"06", "07"}  # TIME_WAIT, CLOSE: the other side knows of no connection any more
+_OVER = frozenset({"06", "07"})  # TIME_WAIT, CLOSE: the other side knows of no connection any more
+# Closed here, and no answer to that. Who lives acknowledges at once: this is what was left to one that had
+# the address before and is gone, and can stay for a minute.
+_UNANSWERED = _OVER | {"04"}  # FIN_WAIT1
+_ANSWER_S = 1.0
 
 
-def connected(address: str, port: int) -> bool:
+def connected(address: str, port: int, over: frozenset[str] = _OVER) -> bool:
     """Whether this process's network namespace has a connection to there; IPv4, of sockets of both families."""
     number = int.from_bytes(socket.inet_aton(address), sys.byteorder)
     there = f"{number:08X}:{port:04X}"
     for table in ("tcp", "tcp6"):
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
             _, _, remote, state, *_ = line.split()
-            if state not in _OVER and remote.endswith(there):
+            if state not in over and remote.endswith(there):
                 return True
     return False
 
 
 def wait_closed(address: str, port: int, timeout_s: float) -> bool:
     """Blocks until there is none; False at the deadline."""
-    deadline = time.monotonic() + timeout_s
-    while connected(address, port):
-        if time.monotonic() > deadline:
+    begun = time.monotonic()
+    while connected(address, port, _OVER if time.monotonic() - begun < _ANSWER_S else _UNANSWERED):
+        if time.monotonic() - begun > timeout_s:
             return False
         time.sleep(0.002)
     return True

@@ -25,7 +25,7 @@ from roost.engine.engine import Engine
 from roost.engine.machine import capabilities_to_json
 from roost.errors import MachineError, RoostError
 from roost.services.models import Template
-from roost.store import keys, machines
+from roost.store import keys
 from roost.store import snapshots as rows
 
 if TYPE_CHECKING:
@@ -49,14 +49,16 @@ class Bakes:
         self._used: dict[str, datetime] = {}  # snapshot id -> when, since then
 
     @contextlib.asynccontextmanager
-    async def ready(
+    async def source(
         self, template: Template, driver: str, size: Size
     ) -> AsyncIterator[dict[str, Any]]:
-        """The columns of a machine that goes on from the bake, which stays meanwhile; made where there is none,
-        once for all who wait. Raises HOST_UNSUPPORTED, DEPENDENCY_UNAVAILABLE, CAPACITY_EXCEEDED,
+        """The columns that tell a new machine where it begins: none for a driver that boots each, else those of
+        a bake, which stays meanwhile; made where there is none, once for all who wait. Raises HOST_UNSUPPORTED, DEPENDENCY_UNAVAILABLE, CAPACITY_EXCEEDED,
         MACHINE_FAILED (with the console's last lines), STORAGE_FULL."""
         engine = self._engine
-        await engine.rungs.driver(driver).prepare()
+        if not engine.rungs.driver(driver).bakes:
+            yield {}
+            return
         name = self._name(template, driver, size)
         row = await self._find(name)
         if row is None:
@@ -164,11 +166,8 @@ class Bakes:
                 )
 
     async def collect(self) -> None:
-        """Deletes bakes that nothing was made from for ``KEEP``, those that cannot be loaded, and machines that a
-        daemon before this one was about to bake."""
+        """Deletes bakes that nothing was made from for ``KEEP``, and those that cannot be loaded."""
         now = self._engine.clock.now()
-        for left in await self._store.read(self._left):
-            await self._engine.destroy(left["id"])
 
         def fn(connection: sa.Connection) -> list[rows.Row]:
             return rows.page(connection, NOBODY, machine_id=None, limit=1000, after=None)
@@ -179,18 +178,12 @@ class Bakes:
             if (unused or useless) and await self._engine.delete_snapshot(row["id"]):
                 self._used.pop(row["id"], None)
 
-    def _left(self, connection: sa.Connection) -> list[machines.Row]:
-        found = machines.page(
-            connection,
-            NOBODY,
-            phase=None,
-            key=None,
-            labels={},
-            template=None,
-            limit=1000,
-            after=None,
-        )
-        return [row for row in found if row["created_at"] < self._since]
+    async def tidy(self) -> None:
+        """Gives back what drivers kept of versions that no capture needs any more."""
+        images = await self._store.read(rows.memory_images)
+        manifests = [image["manifest"] for image in images]
+        for driver in self._engine.rungs.drivers.values():
+            await driver.tidy(manifests)
 
 
 async def _pieces(content: bytes) -> AsyncIterator[bytes]:

@@ -14,6 +14,7 @@ from roost.engine.engine import Engine
 from roost.engine.lifecycle import HOLDING
 from roost.engine.machine import capabilities_to_json
 from roost.host import doctor
+from roost.services.warm import Warm
 from roost.settings import Settings
 from roost.store import machines as rows
 
@@ -24,8 +25,14 @@ class Host:
     """``checks`` looks at what the daemon needs of the host: ``roost.host.doctor`` unless told otherwise."""
 
     def __init__(
-        self, engine: Engine, settings: Settings, url: str, checks: Checks | None = None
+        self,
+        engine: Engine,
+        settings: Settings,
+        url: str,
+        checks: Checks | None = None,
+        warm: Warm | None = None,
     ) -> None:
+        self._warm = warm
         self._engine = engine
         self._settings = settings
         self._url = url
@@ -34,6 +41,7 @@ class Host:
 
     async def describe(self) -> dict[str, Any]:
         """As SPECIFICATION says; plus ``stuck``: operations that could neither be done nor undone."""
+        await self._engine.rungs.decide()
         await self._engine.rungs.probe()
         return {
             "daemon": {
@@ -67,6 +75,7 @@ class Host:
                     "version": probe.version,
                     "reason": probe.reason,
                     "remedy": probe.remedy,
+                    "details": dict(probe.details),
                     "capabilities": capabilities_to_json(capabilities) if capabilities else None,
                 }
             )
@@ -83,4 +92,8 @@ class Host:
             "vcpu": {"held": vcpu, "limit": limit.vcpu},
             "memory_mib": {"held": memory_mib, "limit": limit.memory_mib},
             "machines_running": count,
+            "warm_machines": {
+                "ready": self._warm.count if self._warm else 0,
+                "of_each_kind": self._settings.warm_machines if self._warm else 0,
+            },
         }

@@ -20,7 +20,14 @@ from roost.engine.flows import config_of
 from roost.engine.lifecycle import HOLDING, Desired, Phase
 from roost.engine.machine import Machine, capabilities_to_json
 from roost.engine.transitions import amend, not_found
-from roost.errors import ConflictError, InternalError, LimitError, RoostError, UnsupportedError
+from roost.errors import (
+    CapacityError,
+    ConflictError,
+    InternalError,
+    LimitError,
+    RoostError,
+    UnsupportedError,
+)
 from roost.services import captured, limits
 from roost.services.bakes import Bakes
 from roost.services.models import (
@@ -32,8 +39,10 @@ from roost.services.models import (
     MachineUsage,
     Page,
     PatchMachine,
+    Template,
 )
 from roost.services.templates import Templates
+from roost.services.warm import Warm
 from roost.store import machines as rows
 from roost.store.cursor import Cursors
 
@@ -53,9 +62,10 @@ class Machines:
     (REVISION_MISMATCH otherwise).
     """
 
-    def __init__(self, engine: Engine, templates: Templates, bakes: Bakes) -> None:
+    def __init__(self, engine: Engine, templates: Templates, bakes: Bakes, warm: Warm) -> None:
         self._engine = engine
         self._bakes = bakes
+        self._warm = warm
         self._store = engine.store
         self._templates = templates
         self._cursors = Cursors(engine.identity.secret)
@@ -75,12 +85,15 @@ class Machines:
             with self._engine.holding(row["id"]):
                 return await self._create_from(tenant, row, req, wait)
         engine = self._engine
-        driver, capabilities = engine.rungs.choose(req.isolation, req.driver)
+        if req.isolation == "auto" and req.driver is None:
+            await engine.rungs.decide()
+        driver, _ = engine.rungs.choose(req.isolation, req.driver)
         asked = Size(float(req.vcpu), req.memory_mib, req.storage_gib)
         size = engine.rungs.driver(driver).fit(asked)
         reservations.check_size(engine.host(), size.vcpu, size.memory_mib)
         template = await self._templates.resolve(tenant, req.template)
         await engine.parts.storage.require(ROOM_BYTES)
+        capabilities = await engine.rungs.prepared(driver)
         values = {
             **self._asked(tenant, req),
             "template_id": template.id,
@@ -94,10 +107,31 @@ class Machines:
             "storage_gib": size.storage_gib,
             "env": dict(req.env),
         }
-        if not engine.rungs.driver(driver).bakes:
-            return await self._make(tenant, values, template.config, wait)
-        async with self._bakes.ready(template, driver, size) as bake:
-            return await self._make(tenant, {**values, **bake}, template.config, wait)
+        try:
+            machine = await self._warm.take(values)
+        except IntegrityError as error:
+            raise await self._taken(tenant, req.key, error) from error
+        if machine is None:
+            machine = await self._make_new(tenant, template, size, values, wait)
+        self._warm.want(template, values)
+        return machine
+
+    async def _make_new(
+        self,
+        tenant: str,
+        template: Template,
+        size: Size,
+        values: Mapping[str, Any],
+        wait: bool,
+    ) -> Machine:
+        for last in (False, True):
+            try:
+                async with self._bakes.source(template, values["driver"], size) as source:
+                    return await self._make(tenant, {**values, **source}, template.config, wait)
+            except CapacityError:
+                if last or not await self._warm.make_room():
+                    raise
+        raise AssertionError
 
     async def fork(self, tenant: str, machine_id: str, req: ForkMachine) -> builtins.list[Machine]:
         """``count`` machines that go on from this one's instant, with memory where its rung can; all or none.

@@ -113,6 +113,12 @@ def record(
     connection.execute(_RECORD, values)
 
 
+def forget_events(connection: sa.Connection, machine_id: str) -> None:
+    """All lines of the machine's life so far."""
+    e = machine_events
+    connection.execute(sa.delete(e).where(e.c.machine_id == machine_id))
+
+
 def trim(connection: sa.Connection, machine_id: str) -> None:
     """Keeps the last 200 lines of the machine's life."""
     e = machine_events.c

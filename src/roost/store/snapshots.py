@@ -65,6 +65,15 @@ def ids(connection: sa.Connection) -> set[str]:
     return {row[0] for row in connection.execute(sa.select(t.c.id))}
 
 
+def memory_images(connection: sa.Connection) -> list[dict[str, Any]]:
+    """Of snapshots and of machines asleep or about to start."""
+    found = []
+    for column in (t.c.memory_image, machines.c.memory_image):
+        query = sa.select(column).where(column.is_not(None))
+        found += [row[0] for row in connection.execute(query) if row[0] is not None]
+    return found
+
+
 def users(connection: sa.Connection, snapshot_id: str) -> list[str]:
     """Machines that may still read it: whose disk is yet to be cloned from it, or whose memory is in it."""
     memory = machines.c.memory_image["snapshot_id"].as_string() == snapshot_id

@@ -191,7 +191,6 @@ def place() -> Iterator[Settings]:
     """Directories and a range of the session's own; purged at its end."""
     base = Path(tempfile.mkdtemp(prefix="roost-host-"))
     settings = Settings(
-        gvisor_memory=True,
         data_dir=base / "data",
         run_dir=base / "run",
         pool_gib=8,

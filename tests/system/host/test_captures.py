@@ -21,8 +21,7 @@ from roost.storage import mounting
 
 from .conftest import Machine, World
 
-# Long until a restored gVisor machine always listens (SPECIFICATION.md, 3); disks: tests/system/test_forks.py.
-pytestmark = [pytest.mark.system, pytest.mark.long]
+pytestmark = pytest.mark.system
 
 # Counts into a file it holds open for appending, and tells its count and a sum of its 64 MiB when asked.
 _COUNTER = r"""
@@ -147,6 +146,24 @@ async def test_asleep_on_disk_and_woken_in_the_same_slot(
     assert later >= count
     await _runs_on(woken)
     shutil.rmtree(into)
+
+
+async def test_a_restored_agent_answers_however_much_was_closed_before(
+    world: World, gvisor: ContainerDriver
+) -> None:
+    """gVisor reports to a restored epoll instance what was taken out of it before the save (agent/src/epoll.rs)."""
+    machine = await world.start(gvisor)
+    for turn in range(4):
+        ran = await asyncio.gather(*(machine.run("echo hi") for _ in range(16)))
+        assert ran == [(0, "hi\n")] * 16
+        await world.hang_up(machine)
+        into = world.storage.pool.tmp / f"turn{turn}"
+        into.mkdir()
+        capture = await gvisor.hibernate(machine.handle, into)
+        slot = await world.network.reattach(machine.id, machine.slot.index)
+        machine = await world.boot(gvisor, replace(machine.spec, slot=slot), capture)
+        assert await machine.run("echo on") == (0, "on\n")
+        shutil.rmtree(into)
 
 
 async def test_a_damaged_image_is_refused_before_it_runs(

@@ -29,6 +29,7 @@ from roost.services.machines import Machines
 from roost.services.models import CreateMachine, Progress
 from roost.services.snapshots import Snapshots
 from roost.services.templates import Templates
+from roost.services.warm import Warm
 from roost.settings import Settings
 from roost.storage.interface import Image, PoolUsage, Snapshot
 from roost.store import Store, sqlite
@@ -254,6 +255,8 @@ class FakeAgent:
         self.agents.renewals.append((self.machine_id, request))
         if request.new_token:
             self.agents.driver.machines[self.machine_id].token = request.new_token
+        if request.hostname:
+            self.agents.hostnames[self.machine_id] = request.hostname
         if request.machine_id:
             self.agents.named[self.machine_id] = request.machine_id
 
@@ -261,9 +264,8 @@ class FakeAgent:
         await self.agents.enter("run")
         self.agents.ran.append((self.machine_id, list(request.argv)))
         code = self.agents.exit_codes.pop(0) if self.agents.exit_codes else 0
-        return SimpleNamespace(
-            execution=SimpleNamespace(exit_code=code), stderr=b"what it complains of"
-        )
+        execution = SimpleNamespace(exit_code=code)
+        return SimpleNamespace(execution=execution, stdout=b"", stderr=b"what it complains of")
 
     async def write_file(self, header: Any, pieces: Any) -> None:
         await self.agents.enter("write_file")
@@ -286,6 +288,7 @@ class FakeAgents(Scripted):
         self.driver = driver
         self.kept: dict[str, FakeAgent] = {}
         self.named: dict[str, str] = {}
+        self.hostnames: dict[str, str] = {}
         self.dialled = 0
         self.renewals: list[tuple[str, Any]] = []  # machine id, request
         self.ran: list[tuple[str, list[str]]] = []
@@ -388,6 +391,7 @@ class Daemon:
     snapshots: Snapshots
     agents: FakeAgents
     bakes: Bakes
+    warm: Warm
 
     @classmethod
     async def start(
@@ -426,16 +430,20 @@ class Daemon:
             await templates.build("base")
         await engine.open()
         bakes = Bakes(engine)
-        machines = Machines(engine, templates, bakes)
+        warm = Warm(engine, bakes, settings.get("warm_machines", 0))
+        await warm.open()
+        machines = Machines(engine, templates, bakes, warm)
         snapshots = Snapshots(engine, machines)
-        return cls(host, store, engine, templates, machines, snapshots, agents, bakes)
+        return cls(host, store, engine, templates, machines, snapshots, agents, bakes, warm)
 
     async def stop(self) -> None:
+        await self.warm.close()
         await self.engine.close(1.0)
         await self.templates.close()
 
     async def kill(self) -> None:
         """As ``kill -9``: nothing is tidied up."""
+        await self.warm.halt()
         await self.engine.kill()
         await self.templates.close()
 

@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +36,7 @@ from roost.drivers.qemu import manifest as manifests
 from roost.drivers.qemu.launch import Place, Plan
 from roost.drivers.qemu.machine import Machine
 from roost.drivers.qemu.mappedram import SnapshotInvalid
-from roost.drivers.qemu.probe import Acceleration, acceleration, unlikely
+from roost.drivers.qemu.probe import Acceleration, acceleration, known
 from roost.drivers.qemu.qmp import Qmp
 from roost.drivers.qemu.runtime import Runtime, Runtimes, installed
 from roost.errors import InternalError, MachineError, RoostError
@@ -69,6 +69,7 @@ _STORAGE_GIB = (1, 2, 5, 10, 20, 50, 100)
 class QemuDriver(Driver):
     name = "qemu"
     bakes = True
+    renames = True
     first_token = FIRST_TOKEN
 
     def __init__(self, settings: Settings) -> None:
@@ -89,17 +90,29 @@ class QemuDriver(Driver):
     # --- what it is --------------------------------------------------------------------------------
 
     async def probe(self) -> Probe:
-        """Without the guest, which is made when the first machine needs it; KVM is then not tried yet."""
+        """Tries nothing: KVM is tried by ``prepare``, with the guest that is made then."""
         if platform.machine() != "x86_64":
             return Probe(False, reason=f"there is no microVM rung for {platform.machine()} yet")
         try:
             _, version = await self._run(installed)
-            guest = await self._run(self.guests.kept)
-            found = await self._accelerated(guest) if guest else await self._run(unlikely)
+            if self._acceleration is None:
+                self._acceleration = await self._run(self._known)
         except RoostError as exc:
             return Probe(False, reason=exc.message, remedy=exc.details.get("remedy"))
-        details = {"kvm": found.works, "kvm_reason": found.reason}
+        found = self._acceleration
+        details = {
+            "kvm": found is not None and found.works,
+            "kvm_reason": found.reason if found else "/dev/kvm is tried with the first microVM",
+        }
         return Probe(True, version, details=details)
+
+    def _known(self) -> Acceleration | None:
+        guest = self.guests.kept()
+        return known(self.settings.run_dir, self.runtimes.current(), guest)
+
+    @property
+    def undecided(self) -> bool:
+        return self._acceleration is None
 
     async def prepare(self) -> None:
         await self._accelerated(await self._current())
@@ -411,6 +424,19 @@ class QemuDriver(Driver):
         }
 
     # --- while it runs -----------------------------------------------------------------------------
+
+    async def tidy(self, kept: Sequence[Mapping[str, Any]]) -> None:
+        if self._guest is None:  # nothing was started: what is current cannot be told
+            return
+        records = [r for i in await self.list_ids() if (r := self._place(i).record()) is not None]
+        found = [*kept, *records]
+        current = await self._run(self.runtimes.current)
+        await self._run(
+            self.runtimes.sweep, {current.digest, *(str(each.get("runtime")) for each in found)}
+        )
+        await self._run(
+            self.guests.sweep, {self._guest.digest, *(str(each.get("guest")) for each in found)}
+        )
 
     async def usage(self, handle: Handle) -> Usage:
         try:

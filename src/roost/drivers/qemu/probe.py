@@ -23,6 +23,7 @@ from roost.host import apart, ending, files, processes
 
 DEADLINE_S = 5.0
 _DEVICE = Path("/dev/kvm")
+_CACHE = "kvm.json"
 _NO_DEVICE = "this host has no /dev/kvm"
 _PANIC = b"Kernel panic"
 _MEMORY_MIB = 256
@@ -33,28 +34,33 @@ _OUTPUT_BYTES = 256 << 10
 class Acceleration:
     works: bool
     reason: str  # in words, for the user
+    tried: bool = True  # what could not be is tried again by the next daemon
 
 
 def acceleration(run_dir: Path, runtime: Runtime, guest: Guest, uid: int) -> Acceleration:
     """Blocking, up to ``DEADLINE_S`` the first time after a boot. ``uid``: one that nothing else runs as."""
-    cache = run_dir / "kvm.json"
-    key = {"boot_id": processes.boot_id(), "runtime": runtime.digest, "guest": guest.digest}
-    known = files.read_json(cache)
-    if known is not None and known.get("key") == key:
-        return Acceleration(bool(known["works"]), str(known["reason"]))
+    if (found := known(run_dir, runtime, guest)) is not None:
+        return found
     found = _find_out(runtime, guest, uid)
-    run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    files.write_json(
-        cache, {"key": key, "works": found.works, "reason": found.reason}, durable=False
-    )
+    if found.tried:
+        run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        value = {"key": _key(runtime, guest), "works": found.works, "reason": found.reason}
+        files.write_json(run_dir / _CACHE, value, durable=False)
     return found
 
 
-def unlikely() -> Acceleration:
-    """What can be said without a guest to try."""
+def known(run_dir: Path, runtime: Runtime, guest: Guest | None) -> Acceleration | None:
+    """Without trying."""
     if not _DEVICE.exists():
         return Acceleration(False, _NO_DEVICE)
-    return Acceleration(False, "/dev/kvm is there and is tried when the first microVM is made")
+    found = files.read_json(run_dir / _CACHE)
+    if guest is None or found is None or found.get("key") != _key(runtime, guest):
+        return None
+    return Acceleration(bool(found["works"]), str(found["reason"]))
+
+
+def _key(runtime: Runtime, guest: Guest) -> dict[str, str]:
+    return {"boot_id": processes.boot_id(), "runtime": runtime.digest, "guest": guest.digest}
 
 
 def _find_out(runtime: Runtime, guest: Guest, uid: int) -> Acceleration:
@@ -67,7 +73,7 @@ def _find_out(runtime: Runtime, guest: Guest, uid: int) -> Acceleration:
     try:
         return _boot(runtime, guest, uid, device)
     except OSError as exc:
-        return Acceleration(False, f"the VMM could not be tried with KVM: {exc}")
+        return Acceleration(False, f"the VMM could not be tried with KVM: {exc}", tried=False)
     finally:
         os.close(device)
         ending.end_user(uid, 10.0)
