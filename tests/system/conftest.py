@@ -134,7 +134,7 @@ def make_daemon(
         "ROOST_NETWORK_CIDR": NETWORK,
         "ROOST_POOL_GIB": "60",
         "ROOST_HOST_CA": "1",
-        "ROOST_WARM_MACHINES": "0",
+        "ROOST_WARM_MACHINES": "0",  # what is left behind is counted
         **settings,
     }
     env.pop("ROOST_API_KEY", None)

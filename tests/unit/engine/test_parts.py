@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 
 from roost.clock import FakeClock
 from roost.drivers.fake import FakeDriver
-from roost.drivers.interface import Isolation
+from roost.drivers.interface import Capabilities, Isolation
 from roost.engine.desk import Desk
 from roost.engine.identity import HostIdentity, linux_machine_id
 from roost.engine.machine import capabilities_from_json, capabilities_to_json
@@ -197,3 +198,38 @@ async def test_a_start_nobody_wants_leaves_the_queue() -> None:
     await asyncio.gather(*tasks)
     assert done == ["unwanted", "first", "second"]
     assert turns.free
+
+
+class Undecided(FakeDriver):
+    """Says that it is slow until it is prepared, and may then know better."""
+
+    fast = False
+
+    @property
+    def undecided(self) -> bool:
+        return not self.calls["prepare"]
+
+    def capabilities(self) -> Capabilities:
+        fast = self.fast and not self.undecided
+        return replace(super().capabilities(), accelerated=fast)
+
+
+async def test_auto_waits_for_what_may_turn_out_to_be_fast() -> None:
+    for fast, first in ((True, "microvm"), (False, "container")):
+        microvm = Undecided()
+        microvm.fast = fast
+        rungs = Rungs({"microvm": microvm, "container": FakeDriver()}, ["microvm", "container"])
+        await rungs.probe()
+        assert rungs.default == "container"
+        for _ in range(2):
+            await rungs.decide()
+            assert rungs.default == rungs.choose("auto", None)[0] == first
+        assert microvm.calls["prepare"] == 1
+    # One that cannot be prepared costs one try and stays what it is.
+    microvm = Undecided()
+    microvm.fail("prepare", UnavailableError("no mirror"))
+    rungs = Rungs({"microvm": microvm, "container": FakeDriver()}, ["microvm", "container"])
+    await rungs.probe()
+    for _ in range(2):
+        await rungs.decide()
+    assert (rungs.default, microvm.calls["prepare"]) == ("container", 1)
