@@ -17,7 +17,7 @@ from collections.abc import (
     Sequence,
 )
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -47,12 +47,13 @@ from roost.engine.rungs import Rungs
 from roost.engine.timers import Timers
 from roost.engine.transitions import Change, advance, load
 from roost.engine.turns import Turns
-from roost.errors import ConflictError, MachineError, RoostError, UnavailableError
+from roost.errors import CapacityError, ConflictError, MachineError, RoostError, UnavailableError
 from roost.network.interface import Network
 from roost.settings import Settings
 from roost.storage.interface import Storage
 from roost.store import Store, machines, operations, snapshots
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 STARTS_AT_ONCE = 8
 HOUSEKEEPING_S = 30.0
@@ -108,6 +109,7 @@ class Engine:
         self.roster = Roster(clock.monotonic, self._ended)
         self.desk = Desk()
         self.timers = Timers(clock, self._expired)
+        self.room: Callable[[], Awaitable[bool]] | None = None  # gives up what nobody asked for
         self._starts = Turns(STARTS_AT_ONCE)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._held: Counter[str] = Counter()  # snapshots somebody is about to make machines from
@@ -143,7 +145,9 @@ class Engine:
 
     # --- what can be asked ----------------------------------------------------------------------
 
-    async def create(self, values: Mapping[str, Any], config: Mapping[str, Any]) -> Machine:
+    async def create(
+        self, values: Mapping[str, Any], config: Mapping[str, Any], make_room: bool = True
+    ) -> Machine:
         """Reserves the machine (row, memory, CPU) and lines up its making; ``settled`` waits for that.
 
         Raises QUOTA_EXCEEDED, CAPACITY_EXCEEDED; sqlalchemy's IntegrityError for a key in use.
@@ -151,17 +155,21 @@ class Engine:
         self.desk.check()
         host = self.host()
         placing = self._starts.free
-        machine, operation = await self.store.write(
-            lambda c: admission.reserve(
-                c,
-                self.parts,
-                self.journal,
-                self.settings,
-                host,
-                values,
-                placing=placing,
+
+        async def reserve() -> tuple[Machine, Operation]:
+            return await self.store.write(
+                lambda c: admission.reserve(
+                    c,
+                    self.parts,
+                    self.journal,
+                    self.settings,
+                    host,
+                    values,
+                    placing=placing,
+                )
             )
-        )
+
+        machine, operation = await (self.with_room(reserve) if make_room else reserve())
         self.timers.set(machine.id, machine.expires_at)
         self.desk.submit(
             machine.id,
@@ -298,25 +306,14 @@ class Engine:
         self.amended(machine)
         return machine
 
-    async def hand_over(
-        self,
-        machine_id: str,
-        fn: Callable[[sa.Connection], Machine],
-        renew: Callable[[], Awaitable[None]],
-    ) -> Machine:
-        """As ``change``, ``renew`` at the same time; where either fails the machine is as good as lost."""
-
-        async def job(_: asyncio.Event) -> Machine:
-            written, renewed = await asyncio.gather(
-                self.store.write(fn), renew(), return_exceptions=True
-            )
-            for result in (written, renewed):
-                if isinstance(result, BaseException):
-                    raise result
-            assert isinstance(written, Machine)
-            return written
-
-        return await asyncio.shield(self.desk.submit(machine_id, "change", job, join=False))
+    async def with_room(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What may raise CAPACITY_EXCEEDED: once more where room could be made meanwhile."""
+        try:
+            return await attempt()
+        except CapacityError as error:
+            if error.code != "CAPACITY_EXCEEDED" or self.room is None or not await self.room():
+                raise
+            return await attempt()
 
     def amended(self, machine: Machine) -> None:
         """Tells memory what the row has become."""
@@ -389,7 +386,7 @@ class Engine:
             operation = self.journal.open(connection, "wake", machine_id, context, step=1)
             return change, operation, flows.config_of(connection, before.template_id)
 
-        change, operation, config = await self.store.write(fn)
+        change, operation, config = await self.with_room(lambda: self.store.write(fn))
         if operation is None:
             return change.machine
         machine = change.machine

@@ -86,7 +86,7 @@ class Start:
         self.image = image
         self.tried = False  # to go on from it: the disk may have moved on
         self.lost: str | None = None  # why it did not
-        self.invalid: str | None = None  # the snapshot whose memory nobody should try again
+        self.invalid: str | None = None  # the snapshot whose memory could not be loaded
 
     @property
     def token(self) -> str:
@@ -193,7 +193,8 @@ class Start:
             named = another or stranger
         return pb.RenewIdentityRequest(
             hostname=machine.hostname if named else "",
-            machine_id=self.linux_id if another else "",
+            # Also after a boot: what the start before wrote may have gone with an end that nobody expected.
+            machine_id=self.linux_id if named else "",
             renew_ssh_host_keys=another,
             new_token=self.token if stranger else "",
         )
@@ -244,7 +245,7 @@ class Start:
             {"last_activity_at": context.now, "memory_image": None},
         )
         if self.invalid is not None:
-            snapshots.update(connection, self.invalid, {"memory_image": None})
+            snapshots.forget_bake(connection, self.invalid)
         if self.lost is not None:
             message = f"it started from its disk: {self.lost}"
             machines.record(connection, context.machine_id, context.now, "memory_lost", message)
@@ -360,10 +361,15 @@ class End:
             await storage.require(machine.memory_mib << 20)
             into = await storage.begin_memory(machine.id)
             self.parts.agents.drop(machine.id)
-            capture = await self.parts.rungs.driver(machine.driver).hibernate(handle, into)
-        except RoostError as error:
+            # Within the step's own time: what takes longer sleeps without memory rather than not at all.
+            async with asyncio.timeout(0.8 * self.parts.agent_timeout_s):
+                capture = await self.parts.rungs.driver(machine.driver).hibernate(handle, into)
+        except (RoostError, OSError, TimeoutError) as error:
             log.warning("machine %s sleeps without its memory: %s", machine.id, error)
-            context.data["memory_lost"] = f"{error.code}: {error.message}"[:400]
+            told = (
+                f"{error.code}: {error.message}" if isinstance(error, RoostError) else repr(error)
+            )
+            context.data["memory_lost"] = told[:400]
             await storage.delete_memory(machine.id)
             return False
         image = MemoryImage(capture.manifest, (machine.id, machine.generation))

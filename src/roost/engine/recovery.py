@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 AT_ONCE = 8
+ADOPT_S = 45.0
 
 
 def host_boot_id() -> str:
@@ -52,13 +53,16 @@ async def recover(engine: Engine) -> None:
     async def one(machine: Machine) -> None:
         async with limit:
             try:
-                if machine.phase == Phase.RUNNING:
-                    await _adopt(engine, machine)
                 await settle(engine, machine.id)
+                now = await engine.load(machine.id)
+                # Once it is adopted its end may come at any time, and is then the engine's.
+                if now.phase == Phase.RUNNING and not await _adopt(engine, now):
+                    await settle(engine, machine.id)
             except Exception:
                 log.exception("machine %s could not be recovered", machine.id)
 
     await asyncio.gather(*(one(machine) for machine in known))
+    await _end_half_made_forks(engine)
     await _sweep(engine)
 
 
@@ -69,20 +73,21 @@ async def unstick(engine: Engine, machine_id: str) -> None:
         await _recover_one(engine, Operation.from_row(row))
 
 
-async def _adopt(engine: Engine, machine: Machine) -> None:
+async def _adopt(engine: Engine, machine: Machine) -> bool:
     handle = machine.handle
     alive = False
     if handle is not None:
         try:
-            alive = await engine.rungs.driver(machine.driver).adopt(handle)
+            async with asyncio.timeout(ADOPT_S):
+                alive = await engine.rungs.driver(machine.driver).adopt(handle)
             if alive and machine.slot_index is not None:
                 await engine.parts.network.reattach(machine.id, machine.slot_index)
-        except RoostError as error:
+        except (RoostError, OSError, TimeoutError) as error:
             log.warning("machine %s could not be adopted: %s", machine.id, error)
     if alive:
         config = await engine.store.read(lambda c: flows.config_of(c, machine.template_id))
         engine.enlist(machine, config)
-        return
+        return True
     rebooted = handle is not None and handle.boot_id != engine.boot_id()
     event = WentDown("host restarted") if rebooted else Failed("crashed", True)
     message = None if rebooted else "its process had ended when the daemon started"
@@ -92,6 +97,7 @@ async def _adopt(engine: Engine, machine: Machine) -> None:
         engine.journal.open(connection, "reap", machine.id, step=1)
 
     await engine.store.write(fn)
+    return False
 
 
 async def settle(engine: Engine, machine_id: str) -> None:
@@ -133,6 +139,16 @@ def plan_of(engine: Engine, operation: Operation, machine: Machine) -> Plan:
         return keeping.rollback(keeping.Rollback(engine.parts, machine, snapshot_id))
     end = flows.End(engine.parts, machine, hush=False)
     return {"sleep": flows.sleep, "reap": flows.reap, "destroy": flows.destroy}[operation.kind](end)
+
+
+async def _end_half_made_forks(engine: Engine) -> None:
+    """A fork that was cut off made no children: what they would start from need not have reached the disk."""
+
+    def fn(connection: sa.Connection) -> list[str]:
+        return [m for s in snapshots.for_forks(connection) for m in snapshots.users(connection, s)]
+
+    for machine_id in await engine.store.read(fn):
+        await _quietly(engine.destroy(machine_id))
 
 
 async def _sweep(engine: Engine) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Mapping, Sequence
 
 from roost.drivers.interface import Capabilities, Driver, Isolation, Probe
 from roost.errors import InvalidRequestError, RoostError, UnavailableError
 
 log = logging.getLogger(__name__)
+TRY_AGAIN_S = 600.0
 
 
 class Rungs:
@@ -19,7 +22,8 @@ class Rungs:
         self.offered = [name for name in offered if name in drivers]
         self.probes: dict[str, Probe] = {}
         self._capabilities: dict[str, Capabilities] = {}
-        self._tried: set[str] = set()  # by ``decide``: once in a daemon's life
+        self._decisions: dict[str, asyncio.Task[None]] = {}
+        self._try_again: dict[str, float] = {}
 
     async def probe(self) -> None:
         """Looks at the host again; at the start and when host() asks."""
@@ -48,18 +52,29 @@ class Rungs:
         self._capabilities[name] = driver.capabilities()
         return self._capabilities[name]
 
-    async def decide(self) -> None:
+    async def decide(self, timeout_s: float | None = None) -> None:
         """So that ``auto`` knows: a driver that comes before the one it would take now may turn out to be fast.
-        One that cannot be prepared stays what it is."""
+        One that cannot be prepared stays what it is, and is tried again later. After ``timeout_s`` that goes on
+        alone."""
         for name in self.offered:
             if name == self.default:
                 return
-            if self.available(name) and self.drivers[name].undecided and name not in self._tried:
-                self._tried.add(name)
-                try:
-                    await self.prepared(name)
-                except RoostError as error:
-                    log.warning("the driver %s could not be prepared: %s", name, error)
+            if self.available(name) and self.drivers[name].undecided:
+                await asyncio.wait({self._decision(name)}, timeout=timeout_s)
+
+    def _decision(self, name: str) -> asyncio.Task[None]:
+        """One at a time, whoever asks."""
+        last = self._decisions.get(name)
+        if last is None or (last.done() and time.monotonic() > self._try_again[name]):
+            last = self._decisions[name] = asyncio.create_task(self._try(name))
+        return last
+
+    async def _try(self, name: str) -> None:
+        try:
+            await self.prepared(name)
+        except RoostError as error:
+            log.warning("the driver %s could not be prepared: %s", name, error)
+        self._try_again[name] = time.monotonic() + TRY_AGAIN_S
 
     def available(self, name: str) -> bool:
         probe = self.probes.get(name)

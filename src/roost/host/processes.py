@@ -114,7 +114,8 @@ async def ended(fd: int) -> None:
 
 
 def of_user(uid: int) -> set[int]:
-    """Live processes that run as that user."""
+    """Live processes that run as that user, but for those of machines' groups: root in a container without a user
+    namespace can be whomever it likes."""
     mark = f"\nUid:\t{uid}\t"
     found = set()
     for entry in os.scandir("/proc"):
@@ -122,9 +123,13 @@ def of_user(uid: int) -> set[int]:
             with contextlib.suppress(OSError):
                 # Not the directory's owner, which a process can have hidden.
                 status = Path(entry.path, "status").read_text(errors="replace")
-                if mark in status and "\nState:\tZ" not in status:
+                if mark in status and "\nState:\tZ" not in status and not _grouped(entry.path):
                     found.add(int(entry.name))
     return found
+
+
+def _grouped(process: str) -> bool:
+    return "/roost-" in Path(process, "cgroup").read_text(errors="replace")
 
 
 def reap(pid: int) -> tuple[int | None, int | None] | None:

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 _OVER = frozenset({"06", "07"})  # TIME_WAIT, CLOSE: the other side knows of no connection any more
-# Closed here, and no answer to that. Who lives acknowledges at once: this is what was left to one that had
-# the address before and is gone, and can stay for a minute.
-_UNANSWERED = _OVER | {"04"}  # FIN_WAIT1
-_ANSWER_S = 1.0
+# Closed here, and no answer to that, or no end from there. Who lives does both at once: this is what was left to
+# one that had the address before and is gone, and can stay for a minute.
+_UNANSWERED = _OVER | {"04", "05"}  # FIN_WAIT1, FIN_WAIT2
+_ANSWER_S = 2.0
 
 
 def connected(address: str, port: int, over: frozenset[str] = _OVER) -> bool:

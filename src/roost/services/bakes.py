@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-NOBODY = ":nobody"  # no key can be of a tenant of that name
+NOBODY = keys.NOBODY
 KEEP = timedelta(days=7)  # without a machine made from it
 WARMUP = ("true",)  # what a template that names nothing runs before it is captured
 WARMUP_S = 120.0
@@ -92,6 +92,8 @@ class Bakes:
 
     async def _make(self, name: str, template: Template, driver: str, size: Size) -> rows.Row:
         engine = self._engine
+        if (row := await self._find(name)) is not None:
+            return row
         # One that could not be loaded, which no machine is to go on from any more.
         if (bad := await self._store.read(lambda c: rows.by_name(c, NOBODY, name))) is not None:
             await self._store.write(lambda c: rows.update(c, bad["id"], {"name": None}))
@@ -173,13 +175,17 @@ class Bakes:
             return rows.page(connection, NOBODY, machine_id=None, limit=1000, after=None)
 
         for row in await self._store.read(fn):
-            unused = now - self._used.get(row["id"], self._since) > KEEP
+            used = max(row["created_at"], self._since, self._used.get(row["id"], self._since))
+            unused = now - used > KEEP
             useless = row["name"] is None or row["memory_image"] is None
             if (unused or useless) and await self._engine.delete_snapshot(row["id"]):
                 self._used.pop(row["id"], None)
 
     async def tidy(self) -> None:
-        """Gives back what drivers kept of versions that no capture needs any more."""
+        """Gives back what drivers kept of versions that no capture needs any more. Not while a machine may be on its
+        way to sleep, and so in neither list."""
+        if self._engine.desk.busy():
+            return
         images = await self._store.read(rows.memory_images)
         manifests = [image["manifest"] for image in images]
         for driver in self._engine.rungs.drivers.values():

@@ -20,6 +20,8 @@ from roost.store import machines as rows
 
 Checks = Callable[[], Awaitable[Sequence[Mapping[str, Any]]]]  # {name, ok, detail, remedy} each
 
+DECIDE_S = 20.0  # after which the answer is the one of now
+
 
 class Host:
     """``checks`` looks at what the daemon needs of the host: ``roost.host.doctor`` unless told otherwise."""
@@ -41,7 +43,7 @@ class Host:
 
     async def describe(self) -> dict[str, Any]:
         """As SPECIFICATION says; plus ``stuck``: operations that could neither be done nor undone."""
-        await self._engine.rungs.decide()
+        await self._engine.rungs.decide(DECIDE_S)
         await self._engine.rungs.probe()
         return {
             "daemon": {

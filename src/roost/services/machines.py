@@ -21,7 +21,6 @@ from roost.engine.lifecycle import HOLDING, Desired, Phase
 from roost.engine.machine import Machine, capabilities_to_json
 from roost.engine.transitions import amend, not_found
 from roost.errors import (
-    CapacityError,
     ConflictError,
     InternalError,
     LimitError,
@@ -39,7 +38,6 @@ from roost.services.models import (
     MachineUsage,
     Page,
     PatchMachine,
-    Template,
 )
 from roost.services.templates import Templates
 from roost.services.warm import Warm
@@ -112,26 +110,10 @@ class Machines:
         except IntegrityError as error:
             raise await self._taken(tenant, req.key, error) from error
         if machine is None:
-            machine = await self._make_new(tenant, template, size, values, wait)
+            async with self._bakes.source(template, driver, size) as source:
+                machine = await self._make(tenant, {**values, **source}, template.config, wait)
         self._warm.want(template, values)
         return machine
-
-    async def _make_new(
-        self,
-        tenant: str,
-        template: Template,
-        size: Size,
-        values: Mapping[str, Any],
-        wait: bool,
-    ) -> Machine:
-        for last in (False, True):
-            try:
-                async with self._bakes.source(template, values["driver"], size) as source:
-                    return await self._make(tenant, {**values, **source}, template.config, wait)
-            except CapacityError:
-                if last or not await self._warm.make_room():
-                    raise
-        raise AssertionError
 
     async def fork(self, tenant: str, machine_id: str, req: ForkMachine) -> builtins.list[Machine]:
         """``count`` machines that go on from this one's instant, with memory where its rung can; all or none.
@@ -190,12 +172,18 @@ class Machines:
                 code="QUOTA_EXCEEDED",
                 details={"limit": limit},
             )
-        vcpu, memory_mib, number = await self._store.read(lambda c: rows.held(c, HOLDING))
         others = count - 1
-        held = reservations.Held(
-            vcpu + parent.vcpu * others, memory_mib + parent.memory_mib * others, number + others
-        )
-        reservations.admit(engine.settings, engine.host(), held, parent.vcpu, parent.memory_mib)
+
+        async def admit() -> None:
+            vcpu, memory_mib, number = await self._store.read(lambda c: rows.held(c, HOLDING))
+            held = reservations.Held(
+                vcpu + parent.vcpu * others,
+                memory_mib + parent.memory_mib * others,
+                number + others,
+            )
+            reservations.admit(engine.settings, engine.host(), held, parent.vcpu, parent.memory_mib)
+
+        await engine.with_room(admit)
         memory = parent.memory_mib << 20 if parent.memory_kept else 0
         await engine.parts.storage.require(ROOM_BYTES * count + memory)
 
@@ -334,14 +322,18 @@ class Machines:
             if running is None:
                 reservations.check_size(engine.host(), size.vcpu, size.memory_mib)
                 return
-            held = await self._store.read(lambda c: rows.held(c, HOLDING, without=machine_id))
-            reservations.admit(
-                engine.settings,
-                engine.host(),
-                reservations.Held(*held),
-                size.vcpu,
-                size.memory_mib,
-            )
+
+            async def admit() -> None:
+                held = await self._store.read(lambda c: rows.held(c, HOLDING, without=machine_id))
+                reservations.admit(
+                    engine.settings,
+                    engine.host(),
+                    reservations.Held(*held),
+                    size.vcpu,
+                    size.memory_mib,
+                )
+
+            await engine.with_room(admit)
             await engine.rungs.driver(now.driver).resize(running.handle, size)
 
         return await engine.change(machine_id, fn, before=resize)
@@ -452,7 +444,7 @@ class Machines:
                     continue
             machine = Machine.from_row(row)
             running = engine.roster.peek(machine.id)
-            if running is not None:
+            if running is not None and running.machine.tenant_id == tenant:
                 return running.machine, False
             if machine.desired_state == Desired.DESTROYED:
                 await engine.destroy(machine.id)

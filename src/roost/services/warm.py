@@ -75,6 +75,9 @@ class Warm:
         self._wanted = asyncio.Event()
         self._asked_at = 0.0
         self._keeper: asyncio.Task[None] | None = None
+        self._adding: asyncio.Task[None] | None = None
+        self._clearing: asyncio.Task[None] | None = None
+        engine.room = self.make_room
 
     async def open(self) -> None:
         """Ends those that a daemon before had ready: nobody knows them any more."""
@@ -106,8 +109,8 @@ class Warm:
         return sum(len(shelf.ready) for shelf in self._shelves.values())
 
     async def take(self, values: Mapping[str, Any]) -> Machine | None:
-        """A running machine with these columns, if one of their kind is ready and can still be given its name. Raises QUOTA_EXCEEDED; sqlalchemy's
-        IntegrityError for a key in use."""
+        """A running machine with these columns, if one of their kind is ready and can still be given its name.
+        Raises QUOTA_EXCEEDED; sqlalchemy's IntegrityError for a key in use."""
         kind = Kind.of(values)
         if values["name"] is not None and not self._engine.rungs.driver(kind.driver).renames:
             return None
@@ -116,6 +119,7 @@ class Warm:
             machine_id = shelf.ready.popleft()
             running = self._engine.roster.peek(machine_id)
             if running is None:  # it ended meanwhile
+                self._spawn_discard(machine_id)
                 continue
             try:
                 return await self._hand_over(running, values)
@@ -142,16 +146,31 @@ class Warm:
             _, shelf = self._shelves.popitem(last=False)
             for machine_id in shelf.ready:
                 self._spawn_discard(machine_id)
-        self._asked_at = self._engine.clock.monotonic()
+        self._asked_at = max(self._asked_at, self._engine.clock.monotonic())
         self._wanted.set()
 
     async def make_room(self) -> bool:
-        """Ends all that are ready; whether there were any."""
-        found = [each for shelf in self._shelves.values() for each in shelf.ready]
-        for shelf in self._shelves.values():
-            shelf.ready.clear()
-        await asyncio.gather(*(self._discard(each) for each in found))
-        return bool(found)
+        """Ends all that are ready or being made, and makes no more for a while; whether there were any. Whoever
+        asks meanwhile waits for the same."""
+        if self._clearing is None:
+            if not self.count and self._adding is None:
+                return False
+            self._asked_at = self._engine.clock.monotonic() + RETRY_S
+            self._clearing = asyncio.create_task(self._clear())
+        await asyncio.shield(self._clearing)
+        return True
+
+    async def _clear(self) -> None:
+        try:
+            found = [each for shelf in self._shelves.values() for each in shelf.ready]
+            for shelf in self._shelves.values():
+                shelf.ready.clear()
+            if self._adding is not None:
+                self._adding.cancel()
+                await asyncio.wait({self._adding})
+            await asyncio.gather(*(self._discard(each) for each in found))
+        finally:
+            self._clearing = None
 
     # --- handing out ----------------------------------------------------------------------------
 
@@ -176,9 +195,10 @@ class Warm:
             machines.record(connection, machine.id, now, "running", "")
             return amend(connection, machine.id, {**own, **times}, now)
 
-        taken = await engine.hand_over(machine.id, fn, lambda: self._renew(running, values["name"]))
-        engine.amended(taken)
-        return taken
+        # The row last: one that cannot be renewed is still nobody's, and holds no key.
+        return await engine.change(
+            machine.id, fn, before=lambda: self._renew(running, values["name"])
+        )
 
     async def _renew(self, running: Running, name: str | None) -> None:
         machine = running.machine
@@ -210,13 +230,21 @@ class Warm:
             lacking = (s for s in reversed(self._shelves.values()) if len(s.ready) < self._each)
             if (shelf := next(lacking, None)) is None:
                 continue
+            adding = self._adding = asyncio.create_task(self._add(shelf))
             try:
-                await self._add(shelf)
-            except RoostError as error:
-                log.info("warm.not_made", error=error.code, message=error.message)
-                await asyncio.sleep(RETRY_S)
-            except Exception:
-                log.exception("warm.failed")
+                await asyncio.wait({adding})
+            except asyncio.CancelledError:
+                adding.cancel()
+                await asyncio.wait({adding})
+                raise
+            finally:
+                self._adding = None
+            failure = None if adding.cancelled() else adding.exception()
+            if failure is not None:
+                known = isinstance(failure, RoostError)
+                log.warning(
+                    "warm.not_made", error=str(failure), exc_info=None if known else failure
+                )
                 await asyncio.sleep(RETRY_S)
             self._wanted.set()
 
@@ -225,7 +253,9 @@ class Warm:
         kind = Kind.of(values)
         nobodys: dict[str, Any] = {**dict.fromkeys(_OWN), "tenant_id": NOBODY, "labels": {}}
         async with self._bakes.source(shelf.template, kind.driver, kind.size) as source:
-            machine = await engine.create({**values, **nobodys, **source}, shelf.template.config)
+            machine = await engine.create(
+                {**values, **nobodys, **source}, shelf.template.config, make_room=False
+            )
             try:
                 await engine.settled(machine.id)
                 running = engine.roster.peek(machine.id)

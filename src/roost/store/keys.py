@@ -10,6 +10,8 @@ import sqlalchemy as sa
 from roost.store.schema import keys as t
 from roost.store.schema import tenants
 
+NOBODY = ":nobody"  # of what the daemon makes for itself; no key can be of a tenant of that name
+
 
 def put_tenant(connection: sa.Connection, tenant: str, now: datetime) -> None:
     found = connection.execute(sa.select(tenants.c.id).where(tenants.c.id == tenant)).first()

@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from roost.store.keys import NOBODY
 from roost.store.schema import machines
 from roost.store.schema import snapshots as t
 
@@ -31,6 +32,17 @@ def by_name(connection: sa.Connection, tenant: str, name: str) -> Row | None:
 
 def update(connection: sa.Connection, snapshot_id: str, values: Mapping[str, Any]) -> None:
     connection.execute(sa.update(t).where(t.c.id == snapshot_id).values(**values))
+
+
+def forget_bake(connection: sa.Connection, snapshot_id: str) -> None:
+    """That its memory can be gone on from; of nobody's alone: what keeps a user's from being loaded may pass."""
+    mine = sa.and_(t.c.id == snapshot_id, t.c.tenant_id == NOBODY)
+    connection.execute(sa.update(t).where(mine).values(memory_image=None))
+
+
+def for_forks(connection: sa.Connection) -> list[str]:
+    """Whole or not."""
+    return [row[0] for row in connection.execute(sa.select(t.c.id).where(t.c.for_fork))]
 
 
 def delete(connection: sa.Connection, snapshot_id: str) -> None:

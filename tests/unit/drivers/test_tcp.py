@@ -30,6 +30,16 @@ def test_one_that_ends_is_waited_for(server: socket.socket) -> None:
     assert tcp.wait_closed(HERE, port, 1)
 
 
+def test_one_that_the_other_side_never_ends_is_not(server: socket.socket) -> None:
+    port = server.getsockname()[1]
+    client = socket.create_connection((HERE, port))
+    peer, _ = server.accept()
+    with peer:
+        client.close()
+        assert not tcp.wait_closed(HERE, port, 0.1)
+        assert tcp.wait_closed(HERE, port, 4)
+
+
 def test_one_whose_end_nobody_answers_is_not(server: socket.socket) -> None:
     port = server.getsockname()[1]
     client = socket.create_connection((HERE, port))
@@ -45,4 +55,4 @@ def test_one_whose_end_nobody_answers_is_not(server: socket.socket) -> None:
             pass
         client.close()
         assert not tcp.wait_closed(HERE, port, 0.1)
-        assert tcp.wait_closed(HERE, port, 3)
+        assert tcp.wait_closed(HERE, port, 4)

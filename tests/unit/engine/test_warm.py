@@ -9,7 +9,7 @@ import pytest
 
 from roost.drivers.interface import Size
 from roost.engine.reservations import HostSize
-from roost.errors import ConflictError, LimitError, MachineError, NotFoundError
+from roost.errors import CapacityError, ConflictError, LimitError, MachineError, NotFoundError
 from roost.services import warm
 
 from .kit import OTHER, TENANT, Daemon, daemon, small, until
@@ -150,6 +150,49 @@ async def test_they_make_room(tmp_path: Path) -> None:
         big = await d.machines.create(TENANT, small(memory_mib=200))
         assert big.phase == "running"
         assert not ready & set(d.host.driver.machines)
+
+
+async def test_they_make_room_for_one_that_wakes(tmp_path: Path) -> None:
+    async with daemon(tmp_path, warm_machines=2, memory_overcommit=1.0) as d:
+        asleep = await d.machines.create(TENANT, small())
+        await d.machines.sleep(TENANT, asleep.id)
+        ready = await stocked(d)
+        d.host.size = HostSize(4.0, 130, None)  # of which the warm ones hold 128
+        live = await d.machines.awake(TENANT, asleep.id)
+        assert live.machine.phase == "running"
+        assert not ready & set(d.host.driver.machines)
+
+
+async def test_all_who_need_room_at_once_get_it(tmp_path: Path) -> None:
+    async with daemon(tmp_path, warm_machines=2, memory_overcommit=1.0) as d:
+        await d.machines.create(TENANT, small())
+        await stocked(d)
+        d.host.size = HostSize(4.0, 64 + 200, None)
+        made = await asyncio.gather(
+            *(d.machines.create(TENANT, small(memory_mib=100)) for _ in range(2))
+        )
+        assert {m.phase for m in made} == {"running"}
+
+
+async def test_one_that_cannot_be_renewed_keeps_nobodys_key(tmp_path: Path) -> None:
+    async with daemon(tmp_path, warm_machines=1) as d:
+        await d.machines.create(TENANT, small())
+        (ready,) = await stocked(d, 1)
+        d.agents.fail("renew_identity", MachineError("gone", code="AGENT_LOST"))
+        made = await d.machines.create(TENANT, small(name="n", key="k"))
+        assert (made.key, made.phase) == ("k", "running")
+        assert made.id != ready
+
+
+async def test_what_fails_after_its_row_is_written_is_not_made_twice(tmp_path: Path) -> None:
+    async with daemon(tmp_path, warm_machines=1) as d:
+        await d.machines.create(TENANT, small())
+        await stocked(d, 1)
+        d.host.storage.fail("clone", CapacityError("full", code="STORAGE_FULL"))
+        with pytest.raises(CapacityError) as caught:
+            await d.machines.create(TENANT, small(memory_mib=128, key="k"))
+        assert caught.value.code == "STORAGE_FULL"
+        assert len((await d.machines.list(TENANT)).items) == 2
 
 
 async def test_a_daemon_that_stops_ends_them(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ class Source:
     guest: str
     fingerprint: dict[str, object]
     tsc_khz: int
+    memory_bytes: int  # of the guest
     snapshot: tuple[int, int] | None  # device and inode of the file that its memory is mapped from
 
 
@@ -160,18 +161,19 @@ async def load(qmp: Qmp, memory: str = options.MEMORY) -> None:
     """Into a VMM that waits for it, from the file that it has under that name; the guest is stopped on
     return. Raises VmmError."""
     await prepare(qmp)
-    with qmp.listen("MIGRATION") as events:
-        await qmp.execute("migrate-incoming", {"uri": f"file:{memory}"}, timeout_s=_STEP_S)
-        while (status := (await events.next(_SAVE_S)).data.get("status")) not in _FINAL:
-            pass
+    async with _within(_SAVE_S):
+        with qmp.listen("MIGRATION") as events:
+            await qmp.execute("migrate-incoming", {"uri": f"file:{memory}"}, timeout_s=_STEP_S)
+            while (status := (await events.next(_SAVE_S)).data.get("status")) not in _FINAL:
+                pass
     if status != "completed":
-        raise VmmError(f"The VMM could not load the snapshot: {await _why(qmp)}.")
+        raise SnapshotInvalid(f"The VMM could not load the snapshot: {await _why(qmp)}.")
 
 
 async def resume(qmp: Qmp) -> None:
     """The guest runs. A save that has just ended is, for a moment, not over for the VMM, and it has no
     event for that."""
-    async with asyncio.timeout(_STEP_S):
+    async with _within(_STEP_S):
         while (await qmp.execute("query-status")).get("status") == "finish-migrate":  # noqa: ASYNC110
             await asyncio.sleep(0.0005)
     await qmp.execute("cont", timeout_s=_STEP_S)
@@ -226,14 +228,25 @@ async def _running_again(qmp: Qmp) -> AsyncIterator[None]:
         raise
 
 
+@contextlib.asynccontextmanager
+async def _within(seconds: float) -> AsyncIterator[None]:
+    """In all, however often the VMM says something. Raises VmmError TIMEOUT."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise VmmError(f"The VMM was not done within {seconds:g} s.", code="TIMEOUT") from None
+
+
 async def give_up(qmp: Qmp) -> None:
     """No save goes on and the guest runs."""
-    with qmp.listen("MIGRATION") as events:
-        status = (await qmp.execute("query-migrate")).get("status", "none")
-        if status not in (*_FINAL, "none"):
-            await qmp.execute("migrate_cancel")
-            while (await events.next(_STEP_S)).data.get("status") not in _FINAL:
-                pass
+    async with _within(_STEP_S):
+        with qmp.listen("MIGRATION") as events:
+            status = (await qmp.execute("query-migrate")).get("status", "none")
+            if status not in (*_FINAL, "none"):
+                await qmp.execute("migrate_cancel")
+                while (await events.next(_STEP_S)).data.get("status") not in _FINAL:
+                    pass
     await resume(qmp)
 
 
@@ -260,7 +273,7 @@ async def _why(qmp: Qmp) -> str:
 
 
 def _seal_whole(source: Source, fd: int, into: Path, durable: bool) -> Manifest:
-    layout = mappedram.read_layout(fd)
+    layout = mappedram.read_layout(fd, source.memory_bytes)
     memory_bytes = mappedram.settle(fd, layout.block(options.BLOCK))
     return _seal(source, fd, into, memory_bytes, durable)
 
@@ -268,7 +281,7 @@ def _seal_whole(source: Source, fd: int, into: Path, durable: bool) -> Manifest:
 def _seal(source: Source, fd: int, into: Path, memory_bytes: int, durable: bool) -> Manifest:
     """The manifest last, when all it speaks of is durable. Readable by any VMM, in a directory that only the
     daemon reaches into."""
-    layout = mappedram.read_layout(fd)
+    layout = mappedram.read_layout(fd, source.memory_bytes)
     os.fchmod(fd, 0o444)
     if durable:
         os.fsync(fd)
@@ -314,7 +327,7 @@ def _write_delta(source: Source, path: Path, sections: bytes) -> Manifest:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         _reflink_mapped(source, mapping, fd)
-        layout = mappedram.read_layout(fd)
+        layout = mappedram.read_layout(fd, source.memory_bytes)
         block = layout.block(options.BLOCK)
         if (mapping.offset, mapping.length) != (block.pages_offset, block.length):
             raise _not_as_started()

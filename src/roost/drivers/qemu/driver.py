@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import re
+import resource
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,7 +55,6 @@ _KILL_S = 10.0
 _STEP_S = 10.0
 # Users of VMMs: beyond every range that distributions give out (systemd.io/UIDS-GIDS); 256 daemons a host.
 _UID_BASE = 0x70000000
-_PROBE_UID = _UID_BASE - 1
 # What the VMM uses beside its guest's memory: itself, its translation buffer, page tables.
 _OVERHEAD_MIB = 128
 _OVERHEAD_SHARE = 64
@@ -78,6 +78,7 @@ class QemuDriver(Driver):
         self.runtimes = Runtimes(settings.data_dir)
         self._home = settings.run_dir / "machines" / self.name
         tag = instance_tag(settings.run_dir)
+        self._probe_uid = _UID_BASE - 1 - int(tag, 16)  # nobody else's, of any daemon of this host
         self._uid_base = _UID_BASE + int(tag[:2], 16) * MAX_SLOTS
         self.cgroups = cgroups.Cgroups(f"roost-{tag}")
         self.cpu = options.Cpu(settings.vm_cpu)
@@ -99,6 +100,8 @@ class QemuDriver(Driver):
                 self._acceleration = await self._run(self._known)
         except RoostError as exc:
             return Probe(False, reason=exc.message, remedy=exc.details.get("remedy"))
+        except OSError as exc:
+            return Probe(False, reason=f"QEMU or its files cannot be looked at: {exc}")
         found = self._acceleration
         details = {
             "kvm": found is not None and found.works,
@@ -126,7 +129,7 @@ class QemuDriver(Driver):
         if self._acceleration is None:
             runtime = await self._run(self.runtimes.current)
             self._acceleration = await self._run(
-                acceleration, self.settings.run_dir, runtime, guest, _PROBE_UID
+                acceleration, self.settings.run_dir, runtime, guest, self._probe_uid
             )
         return self._acceleration
 
@@ -307,8 +310,10 @@ class QemuDriver(Driver):
     async def _take(self, plan: Plan, launched: launch.Launched, token: str) -> Machine:
         """The new VMM: into its group while it comes up, then its monitor."""
         group = self._group(plan.spec.machine_id)
+        assert plan.spec.root.image is not None
+        disk_bytes = plan.spec.root.image.stat().st_size
         confined = asyncio.ensure_future(
-            self._run(self._confine, group, plan.spec.size, launched.pid)
+            self._run(self._confine, group, plan.spec.size, launched.pid, disk_bytes)
         )
         try:
             ticks = processes.start_ticks(launched.pid)
@@ -342,12 +347,18 @@ class QemuDriver(Driver):
         await machine.open(lambda: self._run(self.cgroups.oom_kills, group))
         return machine
 
-    def _confine(self, group: str, size: Size, pid: int) -> None:
+    def _confine(self, group: str, size: Size, pid: int, disk_bytes: int) -> None:
         memory = size.memory_mib + _OVERHEAD_MIB + size.memory_mib // _OVERHEAD_SHARE
         self.cgroups.create(
             group, cgroups.Limits(size.vcpu, memory << 20, _THREADS + math.ceil(size.vcpu))
         )
         self.cgroups.add(group, pid)
+        # The image's size is the machine's limit, also for a monitor that its guest has taken over.
+        largest = max(disk_bytes, (size.memory_mib + _OVERHEAD_MIB) << 20)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (largest, largest))
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+        # Not the daemon's own score: where memory is short, machines go before what keeps them.
+        Path(f"/proc/{pid}/oom_score_adj").write_text("500")
 
     async def adopt(self, handle: Handle) -> bool:
         if handle.machine_id in self._live:
@@ -485,7 +496,7 @@ class QemuDriver(Driver):
         async with machine.busy:
             manifest: manifests.Manifest | None = None
             if source.snapshot is not None:
-                with contextlib.suppress(SnapshotInvalid):
+                with contextlib.suppress(SnapshotInvalid, OSError):
                     manifest = await captures.delta(source, into)
             if manifest is None:
                 manifest = await captures.whole(source, into)
@@ -511,7 +522,8 @@ class QemuDriver(Driver):
             runtime=str(record["runtime"]),
             guest=str(record["guest"]),
             fingerprint=dict(record["fingerprint"]),
-            tsc_khz=0 if self.capabilities().accelerated else tsc.khz(),
+            tsc_khz=0 if record["fingerprint"]["accel"] == options.Accel.KVM else tsc.khz(),
+            memory_bytes=int(record["fingerprint"]["memory_mib"]) << 20,
             snapshot=None if record["snapshot"] is None else tuple(record["snapshot"]),
         )
 

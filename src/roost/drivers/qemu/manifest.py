@@ -116,13 +116,20 @@ def verify(fd: int, manifest: Manifest) -> Layout:
     size = os.fstat(fd).st_size
     if size != manifest.file_size:
         raise _invalid("its memory file was cut or grew", "file_size", size, manifest.file_size)
-    layout = mappedram.read_layout(fd)
+    layout = mappedram.read_layout(fd, _memory_bytes(manifest))
     block = layout.block(options.BLOCK)
     if block.pages_offset != manifest.pages_offset or not mappedram.is_settled(fd, block):
         raise _invalid("its memory lies elsewhere", "pages_offset", block.pages_offset, None)
     if (found := digest(fd, layout)) != manifest.state_digest:
         raise _invalid("its state was altered", "state_digest", found, manifest.state_digest)
     return layout
+
+
+def _memory_bytes(manifest: Manifest) -> int:
+    mib = manifest.fingerprint.get("memory_mib")
+    if type(mib) is not int:
+        raise _invalid("its size is not told", "memory_mib", None, None)
+    return mib << 20
 
 
 def digest(fd: int, layout: Layout) -> str:

@@ -33,6 +33,8 @@ from roost.host import syscalls
 PAGE = 4096
 _ALIGNMENT = 1 << 20
 _MAX_MEMORY = 1 << 40
+_BESIDE = 64 << 20  # firmware and tables, which are blocks, too
+_MAX_PARTS = 1 << 20  # bytes of empty parts: one for each round of a live save
 _MAX_BLOCKS = 64
 MAX_STATE = 64 << 20
 _MAX_SETUP = 4096  # of configuration and section header
@@ -86,13 +88,13 @@ class Layout:
         raise _invalid(f"it has no memory block {name!r}")
 
 
-def read_layout(fd: int) -> Layout:
-    """Raises SnapshotInvalid."""
+def read_layout(fd: int, memory_bytes: int = _MAX_MEMORY) -> Layout:
+    """``memory_bytes``: of the machine, more than which a file of it cannot have. Raises SnapshotInvalid."""
     size = os.fstat(fd).st_size
     reader = _Reader(fd, size)
     machine = _configuration(reader)
     section = _ram_section(reader)
-    blocks = _blocks(reader)
+    blocks = _blocks(reader, memory_bytes + _BESIDE)
     _ram_ends(reader, section)
     devices = reader.at
     if not 1 < size - devices <= MAX_STATE or reader.byte() != _FULL:
@@ -223,11 +225,11 @@ def _ram_section(reader: _Reader) -> int:
     return section
 
 
-def _blocks(reader: _Reader) -> tuple[Block, ...]:
+def _blocks(reader: _Reader, most: int) -> tuple[Block, ...]:
     total = reader.u64()
     reader.expect(_FLAG_MEM_SIZE, total % PAGE, "the memory section's flag")
     left = total - _FLAG_MEM_SIZE
-    if not 0 < left <= _MAX_MEMORY:
+    if not 0 < left <= most:
         raise _invalid("its memory has no sound size")
     blocks: list[Block] = []
     while left:
@@ -254,8 +256,10 @@ def _blocks(reader: _Reader) -> tuple[Block, ...]:
 
 def _ram_ends(reader: _Reader, section: int) -> None:
     """The rest of the memory section: its pages lie elsewhere, so every part of it is empty."""
-    kind = _START
+    kind, begun = _START, reader.at
     while True:
+        if reader.at - begun > _MAX_PARTS:
+            raise _invalid("its memory has no end")
         reader.expect(_FLAG_EOS, reader.u64(), "a memory section's content")
         reader.expect(_FOOTER, reader.byte(), "a section's footer")
         reader.expect(section, reader.u32(), "a section's id")

@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import json
 import socket
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from typing import Any
 from roost.errors import MachineError
 
 LINE_BYTES = 1 << 20
+_FLOOD_S = 0.002  # of processor time for one chunk; an honest one takes a tenth of it
 _CHUNK = 64 << 10
 _EVENTS = 256  # kept for a listener that does not read
 _TEXT = 300
@@ -159,7 +161,10 @@ class Qmp:
                 reply.exception()
         if "error" in answer:
             raise _refused(command, answer["error"])
-        return answer["return"]
+        found = answer["return"]
+        if command.startswith("query-") and not isinstance(found, dict):
+            raise VmmError(f"The VMM answers {command} with no object.")
+        return found
 
     @contextlib.contextmanager
     def listen(self, *names: str) -> Iterator[Listener]:
@@ -200,6 +205,7 @@ class Qmp:
         kept = bytearray()
         try:
             while data := await loop.sock_recv(self._socket, _CHUNK):
+                begun = time.thread_time()
                 kept += data
                 *lines, rest = kept.split(b"\n")
                 if max(map(len, (*lines, rest))) > LINE_BYTES:
@@ -208,6 +214,10 @@ class Qmp:
                     if line.strip():
                         self._take(json.loads(line))
                 kept = rest
+                if (spent := time.thread_time() - begun) > _FLOOD_S:
+                    await asyncio.sleep(
+                        9 * spent
+                    )  # one that floods gets a tenth of this thread at most
             self._end(_gone("it closed the connection"))
         except (OSError, ValueError, RecursionError) as exc:
             self._end(_gone(str(exc)[:_TEXT]))

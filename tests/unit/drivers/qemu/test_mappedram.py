@@ -195,3 +195,17 @@ def test_runs() -> None:
     assert list(mappedram.runs(b"0011101", b"1")) == [(2, 5), (6, 7)]
     assert list(mappedram.runs(b"", b"1")) == []
     assert list(mappedram.runs(b"\1\1", b"\1")) == [(0, 2)]
+
+
+def test_no_file_is_read_beyond_what_its_machine_can_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd = opened(stream.write(tmp_path / "f"))
+    memory = mappedram.read_layout(fd).block("mem0").length
+    monkeypatch.setattr(mappedram, "_BESIDE", 0)
+    with pytest.raises(SnapshotInvalid):
+        mappedram.read_layout(fd, memory - mappedram.PAGE)
+    monkeypatch.setattr(mappedram, "_BESIDE", 64 << 20)
+    monkeypatch.setattr(mappedram, "_MAX_PARTS", -1)
+    with pytest.raises(SnapshotInvalid, match="no end"):
+        mappedram.read_layout(fd, memory)
