@@ -198,9 +198,9 @@ def test_runs() -> None:
 
 
 def test_no_file_is_read_beyond_what_its_machine_can_have(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fd = opened(stream.write(tmp_path / "f"))
+    fd = opened(Stream().write(tmp_path / "f"))
     memory = mappedram.read_layout(fd).block("mem0").length
     monkeypatch.setattr(mappedram, "_BESIDE", 0)
     with pytest.raises(SnapshotInvalid):
