@@ -542,7 +542,8 @@ class Engine:
         token = self.identity.agent_token(machine.id, machine.generation)
         agent = self.parts.agents.get(machine.id, handle.agent_target, token)
         driver = self.rungs.driver(machine.driver)
-        driver.use_token(handle, token)
+        with contextlib.suppress(RoostError):  # it has ended already: whoever watches it is told
+            driver.use_token(handle, token)
         config = {**config, "env": {**driver.environment(), **(config.get("env") or {})}}
         self.roster.add(Running(machine, agent, config, handle), driver)
 
