@@ -26,6 +26,7 @@ import pytest
 from roost.drivers.tree import default_agent
 from roost.guest import Guests
 from roost.network.addresses import instance_tag
+from tests.system.internet import internet  # noqa: F401  (the fixture, once for all below)
 
 DATA_DIR = Path(os.environ.get("ROOST_TEST_DATA_DIR", "/var/lib/roost-test"))
 RUN_DIR = Path(os.environ.get("ROOST_TEST_RUN_DIR", "/run/roost-test"))

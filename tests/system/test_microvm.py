@@ -25,7 +25,7 @@ from roost import Machine, NotFoundError, RoostError, Snapshot
 from roost.agent.client import AgentClient
 from roost.drivers.qemu.qmp import Qmp
 from roost.guest import FIRST_TOKEN, Guests
-from tests.system.host.conftest import INTERNET, RESOLVER, internet  # noqa: F401
+from tests.system.internet import INTERNET, RESOLVER
 
 from .conftest import Daemon
 
@@ -162,7 +162,7 @@ def test_siblings_are_strangers(daemon: Daemon, machine: Machine) -> None:
 def test_the_network_is_the_slots(
     daemon: Daemon,
     machine: Machine,
-    internet: str,  # noqa: F811
+    internet: str,
 ) -> None:
     machine.files.write(
         "/root/ask.py",

@@ -14,8 +14,9 @@ import pytest
 from roost.drivers.container import ContainerDriver
 from roost.host import netns
 from roost.network import SlotNetwork, plumbing
+from tests.system.internet import INTERNET, RESOLVER
 
-from .conftest import INTERNET, RESOLVER, Machine, World
+from .conftest import Machine, World
 
 pytestmark = pytest.mark.system
 

@@ -24,7 +24,6 @@ from tests.system import conftest as session
 from tests.system.host.conftest import (  # noqa: F401
     World,
     image,
-    internet,
     world,
 )
 from tests.system.host.conftest import place as host_place  # noqa: F401

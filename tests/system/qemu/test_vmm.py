@@ -25,7 +25,7 @@ from roost.drivers.qemu.mappedram import SnapshotInvalid
 from roost.drivers.qemu.qmp import Qmp
 from roost.errors import MachineError
 from roost.host import files
-from tests.system.host.conftest import INTERNET
+from tests.system.internet import INTERNET
 
 from .conftest import TOKEN, Lab, Saved, Vm, copied
 
