@@ -185,7 +185,8 @@ def leftovers(daemon: Daemon) -> dict[str, list[str]]:
             ours = group in cmdline.with_name("cgroup").read_text()
         except OSError:
             continue
-        if (ours or str(daemon.run_dir) in text) and "roost.daemon" not in text:
+        # One that has ended and waits for whoever inherited it from a daemon that was killed has no command line.
+        if text and (ours or str(daemon.run_dir) in text) and "roost.daemon" not in text:
             processes.append(f"{cmdline.parent.name}: {text[:200]}")
     disks = [str(p) for p in (daemon.data_dir / "pool" / "disks").glob("*")]
     places = [str(p) for p in daemon.run_dir.glob("machines/*/*")]

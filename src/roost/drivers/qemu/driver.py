@@ -355,10 +355,12 @@ class QemuDriver(Driver):
         self.cgroups.add(group, pid)
         # The image's size is the machine's limit, also for a monitor that its guest has taken over.
         largest = max(disk_bytes, (size.memory_mib + _OVERHEAD_MIB) << 20)
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (largest, largest))
-        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+        with contextlib.suppress(PermissionError):  # a root without CAP_SYS_RESOURCE
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (largest, largest))
+            resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
         # Not the daemon's own score: where memory is short, machines go before what keeps them.
-        Path(f"/proc/{pid}/oom_score_adj").write_text("500")
+        with contextlib.suppress(PermissionError):
+            Path(f"/proc/{pid}/oom_score_adj").write_text("500")
 
     async def adopt(self, handle: Handle) -> bool:
         if handle.machine_id in self._live:
