@@ -333,12 +333,13 @@ async def test_a_failed_capture_leaves_a_running_machine_and_nothing_else(
             disk.unlink()
         await nothing_but_the_machine()
 
-    # Hibernation that fails resumes it.
+    # Hibernation that fails, as a change and then as a whole, resumes it.
     def broken(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(captures, "_write_delta", broken)
+        patch.setattr(captures, "_seal_whole", broken)
         with pytest.raises(OSError):
             await lab.driver.hibernate(vm.handle, into)
     await nothing_but_the_machine()
