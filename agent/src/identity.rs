@@ -40,7 +40,7 @@ pub async fn renew(
     }
     if !renewed.is_empty() {
         // Beside what comes next, not before it: an end that nobody expects must not bring the old ones back.
-        tokio::task::spawn_blocking(|| fs::File::open("/").map(|root| rustix::fs::syncfs(root)));
+        tokio::task::spawn_blocking(|| fs::File::open("/").map(rustix::fs::syncfs));
     }
     if !request.new_token.is_empty() {
         token.replace(request.new_token.into_bytes());
