@@ -19,6 +19,17 @@ from roost.settings import Settings
 from roost.store import machines
 
 
+def check_count(connection: sa.Connection, settings: Settings, tenant: str) -> None:
+    """That the tenant may have one more. Raises QUOTA_EXCEEDED."""
+    limit = settings.max_machines
+    if machines.count(connection, tenant) >= limit:
+        raise LimitError(
+            f"You have {limit} machines, which is the most you may have. Delete one, then retry.",
+            code="QUOTA_EXCEEDED",
+            details={"limit": limit},
+        )
+
+
 def reserve(
     connection: sa.Connection,
     parts: Parts,
@@ -31,13 +42,7 @@ def reserve(
 ) -> tuple[Machine, Operation]:
     """``placing``: its turn is now, so that its first stage begins with this. Raises QUOTA_EXCEEDED,
     CAPACITY_EXCEEDED, IntegrityError (the key)."""
-    limit = settings.max_machines
-    if machines.count(connection, values["tenant_id"]) >= limit:
-        raise LimitError(
-            f"You have {limit} machines, which is the most you may have. Delete one, then retry.",
-            code="QUOTA_EXCEEDED",
-            details={"limit": limit},
-        )
+    check_count(connection, settings, values["tenant_id"])
     held = Held(*machines.held(connection, HOLDING))
     reservations.admit(settings, host, held, values["vcpu"], values["memory_mib"])
     state = initial()

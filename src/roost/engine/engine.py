@@ -124,7 +124,7 @@ class Engine:
         for machine_id, when in await self.store.read(machines.expiring):
             self.timers.set(machine_id, when)
         self.timers.start()
-        self._spawn(self._housekeeping())
+        self.background(self._housekeeping())
 
     async def close(self, grace_s: float = 10.0) -> None:
         """Lets operations under way end (what cannot in time is recovered at the next start); machines run on."""
@@ -558,7 +558,7 @@ class Engine:
             )
 
     def _expired(self, machine_id: str) -> None:
-        self._spawn(self._expire(machine_id))
+        self.background(self._expire(machine_id))
 
     async def _expire(self, machine_id: str) -> None:
         try:
@@ -632,9 +632,6 @@ class Engine:
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         """Ends with the engine."""
-        self._spawn(work)
-
-    def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -145,7 +145,8 @@ async def _end_half_made_forks(engine: Engine) -> None:
     """A fork that was cut off made no children: what they would start from need not have reached the disk."""
 
     def fn(connection: sa.Connection) -> list[str]:
-        return [m for s in snapshots.for_forks(connection) for m in snapshots.users(connection, s)]
+        made = snapshots.of_forks(connection, whole=False)
+        return [m for s in made for m in snapshots.users(connection, s)]
 
     for machine_id in await engine.store.read(fn):
         await _quietly(engine.destroy(machine_id))

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,6 +34,16 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 NOBODY = keys.NOBODY
+# The columns that tell whose a machine is, of one that is nobody's.
+NOBODYS: Mapping[str, Any] = {
+    "tenant_id": NOBODY,
+    "key": None,
+    "name": None,
+    "labels": {},
+    "autosleep_seconds": None,
+    "ttl_seconds": None,
+    "expires_at": None,
+}
 KEEP = timedelta(days=7)  # without a machine made from it
 WARMUP = ("true",)  # what a template that names nothing runs before it is captured
 WARMUP_S = 120.0
@@ -53,8 +63,10 @@ class Bakes:
         self, template: Template, driver: str, size: Size
     ) -> AsyncIterator[dict[str, Any]]:
         """The columns that tell a new machine where it begins: none for a driver that boots each, else those of
-        a bake, which stays meanwhile; made where there is none, once for all who wait. Raises HOST_UNSUPPORTED, DEPENDENCY_UNAVAILABLE, CAPACITY_EXCEEDED,
-        MACHINE_FAILED (with the console's last lines), STORAGE_FULL."""
+        a bake, which stays meanwhile; made where there is none, once for all who wait.
+
+        Raises HOST_UNSUPPORTED, DEPENDENCY_UNAVAILABLE, CAPACITY_EXCEEDED, MACHINE_FAILED (with the console's last
+        lines), STORAGE_FULL."""
         engine = self._engine
         if not engine.rungs.driver(driver).bakes:
             yield {}
@@ -117,22 +129,9 @@ class Bakes:
         engine = self._engine
         machine = await engine.create(
             {
-                "tenant_id": NOBODY,
-                "key": None,
-                "name": None,
-                "labels": {},
-                "autosleep_seconds": None,
-                "ttl_seconds": None,
-                "expires_at": None,
-                "template_id": template.id,
-                "template": template.name,
-                "image_digest": template.digest,
-                "driver": driver,
-                "isolation": capabilities.isolation.value,
-                "capabilities": capabilities_to_json(capabilities),
+                **NOBODYS,
+                **columns(template, driver, capabilities, size),
                 "vcpu": float(-(-size.vcpu // 1)),
-                "memory_mib": size.memory_mib,
-                "storage_gib": size.storage_gib,
                 "env": {},
             },
             template.config,
@@ -190,6 +189,23 @@ class Bakes:
         manifests = [image["manifest"] for image in images]
         for driver in self._engine.rungs.drivers.values():
             await driver.tidy(manifests)
+
+
+def columns(
+    template: Template, driver: str, capabilities: Capabilities, size: Size
+) -> dict[str, Any]:
+    """Those of a machine that tell what it is, not whose."""
+    return {
+        "template_id": template.id,
+        "template": template.name,
+        "image_digest": template.digest,
+        "driver": driver,
+        "isolation": capabilities.isolation.value,
+        "capabilities": capabilities_to_json(capabilities),
+        "vcpu": size.vcpu,
+        "memory_mib": size.memory_mib,
+        "storage_gib": size.storage_gib,
+    }
 
 
 async def _pieces(content: bytes) -> AsyncIterator[bytes]:

@@ -28,7 +28,7 @@ from roost.errors import (
     UnsupportedError,
 )
 from roost.services import captured, limits
-from roost.services.bakes import Bakes
+from roost.services.bakes import Bakes, columns
 from roost.services.models import (
     UNSET,
     CreateMachine,
@@ -94,15 +94,7 @@ class Machines:
         capabilities = await engine.rungs.prepared(driver)
         values = {
             **self._asked(tenant, req),
-            "template_id": template.id,
-            "template": template.name,
-            "image_digest": template.digest,
-            "driver": driver,
-            "isolation": capabilities.isolation.value,
-            "capabilities": capabilities_to_json(capabilities),
-            "vcpu": size.vcpu,
-            "memory_mib": size.memory_mib,
-            "storage_gib": size.storage_gib,
+            **columns(template, driver, capabilities, size),
             "env": dict(req.env),
         }
         try:

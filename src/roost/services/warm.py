@@ -22,12 +22,13 @@ import structlog
 from roost import ids
 from roost.agent.v1 import agent_pb2 as pb
 from roost.drivers.interface import Size
+from roost.engine.admission import check_count
 from roost.engine.engine import Engine
 from roost.engine.machine import Machine
 from roost.engine.roster import Running
 from roost.engine.transitions import amend, load
 from roost.errors import CapacityError, LimitError, RoostError
-from roost.services.bakes import NOBODY, Bakes
+from roost.services.bakes import NOBODY, NOBODYS, Bakes
 from roost.services.models import Template
 from roost.store import keys, machines
 
@@ -39,7 +40,6 @@ log = structlog.get_logger(__name__)
 KINDS = 2  # that are kept ready at the same time
 REFILL_AFTER_S = 1.0  # after the last create: one that is being made has the processors to itself
 RETRY_S = 30.0
-_OWN = ("tenant_id", "key", "name", "labels", "autosleep_seconds", "ttl_seconds", "expires_at")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Warm:
             return
         kind = Kind.of(values)
         if kind not in self._shelves:
-            plain = {name: value for name, value in values.items() if name not in _OWN}
+            plain = {name: value for name, value in values.items() if name not in NOBODYS}
             self._shelves[kind] = _Shelf(template, {**plain, "env": {}})
         self._shelves.move_to_end(kind)
         while len(self._shelves) > KINDS:
@@ -177,18 +177,12 @@ class Warm:
     async def _hand_over(self, running: Running, values: Mapping[str, Any]) -> Machine:
         engine, machine = self._engine, running.machine
         now = engine.clock.now()
-        limit = engine.settings.max_machines
 
         def fn(connection: sa.Connection) -> Machine:
-            if machines.count(connection, values["tenant_id"]) >= limit:
-                raise LimitError(
-                    f"You have {limit} machines, which is the most you may have. Delete one, then retry.",
-                    code="QUOTA_EXCEEDED",
-                    details={"limit": limit},
-                )
+            check_count(connection, engine.settings, values["tenant_id"])
             if load(connection, machine.id).handle != running.handle:
                 raise CapacityError("The machine ended meanwhile.")
-            own = {name: values[name] for name in (*_OWN, "env")}
+            own = {name: values[name] for name in (*NOBODYS, "env")}
             times = dict.fromkeys(("created_at", "last_transition_at", "last_activity_at"), now)
             machines.forget_events(connection, machine.id)
             machines.record(connection, machine.id, now, "accepted", "a warm machine was taken")
@@ -251,10 +245,9 @@ class Warm:
     async def _add(self, shelf: _Shelf) -> None:
         engine, values = self._engine, shelf.values
         kind = Kind.of(values)
-        nobodys: dict[str, Any] = {**dict.fromkeys(_OWN), "tenant_id": NOBODY, "labels": {}}
         async with self._bakes.source(shelf.template, kind.driver, kind.size) as source:
             machine = await engine.create(
-                {**values, **nobodys, **source}, shelf.template.config, make_room=False
+                {**values, **NOBODYS, **source}, shelf.template.config, make_room=False
             )
             try:
                 await engine.settled(machine.id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -184,9 +183,5 @@ class PoolStorage:
 
 def _sync(disk: Path) -> None:
     for path in (disk.with_suffix(".json"), disk):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        files.sync(path)
     files.sync_dir(disk.parent)

@@ -40,11 +40,6 @@ def forget_bake(connection: sa.Connection, snapshot_id: str) -> None:
     connection.execute(sa.update(t).where(mine).values(memory_image=None))
 
 
-def for_forks(connection: sa.Connection) -> list[str]:
-    """Whole or not."""
-    return [row[0] for row in connection.execute(sa.select(t.c.id).where(t.c.for_fork))]
-
-
 def delete(connection: sa.Connection, snapshot_id: str) -> None:
     connection.execute(sa.delete(t).where(t.c.id == snapshot_id))
 
@@ -94,7 +89,9 @@ def users(connection: sa.Connection, snapshot_id: str) -> list[str]:
     return [row[0] for row in connection.execute(query)]
 
 
-def of_forks(connection: sa.Connection) -> list[str]:
-    """Made for forks, and whole."""
-    query = sa.select(t.c.id).where(t.c.for_fork, t.c.status == "ready")
+def of_forks(connection: sa.Connection, whole: bool = True) -> list[str]:
+    """Made for forks; ``whole``: those alone that are."""
+    query = sa.select(t.c.id).where(t.c.for_fork)
+    if whole:
+        query = query.where(t.c.status == "ready")
     return [row[0] for row in connection.execute(query)]

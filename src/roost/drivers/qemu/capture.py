@@ -69,7 +69,7 @@ async def live(
     qmp, path = source.qmp, into / manifests.MEMORY
     try:
         # What is on its way to the image goes while the guest runs, not while it is stopped.
-        await _in_thread(_sync, disk)
+        await _in_thread(files.sync, disk)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             async with _running_again(qmp):
@@ -79,7 +79,7 @@ async def live(
                     await resume(qmp)
                     paused_ms = (time.monotonic() - stopped) * 1000
             if durable:
-                await _in_thread(_sync, disk_to)
+                await _in_thread(files.sync, disk_to)
                 await _in_thread(files.sync_dir, disk_to.parent)
             made = await _in_thread(_seal_whole, source, fd, into, durable)
         finally:
@@ -102,14 +102,6 @@ async def _in_thread(function: Callable[..., T], *args: Any, **named: Any) -> T:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([running])
         raise
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fdatasync(fd)
-    finally:
-        os.close(fd)
 
 
 async def whole(source: Source, into: Path) -> Manifest:
@@ -159,7 +151,7 @@ async def prepare(qmp: Qmp) -> None:
 
 async def load(qmp: Qmp, memory: str = options.MEMORY) -> None:
     """Into a VMM that waits for it, from the file that it has under that name; the guest is stopped on
-    return. Raises VmmError."""
+    return. Raises SnapshotInvalid where it cannot, else VmmError."""
     await prepare(qmp)
     async with _within(_SAVE_S):
         with qmp.listen("MIGRATION") as events:
@@ -275,13 +267,19 @@ async def _why(qmp: Qmp) -> str:
 def _seal_whole(source: Source, fd: int, into: Path, durable: bool) -> Manifest:
     layout = mappedram.read_layout(fd, source.memory_bytes)
     memory_bytes = mappedram.settle(fd, layout.block(options.BLOCK))
-    return _seal(source, fd, into, memory_bytes, durable)
+    return _seal(source, fd, into, layout, memory_bytes, durable)
 
 
-def _seal(source: Source, fd: int, into: Path, memory_bytes: int, durable: bool) -> Manifest:
+def _seal(
+    source: Source,
+    fd: int,
+    into: Path,
+    layout: mappedram.Layout,
+    memory_bytes: int,
+    durable: bool,
+) -> Manifest:
     """The manifest last, when all it speaks of is durable. Readable by any VMM, in a directory that only the
     daemon reaches into."""
-    layout = mappedram.read_layout(fd, source.memory_bytes)
     os.fchmod(fd, 0o444)
     if durable:
         os.fsync(fd)
@@ -333,7 +331,8 @@ def _write_delta(source: Source, path: Path, sections: bytes) -> Manifest:
             raise _not_as_started()
         written = _copy_private_pages(source.pid, mapping.start, block, fd)
         mappedram.replace_devices(fd, layout, sections)
-        return _seal(source, fd, path.parent, written, durable=True)
+        layout = mappedram.read_layout(fd, source.memory_bytes)  # with the new devices
+        return _seal(source, fd, path.parent, layout, written, durable=True)
     finally:
         os.close(fd)
 

@@ -42,7 +42,7 @@ from roost.drivers.qemu.qmp import Qmp
 from roost.drivers.qemu.runtime import Runtime, Runtimes, installed
 from roost.errors import InternalError, MachineError, RoostError
 from roost.guest import FIRST_TOKEN, Guest, Guests, Network, command_line, tsc
-from roost.host import cgroups, console, ending, processes
+from roost.host import cgroups, console, ending, files, processes
 from roost.network.addresses import MAX_SLOTS, instance_tag
 from roost.settings import Settings
 from roost.storage import disks
@@ -475,7 +475,7 @@ class QemuDriver(Driver):
     async def freeze_disk(self, handle: Handle) -> None:
         """The image as after a power cut at this instant, all that the guest flushed in it."""
         await self.freeze(handle)
-        await self._run(_sync, self._disk(handle))
+        await self._run(files.sync, self._disk(handle))
 
     async def thaw_disk(self, handle: Handle) -> None:
         await self.thaw(handle)
@@ -503,7 +503,7 @@ class QemuDriver(Driver):
             if manifest is None:
                 manifest = await captures.whole(source, into)
             try:
-                await self._run(_sync, self._disk(handle))
+                await self._run(files.sync, self._disk(handle))
             except BaseException:
                 await asyncio.shield(self._go_on(machine, into))
                 raise
@@ -573,14 +573,6 @@ def _read_checked(directory: Path) -> manifests.Manifest:
     finally:
         os.close(fd)
     return manifest
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fdatasync(fd)
-    finally:
-        os.close(fd)
 
 
 def _printable(text: str) -> str:
