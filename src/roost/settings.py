@@ -47,6 +47,12 @@ class Settings(BaseSettings):
     memory_reserve_mib: int = Field(
         512, ge=0, description="Kept for the host: create refuses below this."
     )
+    hibernate_after_s: int = Field(
+        600,
+        ge=0,
+        description="Seconds a machine stays frozen before its memory goes to the disk, unless it says otherwise;"
+        " 0: for as long as there is room.",
+    )
     max_machines: int = Field(1000, ge=1, description="Machines per tenant, asleep or not.")
     max_connections: int = Field(
         4096, ge=16, description="Open connections on the port; more get 503."

@@ -60,6 +60,16 @@ async def _sleeping(d: Daemon) -> str:
     return machine_id
 
 
+async def _frozen(d: Daemon) -> str:
+    machine_id = await _running(d)
+    await d.machines.sleep(TENANT, machine_id, "frozen")
+    return machine_id
+
+
+async def _freeze(d: Daemon, machine_id: str) -> None:
+    await d.machines.sleep(TENANT, machine_id, "frozen")
+
+
 async def _failed_without_disk(d: Daemon) -> str:
     d.host.driver.fail("start", MachineError("x"))
     with pytest.raises(MachineError):
@@ -126,6 +136,19 @@ SCENARIOS: dict[str, Scenario] = {
     "create": (_nothing, lambda d, _: d.machines.create(TENANT, small(key="k")), {"running"}),
     "create fails": (_nothing, _failing_create, set()),
     "sleep": (_running, lambda d, m: d.machines.sleep(TENANT, m), {"running", "sleeping"}),
+    "freeze": (_running, _freeze, {"running", "sleeping"}),
+    "thaw": (_frozen, lambda d, m: d.machines.wake(TENANT, m), {"running", "sleeping"}),
+    "sleep deeper": (_frozen, lambda d, m: d.machines.sleep(TENANT, m), {"sleeping"}),
+    "destroy frozen": (
+        _frozen,
+        lambda d, m: d.machines.delete(TENANT, m),
+        {"sleeping", "destroyed"},
+    ),
+    "snapshot frozen": (
+        _frozen,
+        lambda d, m: d.snapshots.create(TENANT, m, "s"),
+        {"sleeping", "running"},
+    ),
     "wake": (_sleeping, lambda d, m: d.machines.wake(TENANT, m), {"sleeping", "running"}),
     "wake fails": (_sleeping, _failing_wake, {"sleeping"}),
     "retry": (_failed_without_disk, lambda d, m: d.machines.wake(TENANT, m), {"running"}),

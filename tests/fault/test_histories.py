@@ -14,7 +14,7 @@ from roost.services.models import PatchMachine
 from tests.unit.engine.kit import TENANT, Daemon, Host, small
 
 METHODS = {
-    "driver": ["start", "remove"],
+    "driver": ["start", "remove", "freeze", "thaw"],
     "network": ["take", "release"],
     "storage": ["clone", "delete"],
     "agents": ["wait_ready", "reseed", "shutdown"],
@@ -44,7 +44,10 @@ async def test_any_history_ends_well(tmp_path: Path, seed: int) -> None:
                     m, _ = await d.machines.ensure(TENANT, key, small())
                     assert m.key == key
                 elif what == "sleep":
-                    assert (await d.machines.sleep(TENANT, found[0].id)).phase == "sleeping"
+                    tier = dice.choice([None, "frozen", "stopped"])
+                    slept = await d.machines.sleep(TENANT, found[0].id, tier)
+                    assert slept.phase == "sleeping"
+                    assert slept.tier is not None
                 elif what == "wake":
                     assert (await d.machines.wake(TENANT, found[0].id)).phase == "running"
                 elif what == "awake":
@@ -89,7 +92,9 @@ async def test_any_history_ends_well(tmp_path: Path, seed: int) -> None:
         assert not [leak for leak in host.leaks(machines) if leak.split()[-1] not in stuck]
         for m in machines:
             assert m.phase in ("running", "sleeping", "failed", "destroyed"), m.phase
-            assert (m.id in host.driver.machines) == (m.phase == "running") or m.id in stuck
+            assert (m.id in host.driver.machines) == (
+                m.phase == "running" or m.frozen
+            ) or m.id in stuck
             assert (d.engine.roster.peek(m.id) is not None) == (m.phase == "running")
         living = [m.key for m in machines if m.phase != "destroyed"]
         assert len(living) == len(set(living))

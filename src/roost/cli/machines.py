@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from json import dumps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,6 +29,12 @@ Driver = Annotated[str | None, typer.Option(help="A driver by name (see roost do
 Env = Annotated[list[str], typer.Option("--env", "-e", metavar="K=V", help="Repeatable.")]
 Labels = Annotated[list[str], typer.Option("--label", "-l", metavar="K=V", help="Repeatable.")]
 Autosleep = Annotated[str | None, typer.Option(metavar="TIME", help="Idle time; or never.")]
+HibernateAfter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME", help="Frozen so long, then its memory goes to the disk; or never."
+    ),
+]
 Ttl = Annotated[str | None, typer.Option(metavar="TIME", help="Destroyed after this: 15m, 2h.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Until it runs.")]
 
@@ -51,6 +58,7 @@ def create(
     env: Env = [],  # noqa: B006
     label: Labels = [],  # noqa: B006
     autosleep: Autosleep = None,
+    hibernate_after: HibernateAfter = None,
     ttl: Ttl = None,
     wait: Wait = True,
     json: Json = False,
@@ -58,7 +66,9 @@ def create(
     """Make a machine; prints its id."""
     from roost import Machine
 
-    settings = _settings(name, vcpu, memory, storage, isolation, driver, env, label, autosleep, ttl)
+    settings = _settings(
+        name, vcpu, memory, storage, isolation, driver, env, label, autosleep, hibernate_after, ttl
+    )
     _made(Machine.create(template, key=key, snapshot=snapshot, wait=wait, **settings), json)
 
 
@@ -75,6 +85,7 @@ def ensure(
     env: Env = [],  # noqa: B006
     label: Labels = [],  # noqa: B006
     autosleep: Autosleep = None,
+    hibernate_after: HibernateAfter = None,
     ttl: Ttl = None,
     json: Json = False,
 ) -> None:
@@ -84,7 +95,9 @@ def ensure(
     """
     from roost import Machine
 
-    settings = _settings(name, vcpu, memory, storage, isolation, driver, env, label, autosleep, ttl)
+    settings = _settings(
+        name, vcpu, memory, storage, isolation, driver, env, label, autosleep, hibernate_after, ttl
+    )
     _made(Machine.ensure(key, template=template, **settings), json)
 
 
@@ -98,6 +111,7 @@ def _settings(
     env: list[str],
     label: list[str],
     autosleep: str | None,
+    hibernate_after: str | None,
     ttl: str | None,
 ) -> dict[str, Any]:
     return {
@@ -110,6 +124,7 @@ def _settings(
         "env": pairs(env, "--env") or None,
         "labels": pairs(label, "--label") or None,
         "autosleep": autosleep,
+        "hibernate_after": hibernate_after,
         "ttl": ttl,
     }
 
@@ -173,7 +188,7 @@ def _list(machines: list[Machine]) -> None:
                 m.id,
                 m.key,
                 m.name,
-                m.phase,
+                _phase(m),
                 m.isolation.get("driver"),
                 f"{m.vcpu:g}",
                 f"{m.memory_mib} MiB",
@@ -184,6 +199,10 @@ def _list(machines: list[Machine]) -> None:
         ],
         empty="No machines. Make one: roost create",
     )
+
+
+def _phase(machine: Machine) -> str:
+    return f"{machine.phase} ({machine.tier})" if machine.tier else machine.phase
 
 
 @app.command()
@@ -200,13 +219,17 @@ def show(machine: MachineArg, json: Json = False) -> None:
             ("id", m.id),
             ("key", m.key),
             ("name", m.name),
-            ("phase", f"{m.phase} ({status['reason']})" if status.get("reason") else m.phase),
+            ("phase", f"{_phase(m)}: {status['reason']}" if status.get("reason") else _phase(m)),
             *([("error", status["last_error"])] if status.get("last_error") else []),
             ("template", m.template),
             ("size", f"{m.vcpu:g} vCPU, {m.memory_mib} MiB, {m.storage_gib} GiB disk"),
             ("isolation", f"{isolation.get('claim')} [{isolation.get('driver')}]"),
             ("boundary", isolation.get("boundary")),
             ("autosleep", "never" if m.autosleep is None else f"after {m.autosleep} s idle"),
+            (
+                "hibernates",
+                "never" if m.hibernate_after is None else f"after {m.hibernate_after} s frozen",
+            ),
             ("expires", data.get("expires_at")),
             ("labels", ", ".join(f"{k}={v}" for k, v in m.labels.items()) or None),
             ("env", ", ".join(sorted(m.env)) or None),
@@ -272,12 +295,28 @@ def sleep(
     machines: MachineArgs,
     tier: Annotated[
         str | None,
-        typer.Option(help="hibernated (keeps memory) or stopped (the disk alone)."),
+        typer.Option(
+            help="frozen (memory stays), hibernated (memory to the disk) or stopped (the disk alone).",
+            autocompletion=lambda: ["frozen", "hibernated", "stopped"],
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
     """Take machines off the host's memory and CPU; whatever needs them wakes them."""
     _each(machines, "sleep", json, tier=tier)
+
+
+@app.command()
+def watch(machine: MachineArg, json: Json = False) -> None:
+    """Tell what a machine comes to be, as it happens, until it is destroyed or Ctrl-C."""
+    for m in find(machine).states():
+        status = m.to_json()["status"]
+        if json:
+            say(dumps(m.to_json()))
+        else:
+            say(
+                f"{status['last_progress_at']}  {_phase(m):22}  {status.get('reason') or ''}".rstrip()
+            )
 
 
 @app.command()
@@ -292,7 +331,7 @@ def _each(names: list[str], verb: str, json: bool, **options: Any) -> None:
         machine = getattr(find(name), verb)(**options)
         done.append(machine.to_json())
         if not json:
-            say(f"{machine.id} {machine.phase}")
+            say(f"{machine.id} {_phase(machine)}")
     if json:
         print_json({"items": done})
 

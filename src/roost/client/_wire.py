@@ -45,6 +45,7 @@ def execution_body(
     stdin: str | bytes | None,
     timeout: float | None,
     stdin_stream: bool = False,
+    keep_awake: bool = True,
 ) -> dict[str, Any]:
     """A string runs under ``/bin/sh -c`` in the machine, a list is the argument vector itself."""
     if isinstance(command, (bytes, bytearray)):
@@ -56,6 +57,7 @@ def execution_body(
         user=user,
         timeout_ms=None if timeout is None else max(1, round(timeout * 1000)),
         stdin_stream=True if stdin_stream else None,
+        keep_awake=None if keep_awake else False,
     )
     if isinstance(stdin, str):
         body["stdin"] = stdin

@@ -135,6 +135,7 @@ class FakeDriver(Driver):
             egress_enforced=False,
             needs_root=False,
             accelerated=None,
+            freeze=True,
         )
         return replace(container, **self._is)
 

@@ -52,6 +52,7 @@ class GVisorDriver(ContainerDriver):
             egress_enforced=True,
             needs_root=True,
             accelerated=None,
+            freeze=True,
         )
 
     def _limits(self, size: Size) -> cgroups.Limits:

@@ -60,6 +60,9 @@ class Capabilities:
     egress_enforced: bool
     needs_root: bool
     accelerated: bool | None  # None where acceleration means nothing
+    freeze: bool = (
+        False  # it can stand still with its memory resident, and go on within milliseconds
+    )
     own_clock: bool = True  # and random pool: both are given to it at every start
 
     @property

@@ -50,6 +50,7 @@ class RuncDriver(ContainerDriver):
             egress_enforced=True,
             needs_root=True,
             accelerated=None,
+            freeze=True,
         )
 
     def _limits(self, size: Size) -> cgroups.Limits:

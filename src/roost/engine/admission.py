@@ -68,6 +68,8 @@ def reserve(
         "last_transition_at": now,
         "last_progress_at": now,
         "last_activity_at": None,
+        "tier": None,
+        "hibernate_after_seconds": settings.hibernate_after_s or None,
         **values,
     }
     machines.insert(connection, row)

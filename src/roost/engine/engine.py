@@ -25,9 +25,11 @@ from roost import ids
 from roost.clock import Clock
 from roost.drivers.interface import Driver, Exit
 from roost.engine import admission, ending, flows, keeping, recovery, reservations
+from roost.engine.changes import Changes
 from roost.engine.desk import Desk
 from roost.engine.flows import Parts
 from roost.engine.identity import HostIdentity
+from roost.engine.idle import Idle
 from roost.engine.journal import Context, Hook, Interrupted, Journal, Operation, Plan
 from roost.engine.lifecycle import (
     HOLDING,
@@ -36,7 +38,9 @@ from roost.engine.lifecycle import (
     Phase,
     RollbackAsked,
     SleepAsked,
+    Tier,
     WakeAsked,
+    WentDown,
     illegal,
 )
 from roost.engine.machine import Machine, capabilities_to_json
@@ -62,10 +66,7 @@ REMEMBER_OPERATIONS = timedelta(days=1)
 
 
 class Engine:
-    """``open`` before anything else, ``close`` last; machines live on in between and after.
-
-    Autosleep is stored and shown; the clock that puts idle machines to sleep is not part of this build.
-    """
+    """``open`` before anything else, ``close`` last; machines live on in between and after."""
 
     def __init__(
         self,
@@ -109,7 +110,10 @@ class Engine:
         self.roster = Roster(clock.monotonic, self._ended)
         self.desk = Desk()
         self.timers = Timers(clock, self._expired)
-        self.room: Callable[[], Awaitable[bool]] | None = None  # gives up what nobody asked for
+        # Each gives up a little of what nobody uses now; whether there was any.
+        self.idle = Idle(self)
+        self.room: list[Callable[[], Awaitable[bool]]] = [self.idle.make_room]
+        self.changes = Changes(store)
         self._starts = Turns(STARTS_AT_ONCE)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._held: Counter[str] = Counter()  # snapshots somebody is about to make machines from
@@ -124,6 +128,7 @@ class Engine:
         for machine_id, when in await self.store.read(machines.expiring):
             self.timers.set(machine_id, when)
         self.timers.start()
+        self.background(self.idle.watch())
         self.background(self._housekeeping())
 
     async def close(self, grace_s: float = 10.0) -> None:
@@ -185,12 +190,25 @@ class Engine:
             return await asyncio.shield(future)
         return await self.load(machine_id)
 
-    async def sleep(self, machine_id: str, keep_memory: bool = True) -> Machine:
-        """With its memory, where its rung can and that is wanted."""
-        kind = "sleep" if keep_memory else "stop"
+    async def sleep(self, machine_id: str, tier: Tier | None = None) -> Machine:
+        """As asked, or the deepest that keeps all its rung can; one that sleeps as deep already stays as it
+        is. Raises INVALID_STATE; MACHINE_FAILED and TIMEOUT where it could not."""
         return await asyncio.shield(
-            self.desk.submit(machine_id, kind, lambda _: self._sleep(machine_id, keep_memory))
+            self.desk.submit(machine_id, f"sleep {tier}", lambda _: self._sleep(machine_id, tier))
         )
+
+    async def doze(self, machine_id: str, tier: Tier) -> bool:
+        """``sleep`` of one that still is idle, or frozen, when its turn comes; whether it was put to sleep."""
+
+        async def job(_: asyncio.Event) -> Machine:
+            machine = await self.load(machine_id)
+            limit, idle = machine.autosleep_seconds, self.roster.idle_for(machine_id)
+            if machine.frozen or (limit is not None and idle is not None and idle >= limit):
+                return await self._sleep(machine_id, tier)
+            return machine
+
+        machine = await asyncio.shield(self.desk.submit(machine_id, f"doze {tier}", job))
+        return machine.phase == Phase.SLEEPING
 
     async def snapshot(self, machine_id: str, values: Mapping[str, Any]) -> str:
         """Keeps a running or sleeping machine at one instant; the snapshot's id once it is durable. ``values``
@@ -307,13 +325,22 @@ class Engine:
         return machine
 
     async def with_room(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What may raise CAPACITY_EXCEEDED: once more where room could be made meanwhile."""
+        """What may raise CAPACITY_EXCEEDED: again for as long as room can be made for it."""
         try:
             return await attempt()
         except CapacityError as error:
-            if error.code != "CAPACITY_EXCEEDED" or self.room is None or not await self.room():
+            if error.code != "CAPACITY_EXCEEDED":
                 raise
-            return await attempt()
+            refused = error
+        for give_up in self.room:
+            while await give_up():
+                try:
+                    return await attempt()
+                except CapacityError as error:
+                    if error.code != "CAPACITY_EXCEEDED":
+                        raise
+                    refused = error
+        raise refused
 
     def amended(self, machine: Machine) -> None:
         """Tells memory what the row has become."""
@@ -374,11 +401,15 @@ class Engine:
                 values = {"capabilities": capabilities_to_json(capabilities)}
             if before.phase == Phase.RUNNING:
                 values = {}
+            if before.frozen:
+                values = {}
             change = advance(connection, machine_id, WakeAsked(), self.clock.now(), values)
-            if Command.RUN_WAKE not in change.commands:
+            if not change.commands:
                 return change, None, {}
             held = reservations.Held(*machines.held(connection, HOLDING, without=machine_id))
             reservations.admit(self.settings, host, held, before.vcpu, before.memory_mib)
+            if Command.RUN_THAW in change.commands:
+                return change, self.journal.open(connection, "thaw", machine_id, step=1), {}
             context = {
                 "fresh_disk": not before.disk_ready,
                 "failed_before": before.reason if before.phase == Phase.FAILED else None,
@@ -390,6 +421,8 @@ class Engine:
         if operation is None:
             return change.machine
         machine = change.machine
+        if operation.kind == "thaw":
+            return await self._thaw(machine, operation)
         start = flows.Start(self.parts, machine, config, bool(operation.context["fresh_disk"]))
         async with self._starts.turn(interrupt):
             try:
@@ -398,6 +431,16 @@ class Engine:
                 raise
             except RoostError as error:
                 raise failed(machine_id, "woken", error) from error
+
+    async def _thaw(self, machine: Machine, operation: Operation) -> Machine:
+        try:
+            thawed = await self._run(operation, flows.thaw(flows.Still(self.parts, machine)))
+        except RoostError as error:
+            raise failed(machine.id, "woken", error) from error
+        if thawed.phase != Phase.RUNNING:  # a destroy came meanwhile
+            raise illegal(thawed.state, WakeAsked())
+        self.roster.thaw(thawed)
+        return thawed
 
     async def _run_start(
         self, operation: Operation, plan: Plan, start: flows.Start, interrupt: asyncio.Event
@@ -441,6 +484,8 @@ class Engine:
             context = {"snapshot_id": snapshot_id}
             return machine, self.journal.open(connection, "snapshot", machine_id, context, step=1)
 
+        if (await self.load(machine_id)).frozen:
+            await self._wake(machine_id, False, asyncio.Event())
         machine, operation = await self.store.write(fn)
         durable = not values.get("for_fork", False)
         keep = keeping.Keep(self.parts, machine, snapshot_id, durable)
@@ -487,35 +532,56 @@ class Engine:
                 machine = await self._wake(machine_id, True, interrupt)
         return machine
 
-    async def _sleep(self, machine_id: str, keep_memory: bool) -> Machine:
-        def fn(connection: sa.Connection) -> tuple[Change, Operation | None]:
-            change = advance(connection, machine_id, SleepAsked(), self.clock.now())
-            if Command.RUN_SLEEP not in change.commands:
-                return change, None
-            return change, self.journal.open(connection, "sleep", machine_id, step=1)
+    async def _sleep(self, machine_id: str, asked: Tier | None) -> Machine:
+        def fn(connection: sa.Connection) -> tuple[bool, Tier, Change, Operation | None]:
+            before = load(connection, machine_id)
+            tier = asked or before.deepest
+            change = advance(connection, machine_id, SleepAsked(tier), self.clock.now())
+            if not change.commands:
+                return before.frozen, tier, change, None
+            kind = "freeze" if Command.RUN_FREEZE in change.commands else "sleep"
+            operation = self.journal.open(connection, kind, machine_id, step=1)
+            return before.frozen, tier, change, operation
 
-        change, operation = await self.store.write(fn)
+        frozen, tier, change, operation = await self.store.write(fn)
         if operation is None:
             return change.machine
-        self.roster.remove(machine_id)
         try:
-            keep_memory = keep_memory and change.machine.capabilities.memory_snapshot
-            end = flows.End(self.parts, change.machine, keep_memory=keep_memory)
-            machine = await self._run(operation, flows.sleep(end))
+            if operation.kind == "freeze":
+                machine = await self._freeze(change.machine, operation)
+            else:
+                self.roster.remove(machine_id)
+                keep = tier is Tier.HIBERNATED
+                end = flows.End(self.parts, change.machine, keep_memory=keep, frozen=frozen)
+                machine = await self._run(operation, flows.sleep(end))
         except RoostError as error:
             raise failed(machine_id, "put to sleep", error) from error
         if machine.phase != Phase.SLEEPING:  # a destroy came meanwhile
-            raise illegal(machine.state, SleepAsked())
+            raise illegal(machine.state, SleepAsked(tier))
         return machine
+
+    async def _freeze(self, machine: Machine, operation: Operation) -> Machine:
+        self.roster.freeze(machine.id)
+        try:
+            return await self._run(operation, flows.freeze(flows.Still(self.parts, machine)))
+        finally:
+            now = await self.load(machine.id)
+            if now.phase == Phase.RUNNING:
+                self.roster.thaw(now)
+            else:
+                self.roster.update(now)
 
     async def _crashed(self, machine: Machine, how: Exit, interrupt: asyncio.Event) -> Machine:
         """A machine whose end nobody asked for here. One that rebooted itself starts again from its disk."""
 
         def fn(connection: sa.Connection) -> tuple[Machine, Operation | None]:
             now = load(connection, machine.id)
-            if now.phase != Phase.RUNNING or now.generation != machine.generation:
+            lived = now.phase == Phase.RUNNING or now.frozen
+            if not lived or now.generation != machine.generation:
                 return now, None
             event, message = ending.told(how, now.capabilities)
+            if now.frozen:
+                event = WentDown("its memory was lost")
             change = advance(connection, machine.id, event, self.clock.now(), None, message)
             return change.machine, self.journal.open(connection, "reap", machine.id, step=1)
 
@@ -536,7 +602,7 @@ class Engine:
     # --- what happens by itself -----------------------------------------------------------------
 
     def enlist(self, machine: Machine, config: Mapping[str, Any]) -> None:
-        """Lists a running machine as live and watches its process."""
+        """Lists a running or frozen machine as live and watches its process."""
         handle = machine.handle
         assert handle is not None
         token = self.identity.agent_token(machine.id, machine.generation)
@@ -545,7 +611,11 @@ class Engine:
         with contextlib.suppress(RoostError):  # it has ended already: whoever watches it is told
             driver.use_token(handle, token)
         config = {**config, "env": {**driver.environment(), **(config.get("env") or {})}}
-        self.roster.add(Running(machine, agent, config, handle), driver)
+        frozen_for = None
+        if machine.frozen:
+            asleep = self.clock.now() - machine.last_transition_at
+            frozen_for = max(0.0, asleep.total_seconds())
+        self.roster.add(Running(machine, agent, config, handle), driver, frozen_for)
 
     def _ended(self, machine: Machine, how: Exit) -> None:
         self.parts.agents.drop(machine.id)

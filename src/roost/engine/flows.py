@@ -2,6 +2,8 @@
 
     create   place (disk || slot) -> boot || sync -> agent         undone when it fails
     wake     place ((disk) || slot) -> boot || sync -> agent       undone when it fails: asleep again, or failed
+    freeze   freeze                                                undone when it fails: runs on
+    thaw     thaw                                                  undone when it fails: frozen again
     sleep    hush (keeps memory where it can) -> remove -> release finishes
     reap     remove -> release                                     finishes; of a machine that died
     destroy  remove -> clear (disk || slot)                        finishes
@@ -13,9 +15,10 @@ in no row and no log.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,15 +36,24 @@ from roost.engine.lifecycle import (
     Phase,
     Placing,
     Running,
+    SleepUndone,
     Slept,
     Starting,
+    Tier,
     WakeUndone,
 )
 from roost.engine.machine import Machine, MemoryImage
 from roost.engine.ports import Agents
 from roost.engine.rungs import Rungs
 from roost.engine.transitions import advance, load
-from roost.errors import CapacityError, InternalError, NotFoundError, RoostError, UnsupportedError
+from roost.errors import (
+    CapacityError,
+    InternalError,
+    MachineError,
+    NotFoundError,
+    RoostError,
+    UnsupportedError,
+)
 from roost.network.interface import Network
 from roost.storage.interface import Image, Storage
 from roost.store import Store, machines, operations, snapshots
@@ -309,7 +321,11 @@ def wake(start: Start) -> Plan:
             return
         values["last_error"] = error.to_wire()
         before = context.data.get("failed_before")
-        event = WakeUndone(f"not woken: {error.code}") if before is None else Failed(before, True)
+        event = (
+            WakeUndone(f"not woken: {error.code}", rests(values["memory_image"]))
+            if before is None
+            else Failed(before, True)
+        )
         context.change = advance(connection, context.machine_id, event, context.now, values)
 
     steps = [Step("slot", start.take, start.release)]
@@ -329,12 +345,18 @@ class End:
     """The ways a machine's processes end."""
 
     def __init__(
-        self, parts: Parts, machine: Machine, hush: bool = True, keep_memory: bool = False
+        self,
+        parts: Parts,
+        machine: Machine,
+        hush: bool = True,
+        keep_memory: bool = False,
+        frozen: bool = False,
     ) -> None:
         self.parts = parts
         self.machine = machine
         self._hush = hush and machine.handle is not None
         self._keep_memory = keep_memory
+        self._frozen = frozen
 
     async def hush(self, context: Context) -> None:
         """Keeps memory where that is asked and can be. Else asks the processes to end and the disk to be
@@ -342,6 +364,9 @@ class End:
         handle = self.machine.handle
         if not self._hush or handle is None:
             return
+        if self._frozen:
+            with _unless_gone():
+                await self.parts.rungs.driver(self.machine.driver).thaw(handle)
         if self._keep_memory and await self._hibernate(context, handle):
             return
         token = self.parts.identity.agent_token(self.machine.id, self.machine.generation)
@@ -388,12 +413,98 @@ class End:
         await self.parts.storage.delete_memory(context.machine_id)
 
 
+class Still:
+    """A machine that stands still with its memory resident, and goes on."""
+
+    def __init__(self, parts: Parts, machine: Machine) -> None:
+        self.parts = parts
+        self.machine = machine
+
+    async def freeze(self, context: Context) -> None:
+        await self.parts.rungs.driver(self.machine.driver).freeze(self._handle)
+
+    async def thaw(self, context: Context) -> None:
+        """A clock of its own stood still as well."""
+        machine = self.machine
+        await self.parts.rungs.driver(machine.driver).thaw(self._handle)
+        if machine.capabilities.own_clock:
+            token = self.parts.identity.agent_token(machine.id, machine.generation)
+            agent = self.parts.agents.get(machine.id, self._handle.agent_target, token)
+            await agent.set_clock(int(self.parts.clock.now().timestamp() * 1e9))
+
+    async def freeze_again(self, context: Context) -> None:
+        with _unless_gone():
+            await self.freeze(context)
+
+    async def thaw_again(self, context: Context) -> None:
+        with _unless_gone():
+            await self.parts.rungs.driver(self.machine.driver).thaw(self._handle)
+
+    @property
+    def _handle(self) -> Handle:
+        assert self.machine.handle is not None
+        return self.machine.handle
+
+
+@contextlib.contextmanager
+def _unless_gone() -> Iterator[None]:
+    """A machine that has ended need not be stopped nor started; whoever watches it is told."""
+    try:
+        yield
+    except MachineError as error:
+        if error.code == "TIMEOUT":
+            raise
+
+
+def freeze(still: Still) -> Plan:
+    def done(connection: sa.Connection, context: Context) -> None:
+        assert context.now is not None
+        if load(connection, context.machine_id).phase == Phase.STOPPING:
+            event = Slept(Tier.FROZEN)
+            context.change = advance(connection, context.machine_id, event, context.now)
+
+    def undone(connection: sa.Connection, context: Context, error: RoostError) -> None:
+        assert context.now is not None
+        values = {"last_error": error.to_wire()}
+        if load(connection, context.machine_id).phase == Phase.STOPPING:
+            event = SleepUndone()
+            context.change = advance(connection, context.machine_id, event, context.now, values)
+
+    stages = (Stage("freeze", (Step("freeze", still.freeze, still.thaw_again),)),)
+    return Plan("freeze", stages, finishes=False, done=done, undone=undone, stuck=stuck)
+
+
+def thaw(still: Still) -> Plan:
+    def done(connection: sa.Connection, context: Context) -> None:
+        assert context.now is not None
+        if load(connection, context.machine_id).phase == Phase.WAKING:
+            values = {"last_activity_at": context.now}
+            context.change = advance(connection, context.machine_id, Running(), context.now, values)
+
+    def undone(connection: sa.Connection, context: Context, error: RoostError) -> None:
+        assert context.now is not None
+        values = {"last_error": error.to_wire()}
+        if load(connection, context.machine_id).phase == Phase.WAKING:
+            event = WakeUndone(f"not woken: {error.code}", Tier.FROZEN)
+            context.change = advance(connection, context.machine_id, event, context.now, values)
+
+    stages = (Stage("thaw", (Step("thaw", still.thaw, still.freeze_again),)),)
+    return Plan("thaw", stages, finishes=False, done=done, undone=undone, stuck=stuck)
+
+
+def rests(image: Mapping[str, Any] | None) -> Tier:
+    """How a machine sleeps that has this memory image and no processes."""
+    return Tier.STOPPED if image is None or image.get("used") else Tier.HIBERNATED
+
+
 def sleep(end: End) -> Plan:
     def done(connection: sa.Connection, context: Context) -> None:
         assert context.now is not None
         if load(connection, context.machine_id).phase in (Phase.STOPPING, Phase.FAILED):
-            values = {**GONE, "memory_image": context.data.get("memory_image")}
-            context.change = advance(connection, context.machine_id, Slept(), context.now, values)
+            image = context.data.get("memory_image")
+            values = {**GONE, "memory_image": image}
+            event = Slept(rests(image))
+            context.change = advance(connection, context.machine_id, event, context.now, values)
             if why := context.data.get("memory_lost"):
                 message = f"it sleeps without its memory: {why}"
                 machines.record(connection, context.machine_id, context.now, "memory_lost", message)

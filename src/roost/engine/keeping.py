@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from roost.drivers.interface import Capture
-from roost.engine.flows import GONE, End, Parts, stuck
+from roost.engine.flows import GONE, End, Parts, rests, stuck
 from roost.engine.journal import Context, Plan, Stage, Step
 from roost.engine.lifecycle import Phase, Slept
 from roost.engine.machine import Machine, MemoryImage
@@ -124,8 +124,9 @@ def rollback(end: Rollback) -> Plan:
         values = {**GONE, "disk_ready": True, "memory_image": context.data.get("memory_image")}
         if load(connection, context.machine_id).phase in (Phase.STOPPING, Phase.FAILED):
             message = f"rolled back to {context.data['snapshot_id']}"
+            event = Slept(rests(values["memory_image"]))
             context.change = advance(
-                connection, context.machine_id, Slept(), context.now, values, message
+                connection, context.machine_id, event, context.now, values, message
             )
         else:  # it is being destroyed by now
             machines.update(connection, context.machine_id, values)

@@ -15,12 +15,20 @@
       |   running --WentDown--> sleeping                         |
       |   failed (stuck on its way to sleep) --Slept--> sleeping |
       |                                                          |
+      |   sleeping has a tier: frozen (memory resident, its      |
+      |   processes stand still), hibernated (memory on the      |
+      |   disk), stopped (the disk alone). SleepAsked leads      |
+      |   from a tier to a lower one:                            |
+      |     sleeping (frozen) --SleepAsked(lower)--> stopping    |
+      |     sleeping (frozen) --WentDown--> sleeping (stopped)   |
+      |     stopping (frozen) --SleepUndone--> running           |
+      |                                                          |
       +--DestroyAsked--> destroying <--DestroyAsked-- any other -+
                              |
                              +--Destroyed--> destroyed
 
 ``desired`` is what the owner wants (running, sleeping, destroyed), ``phase`` what is. A machine whose phase holds
-resources (``HOLDING``) counts against the host's memory and CPU.
+resources (``HOLDING``) counts against the host's memory and CPU; one that is frozen against its memory.
 """
 
 from __future__ import annotations
@@ -50,6 +58,14 @@ class Desired(StrEnum):
     DESTROYED = "destroyed"
 
 
+class Tier(StrEnum):
+    """How a machine sleeps, the lightest first."""
+
+    FROZEN = "frozen"
+    HIBERNATED = "hibernated"
+    STOPPED = "stopped"
+
+
 HOLDING = frozenset(
     {
         Phase.ACCEPTED,
@@ -68,6 +84,11 @@ class State:
     desired: Desired
     reason: str | None = None
     retryable: bool = False
+    tier: Tier | None = None  # of one that sleeps, or is on its way to
+
+    @property
+    def frozen(self) -> bool:
+        return self.phase is Phase.SLEEPING and self.tier is Tier.FROZEN
 
 
 # --- events ---------------------------------------------------------------------------------------
@@ -90,7 +111,12 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class SleepAsked:
-    pass
+    tier: Tier
+
+
+@dataclass(frozen=True, slots=True)
+class SleepUndone:
+    """It could not be frozen and runs on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +126,7 @@ class RollbackAsked:
 
 @dataclass(frozen=True, slots=True)
 class Slept:
-    pass
+    tier: Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +136,10 @@ class WakeAsked:
 
 @dataclass(frozen=True, slots=True)
 class WakeUndone:
-    """The wake did not happen and left nothing behind."""
+    """The wake did not happen and left nothing behind: it sleeps as before."""
 
     reason: str
+    tier: Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +170,7 @@ Event = (
     | Starting
     | Running
     | SleepAsked
+    | SleepUndone
     | RollbackAsked
     | Slept
     | WakeAsked
@@ -161,12 +189,14 @@ class Command(StrEnum):
     """What the engine is to do once the new state is durable."""
 
     RUN_WAKE = "wake"
+    RUN_THAW = "thaw"
+    RUN_FREEZE = "freeze"
     RUN_SLEEP = "sleep"
     RUN_ROLLBACK = "rollback"
     RUN_DESTROY = "destroy"
     RUN_REAP = "reap"  # take down what a machine that died left on the host
     WATCH = "watch"  # list it as live, wait for its process
-    UNWATCH = "unwatch"
+    UNWATCH = "unwatch"  # it is not live any more; one that is frozen is watched on
 
 
 def initial() -> State:
@@ -184,27 +214,30 @@ def step(state: State, event: Event) -> tuple[State, tuple[Command, ...]]:
             return _to(state, Phase.STARTING), ()
         case Running() if phase in (Phase.STARTING, Phase.WAKING):
             return _to(state, Phase.RUNNING, Desired.RUNNING), (Command.WATCH,)
-        case SleepAsked() if phase is Phase.RUNNING:
-            new = _to(state, Phase.STOPPING, Desired.SLEEPING)
-            return new, (Command.UNWATCH, Command.RUN_SLEEP)
+        case SleepAsked(tier) if phase is Phase.RUNNING or _lighter(state, tier):
+            new = _to(state, Phase.STOPPING, Desired.SLEEPING, tier=tier)
+            run = Command.RUN_FREEZE if tier is Tier.FROZEN else Command.RUN_SLEEP
+            return new, (Command.UNWATCH, run)
         case SleepAsked() if phase is Phase.SLEEPING:
             return replace(state, desired=Desired.SLEEPING), ()
+        case SleepUndone() if phase is Phase.STOPPING and state.tier is Tier.FROZEN:
+            return _to(state, Phase.RUNNING, Desired.RUNNING), (Command.WATCH,)
         case RollbackAsked() if phase in (Phase.RUNNING, Phase.SLEEPING) or _restartable(state):
             new = _to(state, Phase.STOPPING, Desired.SLEEPING)
             return new, (Command.UNWATCH, Command.RUN_ROLLBACK)
-        case Slept() if phase is Phase.STOPPING or _stuck(state, Desired.SLEEPING):
-            return _to(state, Phase.SLEEPING), ()
+        case Slept(tier) if phase is Phase.STOPPING or _stuck(state, Desired.SLEEPING):
+            return _to(state, Phase.SLEEPING, tier=tier), ()
         case WakeAsked() if phase is Phase.RUNNING:
             return state, ()
+        case WakeAsked() if state.frozen:
+            return _to(state, Phase.WAKING, Desired.RUNNING), (Command.RUN_THAW,)
         case WakeAsked() if phase is Phase.SLEEPING or _restartable(state):
             return _to(state, Phase.WAKING, Desired.RUNNING), (Command.RUN_WAKE,)
-        case WakeUndone(reason) if phase is Phase.WAKING:
-            return _to(state, Phase.SLEEPING, Desired.SLEEPING, reason), ()
-        case WentDown(reason) if phase is Phase.RUNNING:
-            return _to(state, Phase.SLEEPING, reason=reason), (
-                Command.UNWATCH,
-                Command.RUN_REAP,
-            )
+        case WakeUndone(reason, tier) if phase is Phase.WAKING:
+            return _to(state, Phase.SLEEPING, Desired.SLEEPING, reason, tier), ()
+        case WentDown(reason) if phase is Phase.RUNNING or state.frozen:
+            new = _to(state, Phase.SLEEPING, reason=reason, tier=Tier.STOPPED)
+            return new, (Command.UNWATCH, Command.RUN_REAP)
         case Failed(reason, retryable) if phase is Phase.RUNNING:
             new = State(Phase.FAILED, state.desired, reason, retryable)
             return new, (Command.UNWATCH, Command.RUN_REAP)
@@ -243,10 +276,19 @@ def _stuck(state: State, desired: Desired) -> bool:
     return state.phase is Phase.FAILED and not state.retryable and state.desired is desired
 
 
+def _lighter(state: State, tier: Tier) -> bool:
+    """Whether it is frozen and ``tier`` is more than that."""
+    return state.frozen and tier is not Tier.FROZEN
+
+
 def _to(
-    state: State, phase: Phase, desired: Desired | None = None, reason: str | None = None
+    state: State,
+    phase: Phase,
+    desired: Desired | None = None,
+    reason: str | None = None,
+    tier: Tier | None = None,
 ) -> State:
-    return State(phase, desired or state.desired, reason, False)
+    return State(phase, desired or state.desired, reason, False, tier)
 
 
 _NAMES = {SleepAsked: "sleep", WakeAsked: "wake", RollbackAsked: "be rolled back"}

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from roost.drivers.interface import Capabilities, ForkKind, Handle, Isolation, Size
-from roost.engine.lifecycle import Desired, Phase, State
+from roost.engine.lifecycle import Desired, Phase, State, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,8 @@ class Machine:
     memory_mib: int
     storage_gib: int
     env: Mapping[str, str]
-    autosleep_seconds: int | None  # None: never
+    autosleep_seconds: int | None  # of idleness, then it is put to sleep; None: never
+    hibernate_after_seconds: int | None  # frozen, then its memory goes to the disk; None: never
     ttl_seconds: int | None
     expires_at: datetime | None
     desired_state: str
@@ -64,6 +65,7 @@ class Machine:
     last_transition_at: datetime
     last_progress_at: datetime
     last_activity_at: datetime | None
+    tier: str | None
     disk_ready: bool
     slot_index: int | None
     handle: Handle | None
@@ -98,7 +100,24 @@ class Machine:
 
     @property
     def state(self) -> State:
-        return State(Phase(self.phase), Desired(self.desired_state), self.reason, self.retryable)
+        tier = None if self.tier is None else Tier(self.tier)
+        phase, desired = Phase(self.phase), Desired(self.desired_state)
+        return State(phase, desired, self.reason, self.retryable, tier)
+
+    @property
+    def frozen(self) -> bool:
+        """Asleep with its memory resident."""
+        return self.state.frozen
+
+    @property
+    def deepest(self) -> Tier:
+        """The sleep that costs least and keeps all that its rung can."""
+        return Tier.HIBERNATED if self.memory_kept else Tier.STOPPED
+
+    @property
+    def lightest(self) -> Tier:
+        """The sleep that is woken from soonest."""
+        return Tier.FROZEN if self.capabilities.freeze else self.deepest
 
     @staticmethod
     def from_row(row: Mapping[Any, Any]) -> Machine:

@@ -2,7 +2,8 @@
 
 1. The network keeps the slots of the machines that have one; it sweeps the others.
 2. Machines said to run are adopted where they live (pid, start time, boot id). Those that do not: after a reboot
-   asleep, "host restarted", to start again with the next call; otherwise failed, "crashed".
+   asleep, "host restarted", to start again with the next call; otherwise failed, "crashed", or, where they were
+   frozen, asleep without their memory.
 3. Open operations are finished or undone, each as its plan says; stuck ones are tried again.
 4. Machines between two states with no operation are settled (the daemon died between two rows).
 5. What no living machine owns is removed: drivers' debris, disks.
@@ -24,6 +25,7 @@ from roost.engine.lifecycle import (
     DestroyAsked,
     Failed,
     Phase,
+    Tier,
     WentDown,
 )
 from roost.engine.machine import Machine
@@ -56,7 +58,8 @@ async def recover(engine: Engine) -> None:
                 await settle(engine, machine.id)
                 now = await engine.load(machine.id)
                 # Once it is adopted its end may come at any time, and is then the engine's.
-                if now.phase == Phase.RUNNING and not await _adopt(engine, now):
+                lives = now.phase == Phase.RUNNING or now.frozen
+                if lives and not await _adopt(engine, now):
                     await settle(engine, machine.id)
             except Exception:
                 log.exception("machine %s could not be recovered", machine.id)
@@ -91,6 +94,8 @@ async def _adopt(engine: Engine, machine: Machine) -> bool:
     rebooted = handle is not None and handle.boot_id != engine.boot_id()
     event = WentDown("host restarted") if rebooted else Failed("crashed", True)
     message = None if rebooted else "its process had ended when the daemon started"
+    if machine.frozen:
+        event = WentDown("host restarted" if rebooted else "its memory was lost")
 
     def fn(connection: sa.Connection) -> None:
         advance(connection, machine.id, event, engine.clock.now(), None, message)
@@ -137,6 +142,9 @@ def plan_of(engine: Engine, operation: Operation, machine: Machine) -> Plan:
     if operation.kind == "rollback":
         snapshot_id = str(operation.context["snapshot_id"])
         return keeping.rollback(keeping.Rollback(engine.parts, machine, snapshot_id))
+    if operation.kind in ("freeze", "thaw"):
+        still = flows.Still(engine.parts, machine)
+        return flows.freeze(still) if operation.kind == "freeze" else flows.thaw(still)
     end = flows.End(engine.parts, machine, hush=False)
     return {"sleep": flows.sleep, "reap": flows.reap, "destroy": flows.destroy}[operation.kind](end)
 
@@ -156,7 +164,7 @@ async def _sweep(engine: Engine) -> None:
     rows = await engine.store.read(machines.living)
     living = {row["id"] for row in rows}
     disks = {row["id"] for row in rows if row["disk_ready"] or row["phase"] != Phase.FAILED}
-    holding = {row["id"] for row in rows if row["phase"] in HOLDING}
+    holding = {r["id"] for r in rows if r["phase"] in HOLDING or r["tier"] == Tier.FROZEN}
     for name, driver in engine.rungs.drivers.items():
         for machine_id in await driver.list_ids() - holding:
             log.warning("sweeping what the driver %s has of %s", name, machine_id)

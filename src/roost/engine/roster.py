@@ -1,12 +1,16 @@
-"""What runs now, in memory: for calls that cannot wait for a database.
+"""What lives now, in memory: for calls that cannot wait for a database.
 
 An entry stands from the moment a machine is durably ``running`` until it is asked to be anything else, or its
-process ends.
+process ends; one that is frozen is watched on and answers as one that does not run.
+
+A machine is idle while nobody uses it: no call is under way (``using``) and none was lately (``touch``).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,8 +34,9 @@ class Running:
 class Entry:
     running: Running
     watcher: asyncio.Task[None]
-    touched: float
+    touched: float  # monotonic seconds
     flushed: float
+    frozen_at: float | None = None  # monotonic seconds; None: it runs
 
 
 class Roster:
@@ -41,6 +46,10 @@ class Roster:
         self._entries: dict[str, Entry] = {}
         self._monotonic = monotonic
         self._on_exit = on_exit
+        self._users: Counter[str] = Counter()
+        self.changed = (
+            asyncio.Event()
+        )  # set when one comes, goes, freezes, thaws or has other settings
 
     def touch(self, machine_id: str) -> None:
         """Counts as activity."""
@@ -48,27 +57,80 @@ class Roster:
         if entry is not None:
             entry.touched = self._monotonic()
 
+    @contextlib.contextmanager
+    def using(self, machine_id: str) -> Iterator[None]:
+        """Meanwhile the machine is not idle, also where it sleeps in between."""
+        self._users[machine_id] += 1
+        try:
+            yield
+        finally:
+            self._users[machine_id] -= 1
+            if not self._users[machine_id]:
+                del self._users[machine_id]
+            self.touch(machine_id)
+
+    def idle_for(self, machine_id: str) -> float | None:
+        """Seconds; None for one that does not run."""
+        entry = self._entries.get(machine_id)
+        if entry is None or entry.frozen_at is not None:
+            return None
+        return 0.0 if self._users[machine_id] else self._monotonic() - entry.touched
+
+    def frozen_for(self, machine_id: str) -> float | None:
+        """Seconds; None for one that is not."""
+        entry = self._entries.get(machine_id)
+        at = None if entry is None else entry.frozen_at
+        return None if at is None else self._monotonic() - at
+
     def peek(self, machine_id: str) -> Running | None:
         entry = self._entries.get(machine_id)
-        return None if entry is None else entry.running
+        return None if entry is None or entry.frozen_at is not None else entry.running
 
     def __iter__(self) -> Iterator[Running]:
-        return iter([entry.running for entry in self._entries.values()])
+        """Those that run."""
+        return iter([e.running for e in self._entries.values() if e.frozen_at is None])
+
+    def frozen(self) -> list[Running]:
+        """The longest frozen first."""
+        found = [
+            (e.frozen_at, e.running) for e in self._entries.values() if e.frozen_at is not None
+        ]
+        return [running for _, running in sorted(found, key=lambda pair: pair[0])]
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, running: Running, driver: Driver) -> None:
+    def add(self, running: Running, driver: Driver, frozen_for: float | None = None) -> None:
+        """``frozen_for``: seconds that it has been; None: it runs."""
         self.remove(running.machine.id)
         watcher = asyncio.ensure_future(self._watch(running.machine, running.handle, driver))
         now = self._monotonic()
-        self._entries[running.machine.id] = Entry(running, watcher, now, now)
+        at = None if frozen_for is None else now - frozen_for
+        self._entries[running.machine.id] = Entry(running, watcher, now, now, at)
+        self.changed.set()
+
+    def freeze(self, machine_id: str) -> None:
+        """It does not run any more, and is watched on."""
+        entry = self._entries.get(machine_id)
+        if entry is not None and entry.frozen_at is None:
+            entry.frozen_at = self._monotonic()
+            self.changed.set()
+
+    def thaw(self, machine: Machine) -> None:
+        """It runs again."""
+        entry = self._entries.get(machine.id)
+        if entry is not None:
+            entry.frozen_at = None
+            entry.touched = self._monotonic()
+            self.update(machine)
+            self.changed.set()
 
     def update(self, machine: Machine) -> None:
         """The same machine at a later revision."""
         entry = self._entries.get(machine.id)
         if entry is not None and machine.generation == entry.running.machine.generation:
             entry.running = replace(entry.running, machine=machine)
+            self.changed.set()
 
     def remove(self, machine_id: str) -> None:
         entry = self._entries.pop(machine_id, None)

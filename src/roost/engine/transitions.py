@@ -13,6 +13,7 @@ from roost.engine.lifecycle import Command, Event, Phase, step
 from roost.engine.machine import Machine
 from roost.errors import NotFoundError
 from roost.store import machines
+from roost.store.database import touched
 
 _TRIM_EVERY = 16
 
@@ -61,16 +62,18 @@ def advance(
             desired_state=new.desired.value,
             reason=new.reason[:200] if new.reason else None,
             retryable=new.retryable,
+            tier=new.tier.value if new.tier else None,
         )
-    if new.phase is not old.phase:
+    if new.phase is not old.phase or new.tier is not old.tier:
         changes["last_transition_at"] = now
-        text = message or new.reason or ""
+        text = message or new.reason or (new.tier.value if new.tier else "")
         machines.record(connection, machine_id, now, new.phase.value, text)
         if changes["revision"] % _TRIM_EVERY == 0:
             machines.trim(connection, machine_id)
     if new.phase is Phase.RUNNING and old.phase is not Phase.RUNNING:
         changes["last_error"] = None
     machines.update(connection, machine_id, changes)
+    touched(connection, machine_id)
     return Change(Machine.from_row({**row, **changes}), commands)
 
 
@@ -81,6 +84,7 @@ def amend(
     row = _row(connection, machine_id)
     changes = {**values, "revision": row["revision"] + 1, "last_progress_at": now}
     machines.update(connection, machine_id, changes)
+    touched(connection, machine_id)
     return Machine.from_row({**row, **changes})
 
 

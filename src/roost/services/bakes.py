@@ -41,6 +41,7 @@ NOBODYS: Mapping[str, Any] = {
     "name": None,
     "labels": {},
     "autosleep_seconds": None,
+    "hibernate_after_seconds": None,
     "ttl_seconds": None,
     "expires_at": None,
 }

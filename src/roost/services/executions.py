@@ -3,6 +3,7 @@
 ```
             the agent took it        its end, as the agent tells it
   (asked) --------------------> running ---------------------------> succeeded | failed | cancelled | expired
+     |                             |  its machine sleeps with its memory: goes on with it
      |                             |  machine stopped or crashed ---> failed (machine_stopped)
      |                             |  the agent knows it no more ---> failed (lost)
      '-- cannot be started --> failed (exit_code 127 where there is no such command)
@@ -31,7 +32,7 @@ from roost.clock import Clock
 from roost.errors import ConflictError, InvalidRequestError, MachineError, NotFoundError, RoostError
 from roost.services import launching, outcome
 from roost.services.machines import Machines
-from roost.services.models import Live, Page
+from roost.services.models import Live, Machine, Page
 from roost.services.overdue import Overdue
 from roost.store.cursor import Cursors
 from roost.store.executions import LIVE, ExecutionRow
@@ -45,7 +46,6 @@ MAX_TIMEOUT_MS = 604_800_000
 QUICK_S = 0.015  # an execution that ends within this has one write
 REATTACH = 3  # times in a row that a stream is asked for again without a byte between
 LOST_PATIENCE_S = 60.0
-TOUCH_S = 20.0
 # What a started execution prints beyond what is kept waits this long for its first reader:
 READER_S = 2.0  # who may never come
 STREAM_READER_S = 30.0  # who comes at once
@@ -63,6 +63,7 @@ class StartExecution:
     stdin: bytes = b""
     stdin_stream: bool = False
     timeout_ms: int | None = None
+    keep_awake: bool = True  # while it runs its machine is not idle
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,6 @@ class Executions:
             by_machine.setdefault((row.tenant_id, row.machine_id), []).append(row)
         for (tenant, machine_id), rows in by_machine.items():
             self._spawn(self._reconcile(tenant, machine_id, rows))
-        self._spawn(self._keep_awake())
 
     async def close(self) -> None:
         """Stops following; what runs is found again by the next daemon."""
@@ -174,7 +174,7 @@ class Executions:
         """As it is now: of a running one, with the agent's counts."""
         row = await self._row(tenant, machine_id, execution_id)
         client = self._agents.peek(machine_id)
-        if row.status in LIVE and client is not None:
+        if row.status in LIVE and client is not None and self._machines.runs(machine_id):
             with contextlib.suppress(RoostError):
                 said = await client.get_execution(execution_id)
                 return dataclasses.replace(row, **outcome.progress(said))
@@ -204,7 +204,7 @@ class Executions:
         if row.status not in LIVE:
             return row
         try:
-            result = await self._client(machine_id).output(execution_id)
+            result = await (await self._reach(tenant, machine_id)).output(execution_id)
         except RoostError as failure:
             row = await self._settled(row, 5.0)
             if row.status in LIVE:
@@ -226,6 +226,9 @@ class Executions:
         """Output from the offsets on, then ``Ended``. The pace is the consumer's: one that is slow holds the
         process back, and nothing piles up here. Close the generator."""
         row = await self._row(tenant, machine_id, execution_id, output=True)
+        if row.status in LIVE and not self._machines.runs(machine_id):
+            with contextlib.suppress(MachineError):  # it ended with its machine: the row will tell
+                await self._reach(tenant, machine_id)
         return self._stream(row, stdout_offset, stderr_offset)
 
     async def _stream(
@@ -270,14 +273,16 @@ class Executions:
         """Bytes written; waits for a process that is slow to read. Raises INVALID_STATE when it has ended or
         was not started with ``stdin_stream``."""
         await self._running(tenant, machine_id, execution_id)
-        return await self._client(machine_id).write_stdin(execution_id, data, eof)
+        client = await self._reach(tenant, machine_id)
+        return await client.write_stdin(execution_id, data, eof)
 
     async def signal(
         self, tenant: str, machine_id: str, execution_id: str, number: int
     ) -> ExecutionRow:
         """To the process group of its leader. Raises INVALID_STATE when it has ended."""
         row = await self._running(tenant, machine_id, execution_id)
-        said = await self._client(machine_id).signal(execution_id, number)
+        client = await self._reach(tenant, machine_id)
+        said = await client.signal(execution_id, number)
         return dataclasses.replace(row, **outcome.progress(said))
 
     async def cancel(self, tenant: str, machine_id: str, execution_id: str) -> ExecutionRow:
@@ -286,7 +291,7 @@ class Executions:
         if row.status not in LIVE:
             return row
         try:
-            await self._overdue.kill(self._client(machine_id), row)
+            await self._overdue.kill(await self._reach(tenant, machine_id), row)
         except RoostError as failure:
             if failure.code not in ("EXECUTION_NOT_FOUND", "INVALID_STATE", "AGENT_LOST"):
                 raise
@@ -317,6 +322,7 @@ class Executions:
             cwd=cwd or None,
             user=user or None,
             timeout_ms=spec.timeout_ms,
+            keep_awake=spec.keep_awake,
         )
         request = pb.StartRequest(
             execution_id=row.id,
@@ -334,6 +340,12 @@ class Executions:
         return row, request
 
     async def _run(self, live: Live, row: ExecutionRow, request: pb.StartRequest) -> ExecutionRow:
+        with self._awake(row):
+            return await self._run_awake(live, row, request)
+
+    async def _run_awake(
+        self, live: Live, row: ExecutionRow, request: pb.StartRequest
+    ) -> ExecutionRow:
         inserted = False
         try:
             call = asyncio.ensure_future(live.agent.run(request))
@@ -351,7 +363,7 @@ class Executions:
                     await self._rows.insert(row)
                 self._follow(live, row)
                 if failure.code == "AGENT_LOST":  # a capture cuts connections, and no more
-                    now = await self._settled(row, None)
+                    now = await self._ended(row)
                     if now.reason not in ("lost", "machine_stopped", "agent_lost"):
                         self._count(row.machine_id)
                         return now
@@ -403,40 +415,51 @@ class Executions:
     # --- following ------------------------------------------------------------------------------
 
     def _follow(self, live: Live, row: ExecutionRow) -> None:
-        task = self._spawn(self._until_end(live, row))
+        self._keep_following(row, live.agent, live.machine.generation)
+
+    def _keep_following(
+        self, row: ExecutionRow, client: AgentClient | None, generation: int
+    ) -> None:
+        task = self._spawn(self._until_end(row, client, generation))
         self._live[row.id] = (row.machine_id, task)
 
-    async def _until_end(self, live: Live, row: ExecutionRow) -> None:
-        """Waits for the end and writes it, through lost connections."""
-        client: AgentClient | None = live.agent
+    async def _until_end(
+        self, row: ExecutionRow, client: AgentClient | None, generation: int
+    ) -> None:
+        """Waits for the end and writes it, through lost connections and sleeps that keep memory."""
         lost_since: float | None = None
         pause = 0.05
+        values: Mapping[str, Any]
         try:
-            while True:
-                values: Mapping[str, Any]
-                try:
-                    if client is None:
-                        raise MachineError("No connection to the machine.")
-                    values = await self._overdue.end(client, row, client.wait(row.id))
-                    break
-                except RoostError as failure:
-                    if failure.code == "EXECUTION_NOT_FOUND":
-                        values = outcome.failed("lost")
+            with self._awake(row):
+                while True:
+                    try:
+                        if client is None:
+                            raise MachineError("No connection to the machine.")
+                        values = await self._overdue.end(client, row, client.wait(row.id))
                         break
-                    if failure.code not in ("AGENT_LOST", "TIMEOUT"):
-                        values = outcome.failed(failure.code.lower())
+                    except RoostError as failure:
+                        lost = failure.code
+                    machine = await self._up(row)
+                    same = machine is not None and machine.generation == generation
+                    if lost == "EXECUTION_NOT_FOUND":
+                        values = outcome.failed("lost" if same else "machine_stopped")
                         break
-                if not await self._same_boot(live):
-                    values = outcome.failed("machine_stopped")
-                    break
-                now = self._clock.monotonic()
-                lost_since = lost_since if lost_since is not None else now
-                if now - lost_since > LOST_PATIENCE_S:
-                    values = outcome.failed("agent_lost")
-                    break
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 2.0)
-                client = self._agents.peek(row.machine_id)
+                    if lost not in ("AGENT_LOST", "TIMEOUT"):
+                        values = outcome.failed(lost.lower())
+                        break
+                    if machine is None:
+                        values = outcome.failed("machine_stopped")
+                        break
+                    now = self._clock.monotonic()
+                    if lost_since is None or not same:
+                        lost_since, generation = now, machine.generation
+                    if now - lost_since > LOST_PATIENCE_S:
+                        values = outcome.failed("agent_lost")
+                        break
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, 2.0)
+                    client = self._agents.peek(row.machine_id)
             await self._write_end(row.id, values)
         finally:
             if not self._closed:
@@ -454,14 +477,52 @@ class Executions:
                 await asyncio.sleep(pause)
         await self._rows.finish(execution_id, values)
 
-    async def _same_boot(self, live: Live) -> bool:
-        try:
-            now = await self._machines.get(live.machine.tenant_id, live.machine.id)
-        except NotFoundError:
-            return False
-        except RoostError:
-            return True
-        return now.phase == "running" and now.generation == live.machine.generation
+    async def _up(self, row: ExecutionRow) -> Machine | None:
+        """Its machine once it runs, for however long it sleeps with its memory; None: the process is gone."""
+        with self._machines.changing(row.machine_id) as changed:
+            while True:
+                changed.clear()
+                try:
+                    machine = await self._machines.get(row.tenant_id, row.machine_id)
+                except NotFoundError:
+                    return None
+                except RoostError as failure:
+                    log.warning("execution.look", machine=row.machine_id, error=failure.code)
+                    await asyncio.sleep(2.0)
+                    continue
+                if machine.phase == "running":
+                    return machine
+                if not _goes_on(machine):
+                    return None
+                await changed.wait()
+
+    async def _ended(self, row: ExecutionRow) -> ExecutionRow:
+        """The row once its follower has written the end. Raises INVALID_STATE where its machine is put to sleep
+        before that."""
+        with self._machines.changing(row.machine_id) as changed:
+            while (following := self._live.get(row.id)) is not None:
+                changed.clear()
+                await self._asleep(row)
+                waiting = asyncio.ensure_future(changed.wait())
+                try:
+                    first = asyncio.FIRST_COMPLETED
+                    await asyncio.wait({following[1], waiting}, return_when=first)
+                finally:
+                    waiting.cancel()
+        return await self._settled(row, 0)
+
+    async def _asleep(self, row: ExecutionRow) -> None:
+        """Raises INVALID_STATE, for who waits, where its machine sleeps and will go on with it."""
+        machine = await self._machines.get(row.tenant_id, row.machine_id)
+        if machine.phase == "sleeping" and _goes_on(machine):
+            raise ConflictError(
+                f"The machine was put to sleep ({machine.tier}) while the command ran, which goes on when it"
+                " wakes: wake it, then ask for the execution.",
+                details={"execution_id": row.id, "phase": machine.phase},
+            )
+
+    def _awake(self, row: ExecutionRow) -> contextlib.AbstractContextManager[None]:
+        return self._machines.using(row.machine_id) if row.keep_awake else contextlib.nullcontext()
 
     async def _reconcile(
         self, tenant: str, machine_id: str, rows: builtins.list[ExecutionRow]
@@ -471,6 +532,10 @@ class Executions:
         reason = "machine_stopped"
         try:
             machine = await self._machines.get(tenant, machine_id)
+            if machine.phase != "running" and _goes_on(machine):
+                for row in rows:
+                    self._keep_following(row, None, machine.generation)
+                return
             if machine.phase == "running":
                 live = await self._machines.awake(tenant, machine_id)
                 known = {said.execution_id for said in await live.agent.list_executions()}
@@ -499,12 +564,17 @@ class Executions:
         yield Ended(await self._settled(row, 10.0))
 
     async def _again(self, row: ExecutionRow) -> bool:
-        """Whether its machine runs and can be asked once more; waits for a capture to be over."""
+        """Whether its machine runs and can be asked once more; waits for a capture to be over. Raises
+        INVALID_STATE where it was put to sleep."""
         try:
             now = await self._machines.get(row.tenant_id, row.machine_id)
             if now.phase != "running":
+                if now.phase == "sleeping":
+                    await self._asleep(row)
                 return False
             await self._machines.awake(row.tenant_id, row.machine_id)
+        except ConflictError:
+            raise
         except RoostError:
             return False
         return True
@@ -537,6 +607,12 @@ class Executions:
         now = await self._rows.get(row.tenant_id, row.machine_id, row.id, output=True)
         return row if now is None else now
 
+    async def _reach(self, tenant: str, machine_id: str) -> AgentClient:
+        """Of a machine in which something goes on, which is woken for it."""
+        if not _goes_on(await self._machines.get(tenant, machine_id)):
+            raise MachineError("The machine is not running.")
+        return (await self._machines.awake(tenant, machine_id)).agent
+
     def _client(self, machine_id: str) -> AgentClient:
         client = self._agents.peek(machine_id)
         if client is None:
@@ -563,12 +639,11 @@ class Executions:
         if count == PRUNE_EVERY:
             self._spawn(self._rows.prune(machine_id))
 
-    async def _keep_awake(self) -> None:
-        """A running execution is activity."""
-        while True:
-            await asyncio.sleep(TOUCH_S)
-            for machine_id in {machine for machine, _ in self._live.values()}:
-                self._machines.touch(machine_id)
+
+def _goes_on(machine: Machine) -> bool:
+    """Whether what runs in it does, now or after its sleep."""
+    asleep = machine.phase in ("sleeping", "stopping") and machine.tier in ("frozen", "hibernated")
+    return asleep or machine.phase in ("running", "waking")
 
 
 def _check(spec: StartExecution) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from roost.agent.v1 import agent_pb2 as pb
 from roost.errors import InvalidRequestError
 from roost.services.machines import Machines
 from roost.services.models import Page
 
+T = TypeVar("T")
 MAX_PATH = 4095
 MAX_OFFSET = 1 << 50
 _OWNER = re.compile(r"[A-Za-z0-9._-]{0,64}(:[A-Za-z0-9._-]{1,64})?", re.ASCII)
@@ -112,7 +115,7 @@ class Files:
         check_path(path)
         live = await self._machines.awake(tenant, machine_id)
         head, data = await live.agent.read_file(path, offset, length, suffix)
-        return Reading(_info(head.info), head.offset, head.length, data)
+        return Reading(_info(head.info), head.offset, head.length, self._in_use(machine_id, data))
 
     async def write(
         self, tenant: str, machine_id: str, spec: Write, data: AsyncIterable[bytes]
@@ -120,7 +123,8 @@ class Files:
         """Replaces the file in one step once ``data`` has ended; if that raises, the old file stays."""
         header = _write_header(spec)
         live = await self._machines.awake(tenant, machine_id)
-        return _info(await live.agent.write_file(header, data))
+        with self._machines.using(machine_id):
+            return _info(await live.agent.write_file(header, data))
 
     async def stat(
         self, tenant: str, machine_id: str, path: bytes, follow: bool = True
@@ -205,7 +209,7 @@ class Files:
         """A pax tar; close the generator."""
         check_path(path)
         live = await self._machines.awake(tenant, machine_id)
-        return live.agent.tar_out(path)
+        return self._in_use(machine_id, live.agent.tar_out(path))
 
     async def tar_in(
         self,
@@ -219,7 +223,8 @@ class Files:
         check_path(path)
         check_owner(owner)
         live = await self._machines.awake(tenant, machine_id)
-        reply = await live.agent.tar_in(pb.TarInHeader(path=path, owner=owner), data)
+        with self._machines.using(machine_id):
+            reply = await live.agent.tar_in(pb.TarInHeader(path=path, owner=owner), data)
         return reply.entries, reply.bytes
 
     async def watch(
@@ -228,7 +233,16 @@ class Files:
         """``ready`` first, then what happens, for as long as it is iterated; close the generator."""
         check_path(path)
         live = await self._machines.awake(tenant, machine_id)
-        return _events(live.agent.watch(path, recursive))
+        return self._in_use(machine_id, _events(live.agent.watch(path, recursive)))
+
+    async def _in_use(
+        self, machine_id: str, data: AsyncGenerator[T, None]
+    ) -> AsyncGenerator[T, None]:
+        """The same; whoever reads it keeps the machine awake."""
+        with self._machines.using(machine_id):
+            async with contextlib.aclosing(data):
+                async for each in data:
+                    yield each
 
 
 async def _events(

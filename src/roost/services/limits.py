@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from roost.errors import InvalidRequestError
-from roost.services.models import CreateMachine
+from roost.services.models import UNSET, CreateMachine
 from roost.units import MAX_SECONDS
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}", re.ASCII)
@@ -27,6 +27,8 @@ def check_create(req: CreateMachine) -> None:
     env(req.env)
     labels(req.labels)
     seconds("autosleep", req.autosleep_seconds)
+    if req.hibernate_after_seconds is not UNSET:
+        seconds("hibernate_after", req.hibernate_after_seconds)
     seconds("ttl", req.ttl_seconds)
 
 

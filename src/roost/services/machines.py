@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import builtins
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +18,7 @@ from roost.drivers.interface import Size
 from roost.engine import reservations
 from roost.engine.engine import REMEMBER_DESTROYED, Engine, check_revision
 from roost.engine.flows import config_of
-from roost.engine.lifecycle import HOLDING, Desired, Phase
+from roost.engine.lifecycle import HOLDING, Desired, Phase, Tier
 from roost.engine.machine import Machine, capabilities_to_json
 from roost.engine.transitions import amend, not_found
 from roost.errors import (
@@ -122,6 +123,7 @@ class Machines:
             name=req.name,
             labels=parent.labels if req.labels is None else req.labels,
             autosleep_seconds=parent.autosleep_seconds,
+            hibernate_after_seconds=parent.hibernate_after_seconds,
             ttl_seconds=req.ttl_seconds,
         )
         limits.check_create(wanted)
@@ -202,6 +204,11 @@ class Machines:
             "name": req.name,
             "labels": dict(req.labels),
             "autosleep_seconds": req.autosleep_seconds,
+            "hibernate_after_seconds": (
+                self._engine.settings.hibernate_after_s or None
+                if req.hibernate_after_seconds is UNSET
+                else req.hibernate_after_seconds
+            ),
             "ttl_seconds": req.ttl_seconds,
             "expires_at": expires,
         }
@@ -341,17 +348,22 @@ class Machines:
         return await self._engine.destroy(machine_id, wait=wait, revision=if_match)
 
     async def sleep(self, tenant: str, machine_id: str, tier: str | None = None) -> Machine:
-        """Its processes leave the host. ``tier``: "hibernated" keeps memory with the disk, "stopped" the disk
-        alone, None as much as its rung can. Asleep already: nothing happens. Raises UNSUPPORTED."""
+        """``tier``: "frozen" keeps its memory resident, "hibernated" with its disk, "stopped" ends its processes;
+        None: the deepest that keeps all its rung can. Asleep as deep already: nothing happens. Raises
+        UNSUPPORTED."""
         machine = await self.get(tenant, machine_id)
-        if tier not in (None, "hibernated", "stopped"):
-            raise limits.bad("tier", 'is "hibernated" or "stopped"')
-        if tier == "hibernated" and not machine.memory_kept:
+        if tier is not None and tier not in set(Tier):
+            raise limits.bad("tier", f"is one of {', '.join(Tier)}")
+        if tier == Tier.HIBERNATED and not machine.memory_kept:
             raise UnsupportedError(
                 f"Machines of the {machine.driver} driver cannot keep memory: sleep it without a tier, "
                 "which keeps its disk."
             )
-        return await self._engine.sleep(machine_id, keep_memory=tier != "stopped")
+        if tier == Tier.FROZEN and not machine.capabilities.freeze:
+            raise UnsupportedError(
+                f"Machines of the {machine.driver} driver cannot stand still: sleep it without a tier."
+            )
+        return await self._engine.sleep(machine_id, None if tier is None else Tier(tier))
 
     async def wake(self, tenant: str, machine_id: str) -> Machine:
         """Running again, from its disk; also the way back from ``failed``."""
@@ -407,6 +419,40 @@ class Machines:
             raise not_found(machine_id)
         roster.touch(machine_id)
         return Live(running.machine, cast("AgentClient", running.agent), running.config)
+
+    def runs(self, machine_id: str) -> bool:
+        """Whether it can be asked something now."""
+        return self._engine.roster.peek(machine_id) is not None
+
+    def using(self, machine_id: str) -> AbstractContextManager[None]:
+        """Meanwhile the machine is not idle (a transfer, a terminal's viewer, an execution)."""
+        return self._engine.roster.using(machine_id)
+
+    def changing(self, machine_id: str) -> AbstractContextManager[asyncio.Event]:
+        """Set with every change of the machine's row from now on; clear it before looking."""
+        return self._engine.changes.of(machine_id)
+
+    async def states(
+        self, tenant: str, machine_id: str, after: int | None = None
+    ) -> AsyncGenerator[Machine, None]:
+        """The machine as it is, unless that is revision ``after``, and again with every change, the last one
+        when it is destroyed. What follows quickly may be told as one. Raises MACHINE_NOT_FOUND at once."""
+        await self.get(tenant, machine_id)
+        return self._states(tenant, machine_id, after)
+
+    async def _states(
+        self, tenant: str, machine_id: str, told: int | None
+    ) -> AsyncGenerator[Machine, None]:
+        with self.changing(machine_id) as changed:
+            while True:
+                changed.clear()
+                machine = await self.get(tenant, machine_id)
+                if machine.revision != told:
+                    told = machine.revision
+                    yield machine
+                if machine.phase == Phase.DESTROYED:
+                    return
+                await changed.wait()
 
     def touch(self, machine_id: str) -> None:
         """Counts as activity (a terminal's keystroke, preview traffic); no I/O."""
@@ -490,6 +536,9 @@ class Machines:
         if patch.autosleep_seconds is not UNSET:
             limits.seconds("autosleep", patch.autosleep_seconds)
             values["autosleep_seconds"] = patch.autosleep_seconds
+        if patch.hibernate_after_seconds is not UNSET:
+            limits.seconds("hibernate_after", patch.hibernate_after_seconds)
+            values["hibernate_after_seconds"] = patch.hibernate_after_seconds
         if patch.ttl_seconds is not UNSET:
             limits.seconds("ttl", patch.ttl_seconds)
             values["ttl_seconds"] = patch.ttl_seconds

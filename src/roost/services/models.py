@@ -59,6 +59,7 @@ class CreateMachine:
     env: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     autosleep_seconds: int | None = 300  # None: never
+    hibernate_after_seconds: int | Unset | None = UNSET  # UNSET: the host's; None: never
     ttl_seconds: int | None = None
     snapshot: str | None = None  # id or name; template, rung, size and env are then the snapshot's
 
@@ -108,6 +109,7 @@ class PatchMachine:
     name: str | Unset | None = UNSET
     labels: Mapping[str, str] | Unset = UNSET  # replaces all of them
     autosleep_seconds: int | Unset | None = UNSET
+    hibernate_after_seconds: int | Unset | None = UNSET
     ttl_seconds: int | Unset | None = UNSET  # counted from now; None: no expiry
     vcpu: float | Unset = UNSET
     memory_mib: int | Unset = UNSET

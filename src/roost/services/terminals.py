@@ -5,10 +5,8 @@ The agent holds them; they end with the machine's boot. A viewer that leaves doe
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import contextlib
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,8 +20,6 @@ from roost.services.machines import Machines
 from roost.services.models import Live
 
 MAX_SIDE = 1000
-_TOUCH_S = 5.0
-_STILL_THERE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +70,10 @@ class Terminals:
         return _terminal(machine_id, await live.agent.open_terminal(request))
 
     async def list(self, tenant: str, machine_id: str) -> builtins.list[Terminal]:
-        """Oldest first; a machine that does not run has none, and is not woken."""
-        live = await self._if_running(tenant, machine_id)
+        """Oldest first; of a machine that does not run none are told, and it is not woken."""
+        return await self._list(await self._if_running(tenant, machine_id), machine_id)
+
+    async def _list(self, live: Live | None, machine_id: str) -> builtins.list[Terminal]:
         if live is None:
             return []
         said = await live.agent.list_terminals()
@@ -83,7 +81,9 @@ class Terminals:
         return sorted(found, key=lambda terminal: (terminal.created_at, terminal.id))
 
     async def get(self, tenant: str, machine_id: str, terminal_id: str) -> Terminal:
-        for terminal in await self.list(tenant, machine_id):
+        """Wakes a machine that sleeps with its memory."""
+        live = await self._if_there(tenant, machine_id)
+        for terminal in await self._list(live, machine_id):
             if terminal.id == terminal_id:
                 return terminal
         raise _missing()
@@ -93,14 +93,14 @@ class Terminals:
     ) -> Terminal:
         """For every viewer of it."""
         check_size(width, height)
-        live = await self._if_running(tenant, machine_id)
+        live = await self._if_there(tenant, machine_id)
         if live is None:
             raise _missing()
         return _terminal(machine_id, await live.agent.resize_terminal(terminal_id, width, height))
 
     async def close(self, tenant: str, machine_id: str, terminal_id: str) -> None:
         """Hangs it up; what it ran gets SIGHUP."""
-        live = await self._if_running(tenant, machine_id)
+        live = await self._if_there(tenant, machine_id)
         if live is None:
             raise _missing()
         await live.agent.close_terminal(terminal_id)
@@ -115,6 +115,13 @@ class Terminals:
         await stream.open()
         return Viewer(self._machines, machine_id, stream)
 
+    async def _if_there(self, tenant: str, machine_id: str) -> Live | None:
+        """Its terminals sleep with its memory."""
+        machine = await self._machines.get(tenant, machine_id)
+        if machine.phase != "running" and machine.tier not in ("frozen", "hibernated"):
+            return None
+        return await self._machines.awake(tenant, machine_id)
+
     async def _if_running(self, tenant: str, machine_id: str) -> Live | None:
         machine = await self._machines.get(tenant, machine_id)
         if machine.phase != "running":
@@ -126,17 +133,11 @@ class Viewer:
     """One viewer: a task may ``send`` while another ``read``s. Its presence keeps the machine awake."""
 
     def __init__(self, machines: Machines, machine_id: str, stream: TerminalStream) -> None:
-        self._machines = machines
-        self._machine_id = machine_id
         self._stream = stream
-        self._touched = time.monotonic()
-        self._present = asyncio.get_running_loop().create_task(self._stay())
+        self._present = contextlib.ExitStack()
+        self._present.enter_context(machines.using(machine_id))
 
     async def send(self, data: bytes) -> None:
-        now = time.monotonic()
-        if now - self._touched > _TOUCH_S:
-            self._touched = now
-            self._machines.touch(self._machine_id)
         await self._stream.send(data)
 
     async def resize(self, width: int, height: int) -> None:
@@ -149,14 +150,7 @@ class Viewer:
 
     async def close(self) -> None:
         self._stream.close()
-        self._present.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._present
-
-    async def _stay(self) -> None:
-        while True:
-            await asyncio.sleep(_STILL_THERE_S)
-            self._machines.touch(self._machine_id)
+        self._present.close()
 
 
 def check_size(width: int, height: int) -> None:
@@ -190,6 +184,6 @@ def _terminal(machine_id: str, said: pb.Terminal) -> Terminal:
 
 def _missing() -> NotFoundError:
     return NotFoundError(
-        "This machine has no such terminal; terminals end when their machine sleeps.",
+        "This machine has no such terminal; terminals end with their machine's memory.",
         code="TERMINAL_NOT_FOUND",
     )

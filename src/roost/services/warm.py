@@ -77,7 +77,7 @@ class Warm:
         self._keeper: asyncio.Task[None] | None = None
         self._adding: asyncio.Task[None] | None = None
         self._clearing: asyncio.Task[None] | None = None
-        engine.room = self.make_room
+        engine.room.insert(0, self.make_room)
 
     async def open(self) -> None:
         """Ends those that a daemon before had ready: nobody knows them any more."""

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -60,6 +60,8 @@ class Store:
         self.clock = clock
         self._engine = engine
         self._closed = False
+        # Called in the loop, with what ``touched`` named, once it is durable.
+        self.listener: Callable[[Iterable[str]], None] | None = None
         self._writes: _Queue = queue.SimpleQueue()
         self._reads: _Queue = queue.SimpleQueue()
         self._threads = [
@@ -167,6 +169,10 @@ class Store:
                     results.append((None, error))
         for job, (value, failure) in zip(jobs, results, strict=True):
             job.settle(value, failure)
+        changed = connection.info.pop(_CHANGED, None)
+        if changed and self.listener is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                jobs[0].loop.call_soon_threadsafe(self.listener, changed)
 
     def _read_loop(self) -> None:
         connection: sa.Connection | None = None
@@ -184,6 +190,14 @@ class Store:
                     _drop(connection)
                     connection = None
         _drop(connection)
+
+
+def touched(connection: sa.Connection, name: str) -> None:
+    """Has the listener told of ``name`` once this transaction is durable (or, for nothing, undone)."""
+    connection.info.setdefault(_CHANGED, set()).add(name)
+
+
+_CHANGED = "roost-changed"
 
 
 def _drop(connection: sa.Connection | None) -> None:

@@ -34,6 +34,7 @@ class ExecutionRow:
     signal: int | None = None
     reason: str | None = None
     timeout_ms: int | None = None
+    keep_awake: bool = True
     stdout_bytes: int | None = None
     stderr_bytes: int | None = None
     stdout_truncated: bool | None = None

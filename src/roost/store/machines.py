@@ -27,13 +27,13 @@ _COUNT = (
     .select_from(t)
     .where(t.c.tenant_id == sa.bindparam("b_tenant"), t.c.phase != "destroyed")
 )
+_AWAKE = t.c.phase.in_(sa.bindparam("b_phases", expanding=True))
+_FROZEN = sa.and_(t.c.phase == "sleeping", t.c.tier == "frozen")
 _HELD = sa.select(
-    sa.func.coalesce(sa.func.sum(t.c.vcpu), 0.0),
+    sa.func.coalesce(sa.func.sum(sa.case((_FROZEN, 0.0), else_=t.c.vcpu)), 0.0),
     sa.func.coalesce(sa.func.sum(t.c.memory_mib), 0),
     sa.func.count(),
-).where(
-    t.c.phase.in_(sa.bindparam("b_phases", expanding=True)), t.c.id != sa.bindparam("b_without")
-)
+).where(sa.or_(_AWAKE, _FROZEN), t.c.id != sa.bindparam("b_without"))
 
 
 def insert(connection: sa.Connection, values: Mapping[str, Any]) -> None:
@@ -88,9 +88,16 @@ def page(
 def held(
     connection: sa.Connection, phases: Iterable[str], without: str | None = None
 ) -> tuple[float, int, int]:
-    """(vcpu, memory_mib, machines) summed over the machines in these phases, but for one."""
+    """(vcpu, memory_mib, machines) summed over the machines in these phases, but for one; frozen ones
+    hold memory and no CPU."""
     row = connection.execute(_HELD, {"b_phases": sorted(phases), "b_without": without or ""}).one()
     return float(row[0]), int(row[1]), int(row[2])
+
+
+def frozen(connection: sa.Connection) -> list[Row]:
+    """Machines that sleep with their memory resident, the longest asleep first."""
+    query = sa.select(t).where(_FROZEN).order_by(t.c.last_transition_at, t.c.id)
+    return list(connection.execute(query).mappings())
 
 
 def count(connection: sa.Connection, tenant: str) -> int:

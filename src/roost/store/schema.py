@@ -97,10 +97,12 @@ machines = sa.Table(
     sa.Column("storage_gib", sa.Integer, nullable=False),
     sa.Column("env", sa.JSON, nullable=False),
     sa.Column("autosleep_seconds", sa.Integer),  # NULL = never
+    sa.Column("hibernate_after_seconds", sa.Integer),  # of one that is frozen; NULL = never
     sa.Column("expires_at", Time),
     sa.Column("ttl_seconds", sa.Integer),
     sa.Column("desired_state", sa.String(16), nullable=False),  # running | sleeping | destroyed
     sa.Column("phase", sa.String(16), nullable=False),
+    sa.Column("tier", sa.String(16)),  # asleep: frozen | hibernated | stopped
     sa.Column("reason", sa.String(200)),
     sa.Column("retryable", sa.Boolean, nullable=False),
     sa.Column("last_error", sa.JSON),
@@ -172,6 +174,7 @@ executions = sa.Table(
     sa.Column("signal", sa.Integer),
     sa.Column("reason", sa.String(200)),
     sa.Column("timeout_ms", sa.BigInteger),
+    sa.Column("keep_awake", sa.Boolean, nullable=False),  # while it runs its machine is not idle
     sa.Column("stdout_bytes", sa.BigInteger),
     sa.Column("stderr_bytes", sa.BigInteger),
     sa.Column("stdout_truncated", sa.Boolean),

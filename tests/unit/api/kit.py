@@ -10,7 +10,8 @@ import json
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,8 @@ class FakeMachines:
         self.target = target
         self.machines: dict[str, Machine] = {}
         self.touched: list[str] = []
+        self.users: Counter[str] = Counter()
+        self.watching: set[asyncio.Event] = set()
         self.ended_trees: list[int] = []
         self.config: dict[str, Any] = {"env": {"FROM_TEMPLATE": "1"}, "workdir": "/", "user": ""}
 
@@ -153,6 +156,7 @@ class FakeMachines:
             storage_gib=req.storage_gib,
             env=dict(req.env),
             autosleep_seconds=req.autosleep_seconds,
+            hibernate_after_seconds=None,
             ttl_seconds=req.ttl_seconds,
             expires_at=None,
             desired_state="running",
@@ -166,6 +170,7 @@ class FakeMachines:
             last_transition_at=NOW,
             last_progress_at=NOW,
             last_activity_at=None,
+            tier=None,
             disk_ready=True,
             slot_index=None,
             handle=None,
@@ -176,6 +181,8 @@ class FakeMachines:
     def change(self, machine: Machine, **values: Any) -> Machine:
         machine = dataclasses.replace(machine, revision=machine.revision + 1, **values)
         self.machines[machine.id] = machine
+        for event in self.watching:
+            event.set()
         return machine
 
     async def fork(self, tenant: str, machine_id: str, req: ForkMachine) -> builtins.list[Machine]:
@@ -244,14 +251,16 @@ class FakeMachines:
         if machine.phase != "running":
             return machine
         self.agents.drop(machine_id)
-        return self.change(machine, phase="sleeping", desired_state="sleeping")
+        tier = tier or "stopped"
+        return self.change(machine, phase="sleeping", desired_state="sleeping", tier=tier)
 
     async def wake(self, tenant: str, machine_id: str) -> Machine:
         machine = await self.get(tenant, machine_id)
         if machine.phase == "running":
             return machine
+        generation = machine.generation + 1
         return self.change(
-            machine, phase="running", desired_state="running", generation=machine.generation + 1
+            machine, phase="running", desired_state="running", generation=generation, tier=None
         )
 
     async def usage(self, tenant: str, machine_id: str) -> MachineUsage:
@@ -274,6 +283,37 @@ class FakeMachines:
 
     def touch(self, machine_id: str) -> None:
         self.touched.append(machine_id)
+
+    def runs(self, machine_id: str) -> bool:
+        return self.machines[machine_id].phase == "running"
+
+    @contextlib.contextmanager
+    def using(self, machine_id: str) -> Iterator[None]:
+        self.users[machine_id] += 1
+        try:
+            yield
+        finally:
+            self.users[machine_id] -= 1
+
+    @contextlib.contextmanager
+    def changing(self, machine_id: str) -> Iterator[asyncio.Event]:
+        event = asyncio.Event()
+        self.watching.add(event)
+        try:
+            yield event
+        finally:
+            self.watching.discard(event)
+
+    async def states(
+        self, tenant: str, machine_id: str, after: int | None = None
+    ) -> AsyncGenerator[Machine, None]:
+        machine = await self.get(tenant, machine_id)
+
+        async def told() -> AsyncGenerator[Machine, None]:
+            if machine.revision != after:
+                yield machine
+
+        return told()
 
     async def end_tree(self, machine_id: str, pid: int) -> bool:
         """As the host would: its agent here is a process of this host."""

@@ -64,9 +64,9 @@ def operations() -> dict[str, Any]:
 
 
 OPERATIONS = operations()
-# These would change this host's own files; a watch never ends.
+# These would change this host's own files; these streams never end.
 HARMFUL = re.compile(
-    r"(PUT|DELETE|PATCH|POST) .*/files(/.*)?|.*/files/watch$|GET /v1/machines/.*/tar$"
+    r"(PUT|DELETE|PATCH|POST) .*/files(/.*)?|.*/(files/watch|status/stream)$|GET /v1/machines/.*/tar$"
 )
 
 

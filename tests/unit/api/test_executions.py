@@ -210,6 +210,44 @@ async def test_a_stopped_machine_fails_what_ran(served: Served) -> None:
         assert (row["status"], row["reason"]) == ("failed", "machine_stopped")
 
 
+async def test_what_runs_goes_on_after_a_sleep_that_keeps_memory(served: Served) -> None:
+    mid = served.machine()
+    base = f"/v1/machines/{mid}/executions"
+    body = {"command": "read x; echo got $x", "stdin_stream": True}
+    started = await served.http.post(base, params={"wait": "false"}, json=body)
+    eid = started.json()["execution_id"]
+    waiting = asyncio.create_task(served.http.post(base, json={"command": "sleep 1.5; echo late"}))
+    await asyncio.sleep(0.2)
+    await served.http.post(f"/v1/machines/{mid}/sleep", params={"tier": "hibernated"})
+    answer = await waiting
+    assert answer.status_code == 409 and answer.json()["error_code"] == "INVALID_STATE"
+    other = answer.json()["details"]["execution_id"]
+    for each in (eid, other):
+        assert (await served.http.get(f"{base}/{each}")).json()["status"] == "running"
+    assert served.executions.running == 2
+    assert (await served.http.get(f"/v1/machines/{mid}")).json()["phase"] == "sleeping"
+    await served.http.post(f"{base}/{eid}/stdin", content=b"it\n", params={"eof": "true"})
+    await until(lambda: served.executions.running == 0)
+    for each, said in ((eid, "got it\n"), (other, "late\n")):
+        row = (await served.http.get(f"{base}/{each}/output")).json()
+        assert row["stdout"] == said
+        assert (await served.http.get(f"{base}/{each}")).json()["status"] == "succeeded"
+    assert not +served.machines.users
+
+
+async def test_what_runs_keeps_its_machine_awake_unless_it_says_otherwise(served: Served) -> None:
+    mid = served.machine()
+    base = f"/v1/machines/{mid}/executions"
+    for keep_awake, users in ((False, 0), (True, 1)):
+        body = {"command": "sleep 60", "keep_awake": keep_awake}
+        started = await served.http.post(base, params={"wait": "false"}, json=body)
+        assert started.json()["keep_awake"] is keep_awake
+        await asyncio.sleep(0.05)
+        assert served.machines.users[mid] == users
+        await served.http.delete(f"{base}/{started.json()['execution_id']}")
+        await until(lambda: served.machines.users[mid] == 0)
+
+
 async def test_a_new_daemon_takes_up_what_runs(served: Served) -> None:
     mid = served.machine()
     base = f"/v1/machines/{mid}/executions"

@@ -361,7 +361,7 @@ class Host:
 
     def leaks(self, machines: list[Any]) -> list[str]:
         """What is on the host and belongs to no machine that may have it, or is missing of one that runs."""
-        running = {m.id for m in machines if m.phase == "running"}
+        running = {m.id for m in machines if m.phase == "running" or m.frozen}
         with_disk = {m.id for m in machines if m.phase != "destroyed" and m.disk_ready}
         asleep = {
             m.id
@@ -476,7 +476,7 @@ async def daemon(
 
 
 def small(**changes: Any) -> CreateMachine:
-    return CreateMachine(**{"vcpu": 0.1, "memory_mib": 64, **changes})
+    return CreateMachine(**{"vcpu": 0.1, "memory_mib": 64, "autosleep_seconds": None, **changes})
 
 
 async def until(condition: Any, timeout_s: float = 5.0) -> None:

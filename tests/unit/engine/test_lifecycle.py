@@ -5,17 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roost.engine import lifecycle as lc
-from roost.engine.lifecycle import Command, Desired, Phase, State, initial, step
+from roost.engine.lifecycle import Command, Desired, Phase, State, Tier, initial, step
 from roost.errors import ConflictError
 
+TIERS = st.sampled_from(list(Tier))
 EVENTS = st.one_of(
     st.builds(lc.Placing),
     st.builds(lc.Starting),
     st.builds(lc.Running),
-    st.builds(lc.SleepAsked),
-    st.builds(lc.Slept),
+    st.builds(lc.SleepAsked, TIERS),
+    st.builds(lc.SleepUndone),
+    st.builds(lc.Slept, TIERS),
     st.builds(lc.WakeAsked),
-    st.builds(lc.WakeUndone, st.sampled_from(["no room", "interrupted"])),
+    st.builds(lc.WakeUndone, st.sampled_from(["no room", "interrupted"]), TIERS),
     st.builds(lc.WentDown, st.just("host restarted")),
     st.builds(lc.Failed, st.sampled_from(["crashed", "oom", "stuck"]), st.booleans()),
     st.builds(lc.DestroyAsked),
@@ -28,8 +30,8 @@ ARROWS = {
     Phase.PLACEMENT_PENDING: {Phase.STARTING, Phase.FAILED, Phase.DESTROYING},
     Phase.STARTING: {Phase.RUNNING, Phase.FAILED, Phase.DESTROYING},
     Phase.RUNNING: {Phase.STOPPING, Phase.SLEEPING, Phase.FAILED, Phase.DESTROYING},
-    Phase.STOPPING: {Phase.SLEEPING, Phase.FAILED, Phase.DESTROYING},
-    Phase.SLEEPING: {Phase.WAKING, Phase.DESTROYING},
+    Phase.STOPPING: {Phase.RUNNING, Phase.SLEEPING, Phase.FAILED, Phase.DESTROYING},
+    Phase.SLEEPING: {Phase.STOPPING, Phase.WAKING, Phase.DESTROYING},
     Phase.WAKING: {Phase.RUNNING, Phase.SLEEPING, Phase.FAILED, Phase.DESTROYING},
     Phase.FAILED: {Phase.WAKING, Phase.SLEEPING, Phase.DESTROYING},
     Phase.DESTROYING: {Phase.DESTROYED, Phase.FAILED},
@@ -63,6 +65,10 @@ def test_any_sequence_keeps_to_the_arrows(events: list[lc.Event]) -> None:
             assert state.reason
         else:
             assert not state.retryable
+        assert state.tier is None or state.phase in (Phase.STOPPING, Phase.SLEEPING)
+        assert state.tier is not None or state.phase is not Phase.SLEEPING
+        if before.phase is Phase.SLEEPING and state.phase is Phase.STOPPING:
+            assert before.frozen  # there is nothing below the other tiers
         if before.phase is Phase.RUNNING and state.phase is not Phase.RUNNING:
             assert Command.UNWATCH in commands
         if state.phase is Phase.RUNNING and before.phase is not Phase.RUNNING:
@@ -84,9 +90,9 @@ def test_no_state_is_a_trap(
     ("phase", "event", "says"),
     [
         (Phase.DESTROYED, lc.WakeAsked(), "Create another"),
-        (Phase.STARTING, lc.SleepAsked(), "Wait until it runs"),
+        (Phase.STARTING, lc.SleepAsked(Tier.FROZEN), "Wait until it runs"),
         (Phase.FAILED, lc.WakeAsked(), "Delete it"),
-        (Phase.DESTROYING, lc.SleepAsked(), "Wait until it is destroyed"),
+        (Phase.DESTROYING, lc.SleepAsked(Tier.STOPPED), "Wait until it is destroyed"),
     ],
 )
 def test_the_refusal_says_what_is_possible(phase: Phase, event: lc.Event, says: str) -> None:
@@ -99,9 +105,27 @@ def test_the_refusal_says_what_is_possible(phase: Phase, event: lc.Event, says: 
 def test_asking_again_changes_nothing() -> None:
     for phase, event in (
         (Phase.RUNNING, lc.WakeAsked()),
-        (Phase.SLEEPING, lc.SleepAsked()),
+        (Phase.SLEEPING, lc.SleepAsked(Tier.HIBERNATED)),
         (Phase.DESTROYED, lc.DestroyAsked()),
     ):
         desired = Desired.SLEEPING if phase is Phase.SLEEPING else Desired.RUNNING
-        state = State(phase, desired)
+        state = State(phase, desired, tier=Tier.STOPPED if phase is Phase.SLEEPING else None)
         assert step(state, event) == (state, ())
+
+
+def test_frozen_is_the_first_of_the_tiers() -> None:
+    running = State(Phase.RUNNING, Desired.RUNNING)
+    state, commands = step(running, lc.SleepAsked(Tier.FROZEN))
+    assert commands == (Command.UNWATCH, Command.RUN_FREEZE)
+    assert step(state, lc.SleepUndone())[0] == running
+    frozen, _ = step(state, lc.Slept(Tier.FROZEN))
+    assert frozen.frozen
+    assert step(frozen, lc.WakeAsked())[1] == (Command.RUN_THAW,)
+    deeper, commands = step(frozen, lc.SleepAsked(Tier.HIBERNATED))
+    assert (deeper.phase, commands) == (Phase.STOPPING, (Command.UNWATCH, Command.RUN_SLEEP))
+    lost, commands = step(frozen, lc.WentDown("its memory was lost"))
+    assert (lost.phase, lost.tier) == (Phase.SLEEPING, Tier.STOPPED)
+    assert Command.RUN_REAP in commands
+    asleep, _ = step(deeper, lc.Slept(Tier.HIBERNATED))
+    assert step(asleep, lc.SleepAsked(Tier.FROZEN)) == (asleep, ())  # never back up but by waking
+    assert step(asleep, lc.WakeAsked())[1] == (Command.RUN_WAKE,)

@@ -52,6 +52,9 @@ Phase = Literal[
 
 class MachineStatus(Answer):
     phase: Phase
+    tier: Literal["frozen", "hibernated", "stopped"] | None = Field(
+        description="How it sleeps: frozen (memory resident), hibernated (memory on the disk), stopped."
+    )
     reason: str | None
     retryable: bool
     revision: int
@@ -81,6 +84,7 @@ class Machine(Answer):
     storage_gib: int
     env: dict[str, str]
     autosleep_seconds: int | None
+    hibernate_after_seconds: int | None
     ttl_seconds: int | None
     expires_at: datetime | None
     desired_state: Literal["running", "sleeping", "destroyed"]
@@ -142,6 +146,7 @@ class Execution(Answer):
     signal: int | None
     reason: str | None
     timeout_ms: int | None
+    keep_awake: bool
     stdout_bytes: int
     stderr_bytes: int
     stdout_truncated: bool

@@ -73,6 +73,10 @@ class CreateMachine(Body):
     autosleep: Duration | None = Field(
         "300s", description='Idle time before it sleeps, or "never".'
     )
+    hibernate_after: Duration | None = Field(
+        None,
+        description='Time frozen before its memory goes to the disk, or "never". Default: the host\'s.',
+    )
     ttl: Duration | None = Field(None, description="Time until it is destroyed.")
     snapshot: str | None = Field(
         None,
@@ -94,6 +98,7 @@ class EnsureMachine(Body):
     env: Env = {}
     labels: Labels = {}
     autosleep: Duration | None = "300s"
+    hibernate_after: Duration | None = None
     ttl: Duration | None = None
 
 
@@ -116,6 +121,7 @@ class PatchMachine(Body):
     name: str | None = Field(None, max_length=63)
     labels: Labels = {}
     autosleep: Duration | None = None
+    hibernate_after: Duration | None = None
     ttl: Duration | None = None
     vcpu: float = 1.0
     memory_mib: int = 1024
@@ -134,6 +140,7 @@ class StartExecution(Body):
     stdin_b64: str | None = Field(None, description="Instead of stdin, for bytes.")
     stdin_stream: bool = Field(False, description="Keep stdin open for later writes.")
     timeout_ms: int | None = Field(None, ge=1, le=604_800_000)
+    keep_awake: bool = Field(True, description="While it runs its machine is not idle.")
 
 
 class Signal(Body):

@@ -156,6 +156,7 @@ def _spec(body: bodies.StartExecution) -> StartExecution:
         stdin=stdin,
         stdin_stream=body.stdin_stream,
         timeout_ms=body.timeout_ms,
+        keep_awake=body.keep_awake,
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -11,20 +14,24 @@ from starlette.responses import Response
 
 from roost.api.v1 import answers, bodies, shapes
 from roost.api.v1.parse import if_match, invalid
-from roost.api.v1.services import Services, tenant
-from roost.gateway.respond import Json
+from roost.api.v1.services import Services, caller, tenant
+from roost.gateway.respond import Events, Json, event
 from roost.services.models import UNSET, CreateMachine, ForkMachine, Machine, PatchMachine
 from roost.units import parse_duration
 
 Limit = Annotated[int, Query(ge=1, le=500)]
 Cursor = Annotated[str | None, Query(max_length=512)]
 Tier = Annotated[
-    Literal["hibernated", "stopped"] | None,
-    Query(description="hibernated keeps memory; default: as much as the rung can keep."),
+    Literal["frozen", "hibernated", "stopped"] | None,
+    Query(
+        description="frozen keeps memory resident, hibernated on the disk, stopped not; default: the deepest that"
+        " keeps all the rung can."
+    ),
 ]
 Labels = Annotated[list[str] | None, Query(description="k=v; repeat for more.")]
 
 
+_REVISION = re.compile(r"\d{1,18}", re.ASCII)
 _TAKEN_OVER = {"template", "vcpu", "memory_mib", "storage_gib", "isolation", "driver", "env"}
 
 
@@ -101,6 +108,22 @@ def router(s: Services) -> APIRouter:
     async def wake(request: Request, machine_id: str) -> Response:
         return _machine(await s.machines.wake(tenant(request), machine_id))
 
+    @r.get(
+        "/{machine_id}/status/stream",
+        response_class=Response,
+        responses={
+            200: {
+                "content": answers.EVENTS,
+                "description": "An event `machine` with every change, its id the revision.",
+            }
+        },
+    )
+    async def states(request: Request, machine_id: str) -> Response:
+        last = request.headers.get("last-event-id", "")
+        after = int(last) if _REVISION.fullmatch(last) else None
+        found = await s.machines.states(tenant(request), machine_id, after)
+        return Events(_states(found), caller(request).request_id)
+
     @r.post("/{machine_id}/fork", status_code=201, response_model=answers.Machines)
     async def fork(
         request: Request, machine_id: str, body: bodies.ForkMachine | None = None
@@ -126,6 +149,12 @@ def router(s: Services) -> APIRouter:
     return r
 
 
+async def _states(found: AsyncGenerator[Machine, None]) -> AsyncGenerator[bytes, None]:
+    async with contextlib.aclosing(found):
+        async for each in found:
+            yield event("machine", shapes.machine(each), str(each.revision))
+
+
 def _machine(found: Machine, status: int = 200) -> Response:
     return Json(shapes.machine(found), status, {"etag": f'"{found.revision}"'})
 
@@ -143,6 +172,11 @@ def _create(body: bodies.CreateMachine | bodies.EnsureMachine, key: str | None) 
         env=body.env,
         labels=body.labels,
         autosleep_seconds=parse_duration(body.autosleep, allow_never=True),
+        hibernate_after_seconds=(
+            UNSET
+            if body.hibernate_after is None
+            else parse_duration(body.hibernate_after, allow_never=True)
+        ),
         ttl_seconds=parse_duration(body.ttl),
     )
 
@@ -154,6 +188,11 @@ def _patch(body: bodies.PatchMachine) -> PatchMachine:
         labels=body.labels if "labels" in named else UNSET,
         autosleep_seconds=(
             parse_duration(body.autosleep, allow_never=True) if "autosleep" in named else UNSET
+        ),
+        hibernate_after_seconds=(
+            parse_duration(body.hibernate_after, allow_never=True)
+            if "hibernate_after" in named
+            else UNSET
         ),
         ttl_seconds=parse_duration(body.ttl) if "ttl" in named else UNSET,
         vcpu=body.vcpu if "vcpu" in named else UNSET,

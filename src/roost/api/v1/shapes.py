@@ -29,6 +29,7 @@ def page(found: Page[T], shape: Callable[[T], Object]) -> Object:
 def machine(m: Machine) -> Object:
     status: Object = {
         "phase": m.phase,
+        "tier": m.tier,
         "reason": m.reason,
         "retryable": m.retryable,
         "revision": m.revision,
@@ -49,6 +50,7 @@ def machine(m: Machine) -> Object:
         "storage_gib": m.storage_gib,
         "env": dict(m.env),
         "autosleep_seconds": m.autosleep_seconds,
+        "hibernate_after_seconds": m.hibernate_after_seconds,
         "ttl_seconds": m.ttl_seconds,
         "expires_at": time(m.expires_at),
         "desired_state": m.desired_state,
@@ -88,6 +90,7 @@ def execution(row: ExecutionRow) -> Object:
         "signal": row.signal,
         "reason": row.reason,
         "timeout_ms": row.timeout_ms,
+        "keep_awake": row.keep_awake,
         "stdout_bytes": row.stdout_bytes or 0,
         "stderr_bytes": row.stderr_bytes or 0,
         "stdout_truncated": bool(row.stdout_truncated),

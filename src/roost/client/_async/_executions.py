@@ -172,8 +172,10 @@ class AsyncExecutions:
         stdin: str | bytes | None = None,
         timeout: float | None = None,
         stdin_stream: bool = False,
+        keep_awake: bool = True,
     ) -> AsyncExecution:
-        """Starts it and returns at once. Raises InvalidRequestError (COMMAND_NOT_FOUND, ...)."""
+        """Starts it and returns at once. With ``keep_awake=False`` its machine may fall asleep under it, and it
+        goes on when that wakes. Raises InvalidRequestError (COMMAND_NOT_FOUND, ...)."""
         body = execution_body(
             command,
             cwd=cwd,
@@ -182,6 +184,7 @@ class AsyncExecutions:
             stdin=stdin,
             timeout=timeout,
             stdin_stream=stdin_stream,
+            keep_awake=keep_awake,
         )
         data = await self._http.call("POST", self._path, json=body, params={"wait": "false"})
         return AsyncExecution(self._http, data)

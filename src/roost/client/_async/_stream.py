@@ -156,8 +156,10 @@ class AsyncExecStream:
         elif event.name in self._seen:
             return self._chunk(event.name, int(event.data["offset"]), event.data["data_b64"])
         elif event.name == "error":
+            code = event.data.get("error_code")
             raise error(
-                "AGENT_LOST", str(event.data.get("message") or "The stream failed in the daemon.")
+                "INVALID_STATE" if code == "INVALID_STATE" else "AGENT_LOST",
+                str(event.data.get("message") or "The stream failed in the daemon."),
             )
         return None
 

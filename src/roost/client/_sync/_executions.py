@@ -168,8 +168,10 @@ class Executions:
         stdin: str | bytes | None = None,
         timeout: float | None = None,
         stdin_stream: bool = False,
+        keep_awake: bool = True,
     ) -> Execution:
-        """Starts it and returns at once. Raises InvalidRequestError (COMMAND_NOT_FOUND, ...)."""
+        """Starts it and returns at once. With ``keep_awake=False`` its machine may fall asleep under it, and it
+        goes on when that wakes. Raises InvalidRequestError (COMMAND_NOT_FOUND, ...)."""
         body = execution_body(
             command,
             cwd=cwd,
@@ -178,6 +180,7 @@ class Executions:
             stdin=stdin,
             timeout=timeout,
             stdin_stream=stdin_stream,
+            keep_awake=keep_awake,
         )
         data = self._http.call("POST", self._path, json=body, params={"wait": "false"})
         return Execution(self._http, data)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Self
 
 from roost.client._sync._client import Client, default_client
+from roost.client._sync._events import events
 from roost.client._sync._executions import Execution, Executions
 from roost.client._sync._files import Files
 from roost.client._sync._http import log
+from roost.client._sync._io import sleep
 from roost.client._sync._snapshot import Snapshot
-from roost.client._sync._stream import ExecStream
+from roost.client._sync._stream import RECONNECT_S, ExecStream
 from roost.client._sync._terminal import Terminal, Terminals
 from roost.client._types import ExecResult, ExecTimeout, parse_time
 from roost.client._wire import (
@@ -78,6 +81,7 @@ class Machine:
         env: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
         autosleep: Duration | None = None,
+        hibernate_after: Duration | None = None,
         ttl: Duration | None = None,
         snapshot: Snapshot | str | None = None,
         egress: object = None,
@@ -88,7 +92,9 @@ class Machine:
         """A new machine, running when this returns (with ``wait=False``: on its way).
 
         ``isolation``: auto, workspace, user, container, microvm. ``autosleep`` and ``ttl`` are
-        durations: "5m", 300, a timedelta; autosleep also "never". ``timeout`` bounds the request (s).
+        durations: "5m", 300, a timedelta; autosleep also "never". A machine that was idle for so long is
+        frozen, and after ``hibernate_after`` ("10m", "never") its memory goes to the disk; what needs it wakes it.
+        ``timeout`` bounds the request (s).
         ``template`` is "base" unless named. With ``snapshot`` (itself, its id or name) the machine goes on
         from there; template, rung, size and env are then the snapshot's and cannot be given.
         Raises InvalidRequestError (what cannot be), ConflictError (the key is taken), LimitError,
@@ -111,6 +117,7 @@ class Machine:
             env=dict(env) if env is not None else None,
             labels=dict(labels) if labels is not None else None,
             autosleep=duration(autosleep) if autosleep is not None else None,
+            hibernate_after=duration(hibernate_after) if hibernate_after is not None else None,
             ttl=duration(ttl) if ttl is not None else None,
             snapshot=snapshot.id if isinstance(snapshot, Snapshot) else snapshot,
         )
@@ -138,6 +145,7 @@ class Machine:
         env: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
         autosleep: Duration | None = None,
+        hibernate_after: Duration | None = None,
         ttl: Duration | None = None,
         timeout: float | None = None,
         client: Client | None = None,
@@ -159,6 +167,7 @@ class Machine:
             env=dict(env) if env is not None else None,
             labels=dict(labels) if labels is not None else None,
             autosleep=duration(autosleep) if autosleep is not None else None,
+            hibernate_after=duration(hibernate_after) if hibernate_after is not None else None,
             ttl=duration(ttl) if ttl is not None else None,
         )
         data = client.http.call(
@@ -250,6 +259,17 @@ class Machine:
         return self._data.get("autosleep_seconds")
 
     @property
+    def hibernate_after(self) -> int | None:
+        """Seconds it stays frozen before its memory goes to the disk; None: never."""
+        return self._data.get("hibernate_after_seconds")
+
+    @property
+    def tier(self) -> str | None:
+        """How it sleeps: frozen, hibernated, stopped; None: it does not."""
+        tier: str | None = self._data["status"].get("tier")
+        return tier
+
+    @property
     def labels(self) -> dict[str, str]:
         return dict(self._data.get("labels") or {})
 
@@ -297,6 +317,7 @@ class Machine:
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
         autosleep: Duration | None = None,
+        hibernate_after: Duration | None = None,
         ttl: Duration | Unset | None = UNSET,
         vcpu: float | None = None,
         memory_mib: int | None = None,
@@ -311,6 +332,7 @@ class Machine:
             name=name,
             labels=dict(labels) if labels is not None else None,
             autosleep=duration(autosleep) if autosleep is not None else None,
+            hibernate_after=duration(hibernate_after) if hibernate_after is not None else None,
             vcpu=vcpu,
             memory_mib=memory_mib,
             storage_gib=storage_gib,
@@ -323,13 +345,41 @@ class Machine:
     def sleep(self, tier: str | None = None) -> Self:
         """Leaves the host's memory and CPU; any call that needs it wakes it.
 
-        ``tier``: "hibernated" keeps memory on disk and goes on from there (UnsupportedError where the rung
-        cannot), "stopped" ends its processes and keeps the disk. Default: as much as the rung can keep.
+        ``tier``: "frozen" keeps memory resident and wakes within milliseconds, "hibernated" keeps it on disk and
+        goes on from there (UnsupportedError where the rung cannot), "stopped" ends its processes and keeps the
+        disk. Default: the deepest that keeps all the rung can.
         """
         return self._apply("POST", f"{self._path}/sleep", params=given(tier=tier))
 
     def wake(self) -> Self:
         return self._apply("POST", f"{self._path}/wake")
+
+    def states(self) -> Iterator[Self]:
+        """This machine as it is, and again with every change, until it is destroyed; reconnects by itself.
+        What changes quickly may be told as one."""
+        last: str | None = None
+        broken_since: float | None = None
+        while self.phase != "destroyed":
+            headers = {} if last is None else {"Last-Event-ID": last}
+            source = events(self._http, "GET", f"{self._path}/status/stream", headers=headers)
+            try:
+                for event in source:
+                    if event.name == "error":
+                        raise error("DAEMON_UNREACHABLE", str(event.data.get("message")))
+                    broken_since, last = None, event.id
+                    self._data = dict(event.data)
+                    yield self
+            except RoostError as failure:
+                if failure.code not in ("DAEMON_UNREACHABLE", "TIMEOUT", "SHUTTING_DOWN"):
+                    raise
+                now = time.monotonic()
+                broken_since = now if broken_since is None else broken_since
+                if now - broken_since > RECONNECT_S:
+                    raise
+                log.warning("states of %s broke (%s); reconnecting", self.id, failure.code)
+                sleep(0.5)
+            finally:
+                source.close()  # type: ignore[attr-defined]
 
     def destroy(self, *, wait: bool = True) -> Self:
         """Ends it and deletes its disk. One that is gone already is no error."""

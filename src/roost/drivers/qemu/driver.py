@@ -175,6 +175,7 @@ class QemuDriver(Driver):
             egress_enforced=True,
             needs_root=True,
             accelerated=accelerated,
+            freeze=True,
         )
 
     # --- life --------------------------------------------------------------------------------------

@@ -1,0 +1,357 @@
+"""Machines that nobody uses: frozen, then on the disk, back with the next call; and what keeps them awake."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roost.clock import FakeClock
+from roost.drivers.interface import Exit
+from roost.engine.idle import MEMORY_LOOK_S, TRY_AGAIN_S
+from roost.engine.reservations import HostSize
+from roost.errors import CapacityError, MachineError, RoostError, UnsupportedError
+from roost.services.models import ForkMachine, PatchMachine
+from tests.unit.engine.kit import OTHER, TENANT, Daemon, Host, small, until
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[Host]:
+    made = Host(tmp_path, FakeClock(), memory=True)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def d(host: Host) -> AsyncIterator[Daemon]:
+    daemon = await Daemon.start(host)
+    yield daemon
+    await daemon.stop()
+
+
+async def passes(d: Daemon, seconds: float) -> None:
+    """That time, and what is done because of it."""
+    assert isinstance(d.host.clock, FakeClock)
+    for _ in range(3):  # whoever waits has begun to
+        await asyncio.sleep(0)
+    await d.host.clock.advance(seconds)
+    for _ in range(5):
+        await asyncio.sleep(0.005)
+        while busy := d.engine.desk.busy():
+            future = d.engine.desk.last(busy[0])
+            if future is not None:
+                await asyncio.wait([future])
+            await asyncio.sleep(0)
+
+
+async def made(d: Daemon, **changes: Any) -> str:
+    values = {"autosleep_seconds": 60, "hibernate_after_seconds": 600, **changes}
+    return (await d.machines.create(TENANT, small(**values))).id
+
+
+async def tier(d: Daemon, machine_id: str) -> str:
+    machine = await d.machines.get(TENANT, machine_id)
+    return machine.tier or machine.phase
+
+
+async def test_idle_frozen_on_the_disk_and_back(d: Daemon) -> None:
+    m = await made(d)
+    await passes(d, 55)
+    assert await tier(d, m) == "running"
+    await passes(d, 6)
+    assert await tier(d, m) == "frozen"
+    assert d.host.driver.machines[m].frozen
+    await passes(d, 590)
+    assert await tier(d, m) == "frozen"
+    await passes(d, 15)
+    assert await tier(d, m) == "hibernated"
+    assert m not in d.host.driver.machines
+    live = await d.machines.awake(TENANT, m)
+    assert live.machine.phase == "running"
+    assert d.host.driver.calls["restore"] == 1
+    assert not d.host.leaks(await d.all())
+
+
+async def test_a_call_thaws_it_once_for_all(d: Daemon) -> None:
+    m = await made(d)
+    await passes(d, 61)
+    generation = (await d.machines.get(TENANT, m)).generation
+    clocks = d.agents.calls["set_clock"]
+    lives = await asyncio.gather(*(d.machines.awake(TENANT, m) for _ in range(50)))
+    assert {live.machine.id for live in lives} == {m}
+    assert d.host.driver.calls["thaw"] == 1
+    assert d.agents.calls["set_clock"] == clocks + 1  # it stood still as well
+    now = await d.machines.get(TENANT, m)
+    assert (now.phase, now.generation) == ("running", generation)
+    assert not d.host.driver.machines[m].frozen
+    await passes(d, 59)
+    assert await tier(d, m) == "running"
+    await passes(d, 2)
+    assert await tier(d, m) == "frozen"
+
+
+async def test_what_is_under_way_keeps_it_awake(d: Daemon) -> None:
+    m = await made(d)
+    with d.machines.using(m), d.machines.using(m):
+        await passes(d, 300)
+        assert await tier(d, m) == "running"
+    await passes(d, 50)
+    d.machines.touch(m)
+    await passes(d, 50)
+    assert await tier(d, m) == "running"
+    await passes(d, 11)
+    assert await tier(d, m) == "frozen"
+
+
+async def test_a_call_that_comes_with_the_sleep_wins(d: Daemon) -> None:
+    """It was idle when the sleep got in line, and is not when its turn comes."""
+    m = await made(d)
+    hanging = d.host.storage.hang(
+        "require"
+    )  # of a doze of the deepest kind: none here; of a snapshot
+    held = asyncio.ensure_future(d.engine.change(m, _unchanged(d, m), before=hanging.wait))
+    await passes_only(d, 61)
+    with d.machines.using(m):
+        hanging.set()
+        await held
+        await passes(d, 0)
+        assert await tier(d, m) == "running"
+
+
+def _unchanged(d: Daemon, machine_id: str) -> Any:
+    from roost.engine.transitions import amend
+
+    return lambda c: amend(c, machine_id, {}, d.host.clock.now())
+
+
+async def passes_only(d: Daemon, seconds: float) -> None:
+    assert isinstance(d.host.clock, FakeClock)
+    await asyncio.sleep(0.02)
+    await d.host.clock.advance(seconds)
+    await asyncio.sleep(0.02)
+
+
+async def test_autosleep_can_be_changed_at_any_time(d: Daemon) -> None:
+    m = await made(d, autosleep_seconds=None)
+    await passes(d, 5000)
+    assert await tier(d, m) == "running"
+    await d.machines.patch(TENANT, m, PatchMachine(autosleep_seconds=30))
+    await passes(d, 2)
+    assert await tier(d, m) == "frozen"  # idle for longer already
+    await d.machines.patch(TENANT, m, PatchMachine(hibernate_after_seconds=5))
+    await passes(d, 6)
+    assert await tier(d, m) == "hibernated"
+    await d.machines.wake(TENANT, m)
+    await d.machines.patch(TENANT, m, PatchMachine(autosleep_seconds=None))
+    await passes(d, 5000)
+    assert await tier(d, m) == "running"
+
+
+async def test_a_rung_that_keeps_no_memory(tmp_path: Path) -> None:
+    host = Host(tmp_path, FakeClock())
+    d = await Daemon.start(host)
+    m = await made(d)
+    with pytest.raises(UnsupportedError):
+        await d.machines.sleep(TENANT, m, "hibernated")
+    await passes(d, 61)
+    assert await tier(d, m) == "frozen"
+    await passes(d, 601)
+    assert await tier(d, m) == "stopped"
+    assert d.agents.calls["shutdown"] == 1  # thawed first, so that its processes could hear of it
+    assert not host.leaks(await d.all())
+    await d.stop()
+    await host.close()
+
+
+async def test_a_rung_that_cannot_freeze(host: Host) -> None:
+    host.driver._is["freeze"] = False
+    d = await Daemon.start(host)
+    m = await made(d)
+    with pytest.raises(UnsupportedError) as caught:
+        await d.machines.sleep(TENANT, m, "frozen")
+    assert "without a tier" in caught.value.message
+    await passes(d, 61)
+    assert await tier(d, m) == "hibernated"
+    assert host.driver.calls["freeze"] == 0
+    await d.stop()
+
+
+async def test_frozen_outlasts_the_daemon(host: Host) -> None:
+    d = await Daemon.start(host)
+    m = await made(d)
+    await passes(d, 61)
+    for ending in (Daemon.stop, Daemon.kill):
+        await ending(d)
+        d = await Daemon.start(host)
+        assert await tier(d, m) == "frozen"
+        assert d.engine.roster.peek(m) is None
+        assert not host.leaks(await d.all())
+    assert host.driver.machines[m].frozen
+    assert isinstance(host.clock, FakeClock)
+    await passes(d, 500)
+    await d.stop()
+    d = await Daemon.start(host)
+    await passes(d, 102)  # of 600 since it was frozen
+    assert await tier(d, m) == "hibernated"
+    await d.stop()
+
+
+async def test_frozen_that_dies_starts_from_its_disk(d: Daemon) -> None:
+    m = await made(d)
+    await passes(d, 61)
+    d.host.driver.die(m, Exit("oom"))
+    await until(lambda: m not in d.host.driver.machines)
+    await passes(d, 0)
+    now = await d.machines.get(TENANT, m)
+    assert (now.phase, now.tier, now.reason) == ("sleeping", "stopped", "its memory was lost")
+    assert [e.message for e in await d.machines.events(TENANT, m)][-1].startswith("out of memory")
+    starts = d.host.driver.calls["start"]
+    await d.machines.awake(TENANT, m)
+    assert d.host.driver.calls["start"] == starts + 1
+    assert not d.host.leaks(await d.all())
+
+
+async def test_frozen_while_the_host_restarted(host: Host) -> None:
+    d = await Daemon.start(host)
+    m = await made(d)
+    await passes(d, 61)
+    await d.kill()
+    host.reboot()
+    d = await Daemon.start(host)
+    now = await d.machines.get(TENANT, m)
+    assert (now.phase, now.tier, now.reason) == ("sleeping", "stopped", "host restarted")
+    await d.machines.awake(TENANT, m)
+    await d.stop()
+
+
+async def test_frozen_holds_memory_and_no_cpu_and_makes_room(host: Host) -> None:
+    host.size = HostSize(1.0, 300, None)
+    d = await Daemon.start(host, memory_overcommit=1.0, cpu_overcommit=1.0)
+    first, second = [await made(d, vcpu=0.4, memory_mib=128) for _ in range(2)]
+    for m in (first, second):
+        await d.machines.sleep(TENANT, m, "frozen")
+        await passes(d, 1)
+    third = await made(
+        d, vcpu=0.9, memory_mib=128
+    )  # the CPU of the frozen is free, their memory is not
+    assert [await tier(d, m) for m in (first, second, third)] == ["hibernated", "frozen", "running"]
+    with pytest.raises(CapacityError) as caught:
+        await d.machines.wake(TENANT, second)
+    assert "vCPU" in caught.value.message
+    assert await tier(d, second) == "frozen"
+    await d.machines.delete(TENANT, third)
+    await d.machines.wake(TENANT, second)
+    await d.machines.wake(TENANT, first)
+    assert not host.leaks(await d.all())
+    await d.stop()
+
+
+async def test_the_host_is_short_of_memory(host: Host) -> None:
+    d = await Daemon.start(host, memory_reserve_mib=50)
+    first, second = await made(d), await made(d)
+    for m in (first, second):
+        await d.machines.sleep(TENANT, m, "frozen")
+        await passes(d, 1)
+    host.size = HostSize(4.0, 1_000_000, 10)
+    await passes(d, MEMORY_LOOK_S + 1)
+    assert [await tier(d, m) for m in (first, second)] == ["hibernated", "frozen"]
+    host.size = HostSize(4.0, 1_000_000, 1000)
+    await passes(d, MEMORY_LOOK_S + 1)
+    assert await tier(d, second) == "frozen"
+    await d.stop()
+
+
+async def test_no_room_on_the_disk_keeps_it_frozen(d: Daemon) -> None:
+    m = await made(d)
+    await passes(d, 61)
+    d.host.storage.fail("require", CapacityError("full", code="STORAGE_FULL"))
+    await passes(d, 601)
+    assert await tier(d, m) == "frozen"
+    await passes(d, TRY_AGAIN_S - 5)
+    assert await tier(d, m) == "frozen"
+    await passes(d, 10)
+    assert await tier(d, m) == "hibernated"
+
+
+async def test_what_cannot_be_frozen_runs_on(d: Daemon) -> None:
+    m = await made(d)
+    d.host.driver.fail("freeze", MachineError("the group does not freeze", code="TIMEOUT"))
+    with pytest.raises(RoostError) as caught:
+        await d.machines.sleep(TENANT, m, "frozen")
+    assert caught.value.details["machine_id"] == m
+    assert await tier(d, m) == "running"
+    assert not d.host.driver.machines[m].frozen
+    await d.machines.awake(TENANT, m)
+    d.host.driver.fail("freeze", MachineError("again", code="TIMEOUT"))
+    await passes(d, 61)
+    assert await tier(d, m) == "running"
+    await passes(d, TRY_AGAIN_S + 2)
+    assert await tier(d, m) == "frozen"
+
+
+async def test_what_cannot_be_thawed_stays_frozen(d: Daemon) -> None:
+    m = await made(d)
+    await passes(d, 61)
+    d.host.driver.fail("thaw", MachineError("the group does not thaw", code="TIMEOUT"))
+    with pytest.raises(RoostError):
+        await d.machines.awake(TENANT, m)
+    assert await tier(d, m) == "frozen"
+    await d.machines.awake(TENANT, m)
+    assert await tier(d, m) == "running"
+
+
+async def test_what_needs_it_to_run_thaws_it(d: Daemon) -> None:
+    m = await made(d)
+    await d.machines.sleep(TENANT, m, "frozen")
+    (child,) = await d.machines.fork(TENANT, m, ForkMachine(count=1))
+    assert child.hibernate_after_seconds == 600
+    assert [await tier(d, each) for each in (m, child.id)] == ["running", "running"]
+    await d.machines.sleep(TENANT, m, "frozen")
+    await d.snapshots.create(TENANT, m, "s")
+    assert await tier(d, m) == "running"
+    await d.machines.sleep(TENANT, m, "frozen")
+    assert (await d.snapshots.rollback(TENANT, m, "s")).phase == "sleeping"
+    assert not d.host.leaks(await d.all())
+    await d.machines.wake(TENANT, m)
+
+
+async def test_never_up_but_by_waking(d: Daemon) -> None:
+    m = await made(d)
+    for asked, got in (("frozen", "frozen"), (None, "hibernated"), ("frozen", "hibernated")):
+        assert (await d.machines.sleep(TENANT, m, asked)).tier == got
+    await d.machines.wake(TENANT, m)
+    assert (await d.machines.sleep(TENANT, m, "stopped")).tier == "stopped"
+    with pytest.raises(RoostError) as caught:
+        await d.machines.sleep(TENANT, m, "deep")
+    assert caught.value.code == "VALIDATION_FAILED"
+
+
+async def test_states_are_told_as_they_come(d: Daemon) -> None:
+    m = await made(d)
+    with pytest.raises(RoostError) as caught:
+        await d.machines.states(OTHER, m)
+    assert caught.value.code == "MACHINE_NOT_FOUND"
+    states = await d.machines.states(TENANT, m)
+    first = await anext(states)
+    assert first.phase == "running"
+    asleep = asyncio.ensure_future(d.machines.sleep(TENANT, m, "frozen"))
+    seen = [first.revision]
+    while (
+        now := await asyncio.wait_for(anext(states), 5)
+    ).tier != "frozen" or now.phase != "sleeping":
+        seen.append(now.revision)
+    seen.append(now.revision)
+    assert seen == sorted(set(seen))
+    await asleep
+    await states.aclose()
+    again = await d.machines.states(TENANT, m, after=now.revision)  # nothing is told twice
+    waiting = asyncio.ensure_future(anext(again))
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    await d.machines.delete(TENANT, m)
+    rest = [await waiting] + [each async for each in again]
+    assert rest[-1].phase == "destroyed"
+    assert not d.engine.changes._waiting
