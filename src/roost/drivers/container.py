@@ -28,7 +28,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +44,7 @@ T = TypeVar("T")
 
 _KILL_TIMEOUT_S = 10.0
 _HELD = "held"  # beside machine.json while a capture keeps the machine from running
+_FROZEN = "frozen"  # beside it from before ``freeze`` until after ``thaw``
 _SIOCADDRT = 0x890B
 _SIOCGIFADDR = 0x8915
 _SIOCSIFADDR = 0x8916
@@ -61,6 +62,7 @@ class _Live:
     console: console.Console
     exit: asyncio.Future[Exit]
     watcher: asyncio.Task[None] | None = None
+    freezing: threading.Lock = field(default_factory=threading.Lock)  # of who makes it stand still
     removing: bool = False  # its end is then our doing, whoever gets to read its status
 
 
@@ -339,12 +341,16 @@ class ContainerDriver(Driver):
             live.exit.set_result(Exit("killed") if live.removing else _exit(status, killed))
 
     async def _keep(self) -> None:
-        """While there are machines: empties their consoles, reaps what they leave behind."""
+        """While there are machines: empties their consoles, lets go of frozen ones that were killed, reaps what
+        they leave behind."""
         left = 0
         while self._live or left:
             await asyncio.sleep(1.0)
             for live in list(self._live.values()):
                 live.console.drain()
+                if self._mark(live.handle).exists() and processes.is_killed(live.handle.pid):
+                    with contextlib.suppress(MachineError):
+                        await self.thaw(live.handle)
             left = self._reaper.sweep()
 
     def _forget(self, machine_id: str) -> None:
@@ -374,9 +380,10 @@ class ContainerDriver(Driver):
         except (OSError, RoostError):
             os.close(pidfd)
             return False
-        with contextlib.suppress(MachineError):  # a daemon that was killed may have left it frozen
-            await self.thaw(handle)
         self._watch(handle, pidfd, fifo)
+        with contextlib.suppress(MachineError):
+            # What a daemon that was killed left frozen goes on, unless that is what it was told to be.
+            await (self.freeze if self._mark(handle).exists() else self.thaw)(handle)
         return True
 
     async def wait(self, handle: Handle) -> Exit:
@@ -461,18 +468,46 @@ class ContainerDriver(Driver):
             ) from exc
 
     async def freeze(self, handle: Handle) -> None:
-        await self._freezer(handle, True)
+        with _freezer(handle):
+            await self._to_the_end(
+                lambda: self._set_frozen(handle, True), lambda: self._set_frozen(handle, False)
+            )
 
     async def thaw(self, handle: Handle) -> None:
-        await self._freezer(handle, False)
+        with _freezer(handle):
+            await self._to_the_end(lambda: self._set_frozen(handle, False), lambda: None)
 
-    async def _freezer(self, handle: Handle, on: bool) -> None:
-        try:
-            await self._run(self.cgroups.freeze, self._group(handle.machine_id), on)
-        except FileNotFoundError as exc:
-            raise _gone(handle) from exc
-        except TimeoutError as exc:
-            raise MachineError(f"The machine cannot be frozen: {exc}.", code="TIMEOUT") from exc
+    async def frozen(self, handle: Handle) -> bool:
+        return self._mark(handle).exists()
+
+    def _mark(self, handle: Handle) -> Path:
+        return self._directory(handle.machine_id) / _FROZEN
+
+    def _set_frozen(self, handle: Handle, on: bool) -> None:
+        mark = self._mark(handle)
+        with self._freezing(handle):
+            if on:
+                mark.touch()
+            try:
+                self.cgroups.freeze(self._group(handle.machine_id), on)
+            except BaseException:
+                if on:
+                    mark.unlink(missing_ok=True)
+                raise
+            if not on:
+                mark.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _freezing(self, handle: Handle) -> Iterator[None]:
+        """One at a time, of whoever makes that machine stand still. Raises FileNotFoundError where it is gone or about
+        to be: nobody waits for whoever removes it, nor the other way round."""
+        live = self._live.get(handle.machine_id)
+        if live is None or live.handle != handle:
+            raise FileNotFoundError(f"machine {handle.machine_id} is not watched")
+        with live.freezing:
+            if live.removing:
+                raise FileNotFoundError(f"machine {handle.machine_id} is being removed")
+            yield
 
     async def freeze_disk(self, handle: Handle) -> None:
         await self._run(mounting.freeze, await self._run(self._disk, handle.machine_id))
@@ -493,7 +528,8 @@ class ContainerDriver(Driver):
     def _capture(self, handle: Handle, into: Path, disk_to: Path, durable: bool) -> Capture:
         machine_id, memory = handle.machine_id, self.capabilities().memory_snapshot
         try:
-            with _told(handle):
+            with _told(handle), self._freezing(handle):
+                self._must_run(handle)
                 if memory:
                     self._settle(handle)
                 with self._held(machine_id) as since:
@@ -526,7 +562,8 @@ class ContainerDriver(Driver):
     def _put_down(self, handle: Handle, into: Path) -> Capture:
         """Its memory in ``into``; it stands still afterwards."""
         machine_id = handle.machine_id
-        with _told(handle):
+        with _told(handle), self._freezing(handle):
+            self._must_run(handle)
             self._settle(handle)
             since = time.monotonic()
             self._stop(machine_id)
@@ -538,6 +575,11 @@ class ContainerDriver(Driver):
                 self._go_on(machine_id)
                 raise
         return Capture(into, manifest, (time.monotonic() - since) * 1000)
+
+    def _must_run(self, handle: Handle) -> None:
+        """Its own kernel is to write itself down, and the end of a capture would let it go on."""
+        if self._mark(handle).exists():
+            raise InternalError(f"Machine {handle.machine_id} is frozen; thaw it first.")
 
     def _manifest(self, into: Path) -> dict[str, Any]:
         return {"driver": self.name, "host": self._traits(), "files": saved.seal(into)}
@@ -619,6 +661,17 @@ def _gone(handle: Handle) -> MachineError:
     return MachineError(
         f"Machine {handle.machine_id} does not run any more.", code="MACHINE_FAILED"
     )
+
+
+@contextlib.contextmanager
+def _freezer(handle: Handle) -> Iterator[None]:
+    """What can go wrong with it, typed."""
+    try:
+        yield
+    except FileNotFoundError as exc:
+        raise _gone(handle) from exc
+    except TimeoutError as exc:
+        raise MachineError(f"The machine cannot be frozen: {exc}.", code="TIMEOUT") from exc
 
 
 @contextlib.contextmanager

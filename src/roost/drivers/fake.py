@@ -218,6 +218,9 @@ class FakeDriver(Driver):
         await self._enter("thaw")
         self._machine(handle).frozen = False
 
+    async def frozen(self, handle: Handle) -> bool:
+        return self._machine(handle).frozen
+
     async def freeze_disk(self, handle: Handle) -> None:
         await self._enter("freeze_disk")
         self._machine(handle).disk_frozen = True
@@ -244,6 +247,8 @@ class FakeDriver(Driver):
 
     def _capture(self, handle: Handle, into: Path) -> Capture:
         machine = self._machine(handle)
+        if machine.frozen:
+            raise AssertionError("a frozen machine cannot be captured")
         manifest: Mapping[str, Any] = {"disk": _disk(machine.spec), "token": machine.token}
         if self._memory:
             (into / "memory").touch()

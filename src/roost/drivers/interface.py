@@ -276,11 +276,18 @@ class Driver(ABC):
         raise UnsupportedError(f"The {self.name} driver does not see into a machine.")
 
     async def freeze(self, handle: Handle) -> None:
-        """Stops it being scheduled; memory stays."""
+        """Stops it being scheduled; memory stays. Idempotent. It stays frozen, whatever becomes of the daemon,
+        until ``thaw``; ``remove`` takes it and ``wait`` tells its end all the same. On failure it runs on. Raises
+        MACHINE_FAILED (it has ended), TIMEOUT."""
         raise UnsupportedError(f"The {self.name} driver cannot freeze a machine.")
 
     async def thaw(self, handle: Handle) -> None:
+        """It goes on. Idempotent. Raises as ``freeze``."""
         raise UnsupportedError(f"The {self.name} driver cannot freeze a machine.")
+
+    async def frozen(self, handle: Handle) -> bool:
+        """Whether ``freeze``, of this daemon or an earlier one, is what it stands still by. After ``adopt``."""
+        return False
 
     async def freeze_disk(self, handle: Handle) -> None:
         """Makes the image whole on the host (fsfreeze or flush) until ``thaw_disk``."""

@@ -58,8 +58,13 @@ class RuncDriver(ContainerDriver):
 
     async def end_tree(self, handle: Handle, pid: int) -> bool:
         group = self._group(handle.machine_id)
+
+        def end() -> bool:
+            with self._freezing(handle):
+                return _end_tree(self.cgroups, group, handle.pid, pid)
+
         try:
-            return await self._run(_end_tree, self.cgroups, group, handle.pid, pid)
+            return await self._run(end)
         except FileNotFoundError:
             return False
         except TimeoutError as exc:
@@ -92,7 +97,9 @@ class RuncDriver(ContainerDriver):
 
 
 def _end_tree(groups: cgroups.Cgroups, group: str, init: int, pid: int) -> bool:
-    """While the group is frozen nothing in it forks or ends; the blow falls at the latest when it thaws."""
+    """While the group is frozen nothing in it forks or ends; the blow falls at the latest when it thaws. One that
+    was frozen before stays so."""
+    was = groups.frozen(group)
     groups.freeze(group, True)
     try:
         members = groups.procs(group) - {init}
@@ -103,7 +110,7 @@ def _end_tree(groups: cgroups.Cgroups, group: str, init: int, pid: int) -> bool:
                 os.kill(victim, signal.SIGKILL)
         return bool(victims)
     finally:
-        groups.freeze(group, False)
+        groups.freeze(group, was)
 
 
 @functools.cache

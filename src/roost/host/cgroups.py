@@ -172,14 +172,15 @@ class Cgroups:
         else:
             _write(self._file("freezer", name, "freezer.state"), "FROZEN" if on else "THAWED")
         deadline = time.monotonic() + timeout_s
-        while self._frozen(name) != on:
+        while self.frozen(name) != on:
             if time.monotonic() > deadline:
                 if on:
                     self.freeze(name, False)
                 raise TimeoutError(f"group {name} does not {'freeze' if on else 'thaw'}")
             time.sleep(0.0005)
 
-    def _frozen(self, name: str) -> bool:
+    def frozen(self, name: str) -> bool:
+        """Every process of it. Raises FileNotFoundError where the group is gone."""
         if self.v2:
             return _keyed(self._file("", name, "cgroup.events")).get("frozen") == 1
         return self._file("freezer", name, "freezer.state").read_text().strip() == "FROZEN"
@@ -205,12 +206,12 @@ class Cgroups:
             with contextlib.suppress(OSError):
                 _write(self._file("", name, "cgroup.kill"), 1)
                 return
-        elif self._file("freezer", name, "freezer.state").exists():
-            with contextlib.suppress(OSError):  # a frozen process dies only when it is thawed
-                _write(self._file("freezer", name, "freezer.state"), "THAWED")
         for pid in self.procs(name):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if not self.v2 and self._file("freezer", name, "freezer.state").exists():
+            with contextlib.suppress(OSError):  # a frozen process dies only when it is thawed
+                _write(self._file("freezer", name, "freezer.state"), "THAWED")
 
     def remove(self, name: str, timeout_s: float = 5.0) -> None:
         """Kills and removes, children first. Idempotent. Raises OSError (EBUSY) past the deadline."""

@@ -11,6 +11,8 @@ from roost.errors import InternalError
 from roost.host import processes
 from roost.host.cgroups import Cgroups
 
+_AGAIN_S = 1.0
+
 
 def end_group(groups: Cgroups, name: str, timeout_s: float) -> None:
     """All that is in the group, and returns when it has ended (zombies may be left to be reaped). Raises
@@ -34,13 +36,14 @@ def _end(
         fds = [fd for pid in pids if (fd := _pidfd(pid)) is not None]
         try:
             kill(pids)
-            gone = processes.wait_pidfds(fds, max(0.0, deadline - time.monotonic()))
+            # Again after a while: whoever froze it at that very moment holds the blow back.
+            processes.wait_pidfds(fds, min(_AGAIN_S, max(0.0, deadline - time.monotonic())))
         finally:
             for fd in fds:
                 os.close(fd)
         for pid in pids:
             processes.reap(pid)
-        if not gone or time.monotonic() > deadline:
+        if time.monotonic() > deadline:
             raise InternalError(
                 f"Processes of {what} do not end; look at them with `ps` ({sorted(pids)[:5]}).",
                 retryable=True,

@@ -55,6 +55,16 @@ def number_inside(pid: int) -> int | None:
     return None if line is None else int(line.split()[-1])
 
 
+def is_killed(pid: int) -> bool:
+    """Whether SIGKILL waits for it to be thawed (v1's freezer holds even that back)."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError:
+        return False
+    pending = [line for line in text.split("\n") if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(int(line.split()[1], 16) >> (signal.SIGKILL - 1) & 1 for line in pending)
+
+
 def _stat(pid: int) -> list[str] | None:
     """Fields from the third on: a process's name can hold anything, parentheses included."""
     try:

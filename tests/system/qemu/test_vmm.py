@@ -142,12 +142,25 @@ async def test_its_network_is_its_slots(lab: Lab, saved: Saved) -> None:
 
 async def test_freeze_stops_it_and_thaw_goes_on(lab: Lab, saved: Saved) -> None:
     vm = await child(lab, saved, "one")
-    await lab.driver.freeze(vm.handle)
+    assert not await lab.driver.frozen(vm.handle)
+    for _ in range(2):
+        await lab.driver.freeze(vm.handle)
+        assert await lab.driver.frozen(vm.handle)
+    await asyncio.sleep(0.3)  # the monitor's own threads come to rest
     before = (await lab.driver.usage(vm.handle)).cpu_usage_us
     await asyncio.sleep(1)
     assert (await lab.driver.usage(vm.handle)).cpu_usage_us - before < 100_000
-    await lab.driver.thaw(vm.handle)
+    for _ in range(2):
+        await lab.driver.thaw(vm.handle)
+        assert not await lab.driver.frozen(vm.handle)
     await vm.counts_on()
+    killed = await child(lab, saved, "two")
+    for each in (vm, killed):
+        await lab.driver.freeze(each.handle)
+    waiting = asyncio.create_task(lab.driver.wait(killed.handle))
+    os.kill(killed.handle.pid, signal.SIGKILL)
+    assert (await asyncio.wait_for(waiting, 2)).reason == "killed"
+    await asyncio.wait_for(lab.driver.remove("one"), 10)  # a frozen one goes as well
 
 
 async def test_the_jail(lab: Lab, saved: Saved) -> None:
@@ -205,6 +218,8 @@ async def test_a_later_daemon_adopts_it(lab: Lab, saved: Saved) -> None:
         each.client = AgentClient(each.handle.agent_target, TOKEN)
     await vm.client.wait_ready(60)
     await vm.counts_on()
+    assert await lab.driver.frozen(frozen.handle)
+    assert not await lab.driver.frozen(vm.handle)
     status = await lab.driver._live["two"].qmp.execute("query-status")
     assert status["status"] == "paused"
     await lab.driver.thaw(frozen.handle)

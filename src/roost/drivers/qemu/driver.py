@@ -473,6 +473,9 @@ class QemuDriver(Driver):
             await machine.qmp.execute("cont", timeout_s=_STEP_S)
             machine.place.frozen.unlink(missing_ok=True)
 
+    async def frozen(self, handle: Handle) -> bool:
+        return self._machine(handle).place.frozen.exists()
+
     async def freeze_disk(self, handle: Handle) -> None:
         """The image as after a power cut at this instant, all that the guest flushed in it."""
         await self.freeze(handle)
