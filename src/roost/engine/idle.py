@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from roost.engine.lifecycle import Tier
 from roost.engine.machine import Machine
@@ -40,7 +40,7 @@ class Idle:
         while True:
             roster.changed.clear()
             pause = self.look()
-            waits = [asyncio.ensure_future(roster.changed.wait())]
+            waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(roster.changed.wait())]
             if pause is not None:
                 waits.append(asyncio.ensure_future(clock.sleep(pause)))
             try:

@@ -347,38 +347,43 @@ class Executions:
         self, live: Live, row: ExecutionRow, request: pb.StartRequest
     ) -> ExecutionRow:
         inserted = False
+        lost: RoostError | None = None
+        values: Mapping[str, Any] = {}
         try:
             call = asyncio.ensure_future(live.agent.run(request))
             try:
-                done, _ = await asyncio.wait({call}, timeout=QUICK_S)
-                if not done:
+                if not (await asyncio.wait({call}, timeout=QUICK_S))[0]:
                     await self._rows.insert(row)
                     inserted = True
                 values = await self._overdue.end(live.agent, row, call)
             finally:
                 call.cancel()
+                del call
         except RoostError as failure:
-            if failure.code in ("AGENT_LOST", "TIMEOUT"):
-                if not inserted:
-                    await self._rows.insert(row)
-                self._follow(live, row)
-                if failure.code == "AGENT_LOST":  # a capture cuts connections, and no more
-                    now = await self._ended(row)
-                    if now.reason not in ("lost", "machine_stopped", "agent_lost"):
-                        self._count(row.machine_id)
-                        return now
-                raise MachineError(
-                    "The machine's agent was lost while the command ran; whether it ended is not known."
-                    " Ask for the execution.",
-                    code=failure.code,
-                    details={**failure.details, "execution_id": row.id},
-                    retryable=False,
-                ) from failure
-            await self._refused(row, failure, inserted)
-            raise
+            if failure.code not in ("AGENT_LOST", "TIMEOUT"):
+                await self._refused(row, failure, inserted)
+                raise
+            lost = MachineError(
+                "The machine's agent was lost while the command ran; whether it ended is not known."
+                " Ask for the execution.",
+                code=failure.code,
+                details={**failure.details, "execution_id": row.id},
+                retryable=False,
+            )
+            _let_go(failure)
         finally:
             if row.id in self._live and self._live[row.id][1] is asyncio.current_task():
                 del self._live[row.id]
+        if lost is not None:
+            if not inserted:
+                await self._rows.insert(row)
+            self._follow(live, row)
+            if lost.code == "AGENT_LOST":  # a capture cuts connections, and no more
+                now = await self._ended(row)
+                if now.reason not in ("lost", "machine_stopped", "agent_lost"):
+                    self._count(row.machine_id)
+                    return now
+            raise lost
         row = dataclasses.replace(row, **values)
         if inserted:
             await self._rows.finish(row.id, values)
@@ -440,6 +445,8 @@ class Executions:
                         break
                     except RoostError as failure:
                         lost = failure.code
+                        _let_go(failure)
+                    client = None
                     machine = await self._up(row)
                     same = machine is not None and machine.generation == generation
                     if lost == "EXECUTION_NOT_FOUND":
@@ -638,6 +645,11 @@ class Executions:
         self._since_prune[machine_id] = count % PRUNE_EVERY
         if count == PRUNE_EVERY:
             self._spawn(self._rows.prune(machine_id))
+
+
+def _let_go(failure: RoostError) -> None:
+    """What failed holds its frames, and those a connection that a capture waits to see closed."""
+    failure.__traceback__ = failure.__cause__ = failure.__context__ = None
 
 
 def _goes_on(machine: Machine) -> bool:
