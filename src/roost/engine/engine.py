@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from roost import ids
 from roost.clock import Clock
 from roost.drivers.interface import Driver, Exit
-from roost.engine import admission, ending, flows, keeping, recovery, reservations
+from roost.engine import admission, ending, flows, keeping, metering, recovery, reservations
 from roost.engine.desk import Desk
 from roost.engine.flows import Parts
 from roost.engine.identity import HostIdentity
@@ -40,6 +40,7 @@ from roost.engine.lifecycle import (
     illegal,
 )
 from roost.engine.machine import Machine, capabilities_to_json
+from roost.engine.meter import Meter
 from roost.engine.ports import Agents
 from roost.engine.reservations import HostSize
 from roost.engine.roster import Roster, Running
@@ -108,6 +109,7 @@ class Engine:
         )
         self.roster = Roster(clock.monotonic, self._ended)
         self.desk = Desk()
+        self.meter = Meter(self.parts, self.roster, settings.usage_interval_s)
         self.timers = Timers(clock, self._expired)
         self.room: Callable[[], Awaitable[bool]] | None = None  # gives up what nobody asked for
         self._starts = Turns(STARTS_AT_ONCE)
@@ -125,6 +127,7 @@ class Engine:
             self.timers.set(machine_id, when)
         self.timers.start()
         self.background(self._housekeeping())
+        self.background(self.meter.run())
 
     async def close(self, grace_s: float = 10.0) -> None:
         """Lets operations under way end (what cannot in time is recovered at the next start); machines run on."""
@@ -237,6 +240,7 @@ class Engine:
             if snapshots.users(connection, snapshot_id):
                 return False
             snapshots.delete(connection, snapshot_id)
+            metering.end(connection, snapshot_id, self.clock.now())
             return True
 
         if self._held[snapshot_id] or not await self.store.write(fn):

@@ -24,6 +24,7 @@ import sqlalchemy as sa
 from roost.agent.v1 import agent_pb2 as pb
 from roost.clock import Clock
 from roost.drivers.interface import Capture, Handle, NetworkSlot, Root, StartSpec
+from roost.engine import metering
 from roost.engine.identity import HostIdentity, linux_machine_id
 from roost.engine.journal import Context, Interrupted, Plan, Stage, Step
 from roost.engine.lifecycle import (
@@ -381,7 +382,18 @@ class End:
         await self.parts.rungs.driver(self.machine.driver).remove(context.machine_id)
 
     async def release(self, context: Context) -> None:
+        """What it sent is known no more after this."""
+        sent = await self.parts.network.egress([context.machine_id])
+        if context.machine_id in sent:
+            context.data["egress"] = sent[context.machine_id]
         await self.parts.network.release(context.machine_id)
+
+    def count(self, connection: sa.Connection, context: Context) -> None:
+        """With the row that says it ended."""
+        assert context.now is not None
+        if (sent := context.data.get("egress")) is not None:
+            generation = self.machine.generation
+            metering.sent(connection, context.machine_id, generation, sent, context.now)
 
     async def delete(self, context: Context) -> None:
         await self.parts.storage.delete(context.machine_id)
@@ -391,6 +403,7 @@ class End:
 def sleep(end: End) -> Plan:
     def done(connection: sa.Connection, context: Context) -> None:
         assert context.now is not None
+        end.count(connection, context)
         if load(connection, context.machine_id).phase in (Phase.STOPPING, Phase.FAILED):
             values = {**GONE, "memory_image": context.data.get("memory_image")}
             context.change = advance(connection, context.machine_id, Slept(), context.now, values)
@@ -410,6 +423,7 @@ def sleep(end: End) -> Plan:
 
 def reap(end: End) -> Plan:
     def done(connection: sa.Connection, context: Context) -> None:
+        end.count(connection, context)
         machines.update(connection, context.machine_id, GONE)
 
     stages = (
@@ -422,6 +436,7 @@ def reap(end: End) -> Plan:
 def destroy(end: End) -> Plan:
     def done(connection: sa.Connection, context: Context) -> None:
         assert context.now is not None
+        end.count(connection, context)
         phase = load(connection, context.machine_id).phase
         if phase == Phase.DESTROYED:  # another operation, stuck until now, was first
             return

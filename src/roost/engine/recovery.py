@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from roost.engine import flows, keeping
+from roost.engine import flows, keeping, metering
 from roost.engine.journal import Operation, Plan
 from roost.engine.lifecycle import (
     HOLDING,
@@ -93,6 +93,7 @@ async def _adopt(engine: Engine, machine: Machine) -> bool:
     message = None if rebooted else "its process had ended when the daemon started"
 
     def fn(connection: sa.Connection) -> None:
+        metering.forgive(connection, machine.id, engine.clock.now())
         advance(connection, machine.id, event, engine.clock.now(), None, message)
         engine.journal.open(connection, "reap", machine.id, step=1)
 

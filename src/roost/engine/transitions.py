@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from roost.engine import metering
 from roost.engine.lifecycle import Command, Event, Phase, step
 from roost.engine.machine import Machine
 from roost.errors import NotFoundError
@@ -71,7 +72,9 @@ def advance(
     if new.phase is Phase.RUNNING and old.phase is not Phase.RUNNING:
         changes["last_error"] = None
     machines.update(connection, machine_id, changes)
-    return Change(Machine.from_row({**row, **changes}), commands)
+    after = {**row, **changes}
+    metering.moved(connection, row, after, now)
+    return Change(Machine.from_row(after), commands)
 
 
 def amend(
@@ -81,7 +84,9 @@ def amend(
     row = _row(connection, machine_id)
     changes = {**values, "revision": row["revision"] + 1, "last_progress_at": now}
     machines.update(connection, machine_id, changes)
-    return Machine.from_row({**row, **changes})
+    after = {**row, **changes}
+    metering.moved(connection, row, after, now)
+    return Machine.from_row(after)
 
 
 def not_found(machine_id: str) -> NotFoundError:

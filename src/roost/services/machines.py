@@ -123,6 +123,7 @@ class Machines:
             labels=parent.labels if req.labels is None else req.labels,
             autosleep_seconds=parent.autosleep_seconds,
             ttl_seconds=req.ttl_seconds,
+            created_by=req.created_by,
         )
         limits.check_create(wanted)
         await self._room(tenant, parent, req.count)
@@ -204,6 +205,7 @@ class Machines:
             "autosleep_seconds": req.autosleep_seconds,
             "ttl_seconds": req.ttl_seconds,
             "expires_at": expires,
+            "created_by": req.created_by,
         }
 
     async def _make(

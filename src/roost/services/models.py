@@ -61,6 +61,7 @@ class CreateMachine:
     autosleep_seconds: int | None = 300  # None: never
     ttl_seconds: int | None = None
     snapshot: str | None = None  # id or name; template, rung, size and env are then the snapshot's
+    created_by: str | None = None  # the caller's key: its usage is counted under that
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class ForkMachine:
     name: str | None = None  # of each child
     labels: Mapping[str, str] | None = None  # None: the parent's
     ttl_seconds: int | None = None
+    created_by: str | None = None  # as of ``CreateMachine``
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,10 @@ def ids(connection: sa.Connection) -> set[str]:
     return {row[0] for row in connection.execute(sa.select(t.c.id))}
 
 
+def of_nobody(connection: sa.Connection) -> list[str]:
+    return list(connection.execute(sa.select(t.c.id).where(t.c.tenant_id == NOBODY)).scalars())
+
+
 def memory_images(connection: sa.Connection) -> list[dict[str, Any]]:
     """Of snapshots and of machines asleep or about to start."""
     found = []

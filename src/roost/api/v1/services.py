@@ -40,3 +40,9 @@ def caller(connection: HTTPConnection) -> Caller:
 
 def tenant(connection: HTTPConnection) -> str:
     return caller(connection).tenant
+
+
+def key_id(connection: HTTPConnection) -> str | None:
+    """Of the key the caller came with."""
+    principal = caller(connection).principal
+    return None if principal is None else principal.key_id
