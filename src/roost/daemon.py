@@ -42,6 +42,7 @@ from roost.gateway.metrics import Metrics
 from roost.gateway.rpc import Rpc
 from roost.logs import Logs
 from roost.network import SlotNetwork
+from roost.prices import Prices
 from roost.services.bakes import Bakes
 from roost.services.executions import Executions
 from roost.services.files import Files
@@ -51,6 +52,7 @@ from roost.services.machines import Machines
 from roost.services.snapshots import Snapshots
 from roost.services.templates import Templates
 from roost.services.terminals import Terminals
+from roost.services.usage import Usage
 from roost.services.warm import Warm
 from roost.settings import Settings
 from roost.storage import PoolStorage
@@ -223,6 +225,7 @@ async def compose(
         templates=templates,
         keys=keys,
         host=Host(engine, settings, url(settings), warm=warm),
+        usage=Usage(store, clock, Prices.read(settings.prices)),
         metrics=metrics,
     )
     table = Table(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from decimal import Decimal
 
 import sqlalchemy as sa
@@ -95,7 +95,7 @@ class Usage:
         by = tuple(dict.fromkeys(group_by))
         now = self._clock.now()
         last = last or max(now.date(), first or now.date())
-        first = first or last - timedelta(days=DEFAULT_DAYS - 1)
+        first = first or date.fromordinal(max(1, last.toordinal() - DEFAULT_DAYS + 1))
         if unknown := [each for each in by if each not in GROUPS]:
             raise _bad("group_by", f"is of {', '.join(GROUPS)}, not {unknown[0]!r}")
         if last < first:
@@ -137,7 +137,7 @@ def _sums(
     for group, sums in stored:
         if group or any(sums):
             found[group] = Amounts(*sums)
-    begin, end = _ms(first), min(_ms(last + timedelta(days=1)), metering.to_ms(now))
+    begin, end = _ms(first), min(_ms(last) + metering.DAY_MS, metering.to_ms(now))
     by_day = "day" in columns
     for meter, since, until in metering.open_now(connection, tenant, begin, end):
         pieces = metering.days(since, until) if by_day else [("", until - since)]

@@ -16,6 +16,7 @@ from roost.services.machines import Machines
 from roost.services.snapshots import Snapshots
 from roost.services.templates import Templates
 from roost.services.terminals import Terminals
+from roost.services.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Services:
     templates: Templates
     keys: Keys
     host: Host
+    usage: Usage
     metrics: Metrics
 
 
