@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from structlog.contextvars import bind_contextvars
 
 from roost.engine import flows, keeping, metering
 from roost.engine.journal import Operation, Plan
@@ -51,6 +52,7 @@ async def recover(engine: Engine) -> None:
     limit = asyncio.Semaphore(AT_ONCE)
 
     async def one(machine: Machine) -> None:
+        bind_contextvars(machine_id=machine.id)  # in a task of its own
         async with limit:
             try:
                 await settle(engine, machine.id)

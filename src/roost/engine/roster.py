@@ -7,6 +7,7 @@ process ends.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,7 +61,10 @@ class Roster:
 
     def add(self, running: Running, driver: Driver) -> None:
         self.remove(running.machine.id)
-        watcher = asyncio.ensure_future(self._watch(running.machine, running.handle, driver))
+        # In no context: what ends in days is not about the request that began it.
+        watcher = asyncio.get_running_loop().create_task(
+            self._watch(running.machine, running.handle, driver), context=contextvars.Context()
+        )
         now = self._monotonic()
         self._entries[running.machine.id] = Entry(running, watcher, now, now)
 

@@ -24,6 +24,7 @@ from roost.errors import CapacityError, InternalError
 from roost.host import files, netns
 from roost.network import plumbing, resolver, rules
 from roost.network.addresses import Plan, Slot
+from roost.network.interface import SlotCounts
 from roost.settings import Settings
 
 T = TypeVar("T")
@@ -153,6 +154,10 @@ class SlotNetwork:
             await self._run(plumbing.renew_rules, slot, self._resolver)
             self._fresh_rules.add(index)
         return slot.public()
+
+    def counts(self) -> SlotCounts:
+        free = self.plan.capacity - len(self._reserved)
+        return SlotCounts(used=len(self._used), ready=len(self._pool), free=free)
 
     async def egress(self, machine_ids: Iterable[str]) -> dict[str, int]:
         slots = {m: self.plan.slot(self._used[m]) for m in machine_ids if m in self._used}

@@ -127,13 +127,14 @@ class Machines:
         )
         limits.check_create(wanted)
         await self._room(tenant, parent, req.count)
-        snapshot_id = await self._engine.snapshot(
-            machine_id, {"tenant_id": tenant, "name": None, "for_fork": True}
-        )
-        try:
-            return await self._children(tenant, snapshot_id, wanted, req.count)
-        finally:
-            await self._engine.collect()
+        with self._engine.journal.observed("fork"):
+            snapshot_id = await self._engine.snapshot(
+                machine_id, {"tenant_id": tenant, "name": None, "for_fork": True}
+            )
+            try:
+                return await self._children(tenant, snapshot_id, wanted, req.count)
+            finally:
+                await self._engine.collect()
 
     async def _children(
         self, tenant: str, snapshot_id: str, wanted: CreateMachine, count: int

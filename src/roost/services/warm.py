@@ -122,12 +122,13 @@ class Warm:
                 self._spawn_discard(machine_id)
                 continue
             try:
-                return await self._hand_over(running, values)
+                with self._engine.journal.observed("take_warm"):
+                    return await self._hand_over(running, values)
             except RoostError as error:
                 self._spawn_discard(machine_id)
                 if isinstance(error, LimitError):
                     raise
-                log.warning("warm.lost", machine=machine_id, error=error.code)
+                log.warning("warm.lost", machine_id=machine_id, error=error.code)
             except BaseException:
                 self._spawn_discard(machine_id)
                 raise
@@ -274,4 +275,4 @@ class Warm:
         try:
             await self._engine.destroy(machine_id)
         except RoostError as error:
-            log.warning("warm.left", machine=machine_id, error=error.code)
+            log.warning("warm.left", machine_id=machine_id, error=error.code)

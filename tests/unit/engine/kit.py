@@ -24,6 +24,7 @@ from roost.engine.identity import HostIdentity
 from roost.engine.journal import Hook
 from roost.engine.reservations import HostSize
 from roost.errors import CapacityError, MachineError
+from roost.network.interface import SlotCounts
 from roost.services.bakes import Bakes
 from roost.services.machines import Machines
 from roost.services.models import CreateMachine, Progress
@@ -112,6 +113,9 @@ class FakeNetwork(Scripted):
         await self.enter("reattach")
         self.slots[machine_id] = index
         return self._slot(index)
+
+    def counts(self) -> SlotCounts:
+        return SlotCounts(used=len(self.slots), ready=0, free=self.size - len(self.slots))
 
     async def egress(self, machine_ids: Iterable[str]) -> dict[str, int]:
         await self.enter("egress")

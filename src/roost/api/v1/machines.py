@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
+from structlog.contextvars import bind_contextvars
 
 from roost.api.v1 import answers, bodies, shapes
 from roost.api.v1.parse import if_match, invalid
@@ -129,6 +130,7 @@ def router(s: Services) -> APIRouter:
 
 
 def _machine(found: Machine, status: int = 200) -> Response:
+    bind_contextvars(machine_id=found.id)  # for the log, where the path did not say it
     return Json(shapes.machine(found), status, {"etag": f'"{found.revision}"'})
 
 
