@@ -84,8 +84,7 @@ class Warm:
 
         def fn(connection: sa.Connection) -> list[str]:
             keys.put_tenant(connection, NOBODY, self._engine.clock.now())
-            rows = machines.living(connection)
-            return [row["id"] for row in rows if row["tenant_id"] == NOBODY]
+            return machines.living_of(connection, NOBODY)
 
         for machine_id in await self._engine.store.write(fn):
             await self._discard(machine_id)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from roost.clock import FakeClock
 from roost.drivers.interface import Exit
@@ -374,3 +376,36 @@ def test_costs_are_exact() -> None:
 def test_prices_that_are_none(text: str) -> None:
     with pytest.raises(ValueError):
         Prices.read(text)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 3 * metering.DAY_MS),
+            st.integers(1, 9 * metering.DAY_MS),
+            st.sampled_from("ab"),
+            st.integers(1, 9),
+        ),
+        max_size=6,
+    ),
+    st.sampled_from([("day",), ("machine_id",), ("machine_id", "day"), ()]),
+)
+def test_days_added_up_are_the_days_gone_through(
+    made: list[tuple[int, int, str, int]], columns: tuple[str, ...]
+) -> None:
+    from roost.services.usage import _open
+
+    meters, want = [], {}
+    for since, length, name, rate in made:
+        meter = {
+            "machine_id": name, "key_id": "k", "vcpu_milli": rate, "memory_mib": rate * 2,
+            "storage_kib": 7,
+        }  # fmt: skip
+        meters.append((meter, since, since + length))
+        for day, ms in metering.days(since, since + length):
+            group = tuple({"day": day, "machine_id": name}[c] for c in columns)
+            want[group] = want.get(group, Amounts()).plus(metering.amounts(meter, ms))
+    found: dict[tuple[str, ...], Amounts] = {}
+    for group, sums in _open(iter(meters), columns):
+        found[group] = found.get(group, Amounts()).plus(sums)
+    assert {g: a for g, a in found.items() if a != Amounts()} == want
