@@ -408,6 +408,7 @@ class Engine:
     ) -> Machine:
         context = await self.journal.run(operation, plan, interrupt)
         machine = changed(context)
+        self.meter.soon()
         self.enlist(machine, start.config)
         image = start.machine.memory_image
         if image is not None and image.snapshot_id is None:
@@ -450,6 +451,7 @@ class Engine:
         keep = keeping.Keep(self.parts, machine, snapshot_id, durable)
         async with self._quiet(machine):
             await self.journal.run(operation, keeping.snapshot(keep))
+        self.meter.soon()
         return await self.load(machine_id)
 
     @contextlib.asynccontextmanager
@@ -508,6 +510,7 @@ class Engine:
             machine = await self._run(operation, flows.sleep(end))
         except RoostError as error:
             raise failed(machine_id, "put to sleep", error) from error
+        self.meter.soon()
         if machine.phase != Phase.SLEEPING:  # a destroy came meanwhile
             raise illegal(machine.state, SleepAsked())
         return machine

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import itertools
 import logging
+from collections.abc import Callable, Iterator
 
 import sqlalchemy as sa
 
@@ -20,6 +22,8 @@ from roost.store.keys import NOBODY
 log = logging.getLogger(__name__)
 BATCH = 500  # rows of one transaction
 LOOKED_AT = 100  # families of sleeping machines measured again in one round
+STORAGE_EVERY = 5  # intervals between looks at the disk of one that runs
+SOON_S = 2.0  # a fork of many is looked at once
 
 
 class Meter:
@@ -29,23 +33,43 @@ class Meter:
         self._parts = parts
         self._roster = roster
         self._interval_s = interval_s
+        self._changed = asyncio.Event()
+
+    def soon(self) -> None:
+        """Somebody's storage is another now: a sleep, a snapshot, a fork."""
+        self._changed.set()
 
     async def run(self) -> None:
-        with contextlib.suppress(RoostError):  # the next round begins with it
-            await self._begin_missing()
+        await asyncio.gather(self._rounds(), self._changes())
+
+    async def _rounds(self) -> None:
         while True:
-            await self._parts.clock.sleep(self._interval_s)
-            try:
+            with self._told():
                 await self._begin_missing()
+            await self._parts.clock.sleep(self._interval_s)
+            with self._told():
                 await self.round()
-            except (RoostError, OSError) as error:
-                log.warning("usage: this round counted nothing new: %s", error)
+
+    async def _changes(self) -> None:
+        while True:
+            await self._changed.wait()
+            await self._parts.clock.sleep(SOON_S)
+            self._changed.clear()
+            with self._told():
+                await self._measure(usage.unmeasured)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Rates and watermarks stand as they are: what could not be counted now is counted next time."""
+        try:
+            yield
+        except (RoostError, OSError) as error:
+            log.warning("usage could not be counted now: %s", error)
 
     async def round(self) -> None:
         """Counts up to now what holds memory, and what was sent; measures what changes."""
         store, clock = self._parts.store, self._parts.clock
         sent = await self._sent()
-        sizes = await self._sizes()
 
         def fn(connection: sa.Connection) -> None:
             now = clock.now()
@@ -54,9 +78,13 @@ class Meter:
                 metering.sent(connection, machine_id, generation, seen, now)
 
         await store.write(fn)
-        found = iter(sizes.items())
+        before = metering.to_ms(clock.now()) - int(STORAGE_EVERY * self._interval_s * 1000)
+        await self._measure(lambda c: usage.unmeasured(c) | usage.due(c, before, LOOKED_AT))
+
+    async def _measure(self, which: Callable[[sa.Connection], set[str]]) -> None:
+        found = iter((await self._sizes(which)).items())
         while batch := list(itertools.islice(found, BATCH)):
-            await store.write(functools.partial(self._measured, batch))
+            await self._parts.store.write(functools.partial(self._measured, batch))
 
     def _measured(self, sizes: list[tuple[str, int]], connection: sa.Connection) -> None:
         now = self._parts.clock.now()
@@ -74,10 +102,10 @@ class Meter:
         machines = (running.machine for running in self._roster)
         return {m.id: m.generation for m in machines if m.tenant_id != NOBODY}
 
-    async def _sizes(self) -> dict[str, int]:
+    async def _sizes(self, which: Callable[[sa.Connection], set[str]]) -> dict[str, int]:
         def fn(connection: sa.Connection) -> tuple[list[list[Holder]], list[str]]:
             found: dict[str, list[Holder]] = {}
-            for row in usage.in_families(connection, usage.to_measure(connection, LOOKED_AT)):
+            for row in usage.in_families(connection, which(connection)):
                 holder = Holder(row["id"], is_snapshot=row["id"] != row["machine_id"])
                 found.setdefault(row["family"], []).append(holder)
             return list(found.values()), snapshots.of_nobody(connection) if found else []

@@ -147,7 +147,7 @@ def begin_snapshot(
         },
     )
     if of is not None:
-        usage.unmeasured(connection, machine_id)
+        usage.changed(connection, machine_id)
 
 
 def end(connection: sa.Connection, subject: str, now: datetime) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 _FS_IOC_FIEMAP = 0xC020660B
 _HEADER = struct.Struct("=QQLLLL")  # start, length, flags, mapped, count, reserved
-_EXTENT = struct.Struct("=QQQQQLLLL")  # logical, physical, length, 2 reserved, flags, 3 reserved
+_EXTENT = struct.Struct("=QQQ16xL12x")  # logical, physical, length, flags
 _LAST, _UNKNOWN, _DELAYED, _SHARED = 0x1, 0x2, 0x4, 0x2000
 _AT_ONCE = 1024
 _ALL = 2**64 - 1
@@ -33,14 +33,11 @@ def extents(path: Path) -> list[Extent]:
             _HEADER.pack_into(buffer, 0, at, _ALL - at, 0, 0, _AT_ONCE, 0)
             fcntl.ioctl(file, _FS_IOC_FIEMAP, buffer)
             mapped = _HEADER.unpack_from(buffer)[3]
-            for i in range(mapped):
-                logical, physical, length, _, _, flags, *_ = _EXTENT.unpack_from(
-                    buffer, _HEADER.size + i * _EXTENT.size
-                )
-                placed = not flags & (_UNKNOWN | _DELAYED)
-                found.append(Extent(physical, length, placed and bool(flags & _SHARED)))
+            end = _HEADER.size + mapped * _EXTENT.size
+            flags = _LAST
+            for logical, physical, length, flags in _EXTENT.iter_unpack(buffer[_HEADER.size : end]):
+                shared = flags & (_SHARED | _UNKNOWN | _DELAYED) == _SHARED
+                found.append(Extent(physical, length, shared))
                 at = logical + length
-                if flags & _LAST:
-                    return found
-            if mapped == 0:
+            if flags & _LAST:
                 return found

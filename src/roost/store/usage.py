@@ -113,16 +113,23 @@ def in_families(connection: sa.Connection, families: Iterable[str]) -> list[Row]
     return list(connection.execute(query.order_by(meters.c.born_ms, meters.c.id)).mappings())
 
 
-def to_measure(connection: sa.Connection, limit: int) -> set[str]:
-    """Families of all that hold memory or were never measured, and of ``limit`` more, the longest ago first."""
+def unmeasured(connection: sa.Connection) -> set[str]:
+    """Families with one whose storage changed, or was never measured."""
+    query = sa.select(meters.c.family).where(meters.c.measured_ms.is_(None)).distinct()
+    return set(connection.execute(query.limit(MOST)).scalars())
+
+
+def due(connection: sa.Connection, before_ms: int, limit: int) -> set[str]:
+    """Families of those that hold memory and were measured before that, and of ``limit`` more, the longest ago
+    first."""
     m = meters.c
-    must = sa.select(m.family).where(sa.or_(m.memory_mib > 0, m.measured_ms.is_(None))).distinct()
-    found = set(connection.execute(must.limit(MOST)).scalars())
+    must = sa.select(m.family).where(m.memory_mib > 0, m.measured_ms <= before_ms).distinct()
     more = sa.select(m.family).where(m.measured_ms.is_not(None)).order_by(m.measured_ms)
+    found = set(connection.execute(must.limit(MOST)).scalars())
     return found | set(connection.execute(more.limit(limit)).scalars())
 
 
-def unmeasured(connection: sa.Connection, subject: str) -> None:
+def changed(connection: sa.Connection, subject: str) -> None:
     """Its storage is looked at in the next round."""
     connection.execute(_UPDATE, {"b_id": subject, "measured_ms": None})
 

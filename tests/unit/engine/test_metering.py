@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from roost.clock import FakeClock
 from roost.drivers.interface import Exit
-from roost.engine import metering
+from roost.engine import meter, metering
 from roost.prices import Prices
 from roost.services.models import CreateMachine, ForkMachine
 from roost.services.usage import Amounts, Usage
@@ -409,3 +409,37 @@ def test_days_added_up_are_the_days_gone_through(
     for group, sums in _open(iter(meters), columns):
         found[group] = found.get(group, Amounts()).plus(sums)
     assert {g: a for g, a in found.items() if a != Amounts()} == want
+
+
+async def test_storage_is_looked_at_soon_after_a_sleep_a_fork_and_a_snapshot(
+    tmp_path: Path,
+) -> None:
+    async with daemon(tmp_path, FakeClock(START), usage_interval_s=3600.0) as d:
+        clock = clock_of(d)
+        made = await d.machines.create(TENANT, sized())
+        for act in (
+            d.machines.sleep(TENANT, made.id),
+            d.machines.wake(TENANT, made.id),
+            d.machines.fork(TENANT, made.id, ForkMachine()),
+            d.snapshots.create(TENANT, made.id, "s"),
+        ):
+            await act
+            await asyncio.sleep(0.02)
+            calls = d.host.storage.calls["shares"]
+            await clock.advance(meter.SOON_S)
+            await until(lambda calls=calls: d.host.storage.calls["shares"] == calls + 1)
+            await until(lambda: d.store.read(lambda c: not rows.unmeasured(c)))
+
+
+async def test_a_round_that_fails_is_made_up_for_by_the_next(tmp_path: Path) -> None:
+    async with daemon(tmp_path, FakeClock(START)) as d:
+        made = await d.machines.create(TENANT, sized())
+        d.host.network.sent[made.id] = 5
+        d.host.network.fail("egress", OSError("no netlink"))
+        for _ in range(2):
+            await clock_of(d).advance(60)
+            await asyncio.sleep(0.05)
+        await until(lambda: d.host.network.calls["egress"] >= 2)
+        await asyncio.sleep(0.05)
+        found = await amounts(d)
+        assert (found.egress_bytes, found.vcpu_seconds) == (5, 60)
