@@ -11,10 +11,11 @@ import platform
 import time
 from pathlib import Path
 
-from bench import create, execs, files, many, memory, microvm, terminal, warm
+from bench import control, create, execs, files, many, memory, microvm, terminal, wakes, warm
 from bench.report import Report
 
 BENCHES = {
+    "control": control.run,
     "create": create.run,
     "exec": execs.run,
     "files": files.run,
@@ -22,6 +23,7 @@ BENCHES = {
     "many": many.run,
     "memory": memory.run,
     "microvm": microvm.run,
+    "wakes": wakes.run,
     "warm": warm.run,
 }
 

@@ -21,7 +21,6 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-import sqlalchemy as sa
 import structlog
 import uvloop
 from pydantic import ValidationError
@@ -42,6 +41,7 @@ from roost.gateway.metrics import Metrics
 from roost.gateway.rpc import Rpc
 from roost.logs import Logs
 from roost.network import SlotNetwork
+from roost.prices import Prices
 from roost.services.bakes import Bakes
 from roost.services.executions import Executions
 from roost.services.files import Files
@@ -51,6 +51,7 @@ from roost.services.machines import Machines
 from roost.services.snapshots import Snapshots
 from roost.services.templates import Templates
 from roost.services.terminals import Terminals
+from roost.services.usage import Usage
 from roost.services.warm import Warm
 from roost.settings import Settings
 from roost.storage import PoolStorage
@@ -58,8 +59,8 @@ from roost.store import Store
 from roost.store import executions as execution_rows
 from roost.store.cursor import Cursors
 from roost.store.idempotency import Idempotency
-from roost.store.schema import machines as machine_table
 from roost.templates import Library
+from roost.watching import watch
 
 log = structlog.get_logger("roost.daemon")
 
@@ -200,7 +201,8 @@ async def compose(
     cursors = Cursors(engine.identity.secret)
     executions = Executions(execution_rows.Executions(store), machines, agents, cursors, clock)
     metrics = Metrics()
-    watch(metrics, engine, executions)
+    watch(metrics, engine, executions, warm)
+    stack.callback(asyncio.get_running_loop().create_task(metrics.watch_loop()).cancel)
 
     await idempotency.recover()
     stack.push_async_callback(engine.close, GRACE_S)
@@ -223,6 +225,7 @@ async def compose(
         templates=templates,
         keys=keys,
         host=Host(engine, settings, url(settings), warm=warm),
+        usage=Usage(store, clock, Prices.read(settings.prices)),
         metrics=metrics,
     )
     table = Table(
@@ -249,30 +252,6 @@ async def compose(
         task = asyncio.get_running_loop().create_task(every(pause, work))
         stack.callback(task.cancel)
     return front
-
-
-def watch(metrics: Metrics, engine: Engine, executions: Executions) -> None:
-    """The figures that are looked up when they are asked for."""
-    phases = metrics.gauge("roost_machines", "Machines by phase.", "phase")
-    pool = metrics.gauge("roost_pool_bytes", "The disk pool.", "state")
-    running = metrics.gauge("roost_executions_running", "Executions that run now.")
-
-    async def look() -> None:
-        running.set(executions.running)
-        counts = await engine.store.read(machines_by_phase)
-        phases.clear()
-        for phase, count in counts:
-            phases.labels(phase).set(count)
-        usage = await engine.parts.storage.usage()
-        pool.labels("total").set(usage.total)
-        pool.labels("free").set(usage.free)
-
-    metrics.measure(look)
-
-
-def machines_by_phase(connection: sa.Connection) -> list[tuple[str, int]]:
-    query = sa.select(machine_table.c.phase, sa.func.count()).group_by(machine_table.c.phase)
-    return [(row[0], row[1]) for row in connection.execute(query)]
 
 
 async def every(pause: float, work: Callable[[], Awaitable[object]]) -> None:

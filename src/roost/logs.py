@@ -96,6 +96,7 @@ class _Handover(logging.handlers.QueueHandler):
     dropped = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        record.bound = structlog.contextvars.get_contextvars()  # of who logs; the writer has none
         if not isinstance(record.msg, dict):  # a library's, not structlog's
             record.msg = record.getMessage()
             record.args = None
@@ -127,9 +128,16 @@ _SHARED: list[Processor] = [
 ]
 
 
+def _bound(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Which request and machine a line is about, where it came through the standard library's loggers."""
+    for name, value in getattr(event.get("_record"), "bound", {}).items():
+        event.setdefault(name, value)
+    return event
+
+
 def _formatter(renderer: Processor) -> logging.Formatter:
     return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=_SHARED,
+        foreign_pre_chain=[_bound, *_SHARED],
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             _mask,

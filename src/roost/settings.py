@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from roost.prices import Prices
 
 
 class Settings(BaseSettings):
@@ -70,7 +72,20 @@ class Settings(BaseSettings):
     operation_timeout_s: float = Field(
         60.0, gt=0, description="Longest a create, wake or stop step may take."
     )
+    usage_interval_s: float = Field(
+        60.0, ge=1, le=3600, description="How often usage is counted while nothing changes."
+    )
+    prices: str = Field(
+        "",
+        description='JSON, e.g. `{"currency": "EUR", "vcpu_second": "0.00001"}`; also `memory_gib_second`, `storage_gib_hour`, `egress_gib`.',
+    )
     log_level: str = Field("info", description="debug, info, warning, error.")
+
+    @field_validator("prices")
+    @classmethod
+    def _prices(cls, value: str) -> str:
+        Prices.read(value)
+        return value
 
     @property
     def driver_names(self) -> list[str]:

@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rollback": ("snapshots", "Take a machine back to a snapshot of its own."),
     "logs": ("logs", "A machine's life, or the daemon's log."),
     "ps": ("machines", "Commands that run in a machine."),
-    "usage": ("machines", "What a machine uses now."),
+    "usage": ("usage", "What was used and what it costs; or what one machine uses now."),
     "sleep": ("machines", "Take a machine off the host; what needs it wakes it."),
     "wake": ("machines", "Start a sleeping machine."),
     "rm": ("machines", "Destroy machines and their disks."),

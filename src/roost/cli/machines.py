@@ -1,4 +1,4 @@
-"""Machines: create ensure ls show ps usage sleep wake rm."""
+"""Machines: create ensure ls show ps sleep wake rm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from roost.cli._connect import MachineArg, MachineArgs, complete_machine, find, pairs
-from roost.cli._out import Json, age, fields, note, print_json, say, size, table, usage_error
+from roost.cli._out import Json, age, fields, note, print_json, say, table, usage_error
 
 if TYPE_CHECKING:
     from roost import Machine
@@ -264,30 +264,6 @@ def _command(command: str | list[str]) -> str:
 
     text = command if isinstance(command, str) else shlex.join(command)
     return text if len(text) <= 80 else text[:79] + "…"
-
-
-@app.command()
-def usage(machine: MachineArg, json: Json = False) -> None:
-    """What a machine uses now."""
-    data = find(machine).usage()
-    if json:
-        print_json(data)
-        return
-    fields(
-        [
-            ("cpu", f"{(data.get('cpu_usage_us') or 0) / 1e6:.1f} s in all"),
-            (
-                "memory",
-                f"{size(data.get('memory_bytes'))} of {size(data.get('memory_limit_bytes'))}",
-            ),
-            ("processes", data.get("pids")),
-            (
-                "disk",
-                f"{size(data.get('disk_used_bytes'))} of {size(data.get('disk_total_bytes'))}",
-            ),
-            ("uptime", f"{(data.get('uptime_ms') or 0) / 1000:.0f} s"),
-        ]
-    )
 
 
 @app.command()

@@ -64,6 +64,7 @@ def reserve(
         "handle": None,
         "snapshot_id": None,
         "memory_image": None,
+        "created_by": None,
         "created_at": now,
         "last_transition_at": now,
         "last_progress_at": now,

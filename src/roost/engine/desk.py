@@ -10,6 +10,9 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
+
+from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
 from roost.engine.machine import Machine
 from roost.errors import UnavailableError
@@ -23,6 +26,7 @@ class _Request:
     job: Job
     future: asyncio.Future[Machine]
     interrupt: asyncio.Event = field(default_factory=asyncio.Event)
+    about: dict[str, Any] = field(default_factory=get_contextvars)  # of whoever asked, for the log
 
 
 @dataclass(slots=True)
@@ -89,6 +93,8 @@ class Desk:
         try:
             while line.requests:
                 request = line.requests[0]
+                clear_contextvars()  # this task's own: a line outlives who began it
+                bind_contextvars(**{**request.about, "machine_id": machine_id})
                 try:
                     machine = await request.job(request.interrupt)
                 except Exception as error:

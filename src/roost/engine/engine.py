@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from roost import ids
 from roost.clock import Clock
 from roost.drivers.interface import Driver, Exit
-from roost.engine import admission, ending, flows, keeping, recovery, reservations
+from roost.engine import admission, ending, flows, keeping, metering, recovery, reservations
 from roost.engine.changes import Changes
 from roost.engine.desk import Desk
 from roost.engine.flows import Parts
@@ -44,6 +44,7 @@ from roost.engine.lifecycle import (
     illegal,
 )
 from roost.engine.machine import Machine, capabilities_to_json
+from roost.engine.meter import Meter
 from roost.engine.ports import Agents
 from roost.engine.reservations import HostSize
 from roost.engine.roster import Roster, Running
@@ -109,6 +110,7 @@ class Engine:
         )
         self.roster = Roster(clock.monotonic, self._ended)
         self.desk = Desk()
+        self.meter = Meter(self.parts, self.roster, settings.usage_interval_s)
         self.timers = Timers(clock, self._expired)
         # Each gives up a little of what nobody uses now; whether there was any.
         self.idle = Idle(self)
@@ -130,6 +132,7 @@ class Engine:
         self.timers.start()
         self.background(self.idle.watch())
         self.background(self._housekeeping())
+        self.background(self.meter.run())
 
     async def close(self, grace_s: float = 10.0) -> None:
         """Lets operations under way end (what cannot in time is recovered at the next start); machines run on."""
@@ -255,6 +258,7 @@ class Engine:
             if snapshots.users(connection, snapshot_id):
                 return False
             snapshots.delete(connection, snapshot_id)
+            metering.end(connection, snapshot_id, self.clock.now())
             return True
 
         if self._held[snapshot_id] or not await self.store.write(fn):
@@ -447,6 +451,7 @@ class Engine:
     ) -> Machine:
         context = await self.journal.run(operation, plan, interrupt)
         machine = changed(context)
+        self.meter.soon()
         self.enlist(machine, start.config)
         image = start.machine.memory_image
         if image is not None and image.snapshot_id is None:
@@ -491,6 +496,7 @@ class Engine:
         keep = keeping.Keep(self.parts, machine, snapshot_id, durable)
         async with self._quiet(machine):
             await self.journal.run(operation, keeping.snapshot(keep))
+        self.meter.soon()
         return await self.load(machine_id)
 
     @contextlib.asynccontextmanager
@@ -556,6 +562,7 @@ class Engine:
                 machine = await self._run(operation, flows.sleep(end))
         except RoostError as error:
             raise failed(machine_id, "put to sleep", error) from error
+        self.meter.soon()
         if machine.phase != Phase.SLEEPING:  # a destroy came meanwhile
             raise illegal(machine.state, SleepAsked(tier))
         return machine

@@ -27,6 +27,7 @@ import sqlalchemy as sa
 from roost.agent.v1 import agent_pb2 as pb
 from roost.clock import Clock
 from roost.drivers.interface import Capture, Handle, NetworkSlot, Root, StartSpec
+from roost.engine import metering
 from roost.engine.identity import HostIdentity, linux_machine_id
 from roost.engine.journal import Context, Interrupted, Plan, Stage, Step
 from roost.engine.lifecycle import (
@@ -406,7 +407,18 @@ class End:
         await self.parts.rungs.driver(self.machine.driver).remove(context.machine_id)
 
     async def release(self, context: Context) -> None:
+        """What it sent is known no more after this."""
+        sent = await self.parts.network.egress([context.machine_id])
+        if context.machine_id in sent:
+            context.data["egress"] = sent[context.machine_id]
         await self.parts.network.release(context.machine_id)
+
+    def count(self, connection: sa.Connection, context: Context) -> None:
+        """With the row that says it ended."""
+        assert context.now is not None
+        if (sent := context.data.get("egress")) is not None:
+            generation = self.machine.generation
+            metering.sent(connection, context.machine_id, generation, sent, context.now)
 
     async def delete(self, context: Context) -> None:
         await self.parts.storage.delete(context.machine_id)
@@ -500,6 +512,7 @@ def rests(image: Mapping[str, Any] | None) -> Tier:
 def sleep(end: End) -> Plan:
     def done(connection: sa.Connection, context: Context) -> None:
         assert context.now is not None
+        end.count(connection, context)
         if load(connection, context.machine_id).phase in (Phase.STOPPING, Phase.FAILED):
             image = context.data.get("memory_image")
             values = {**GONE, "memory_image": image}
@@ -521,6 +534,7 @@ def sleep(end: End) -> Plan:
 
 def reap(end: End) -> Plan:
     def done(connection: sa.Connection, context: Context) -> None:
+        end.count(connection, context)
         machines.update(connection, context.machine_id, GONE)
 
     stages = (
@@ -533,6 +547,7 @@ def reap(end: End) -> Plan:
 def destroy(end: End) -> Plan:
     def done(connection: sa.Connection, context: Context) -> None:
         assert context.now is not None
+        end.count(connection, context)
         phase = load(connection, context.machine_id).phase
         if phase == Phase.DESTROYED:  # another operation, stuck until now, was first
             return

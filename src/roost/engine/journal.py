@@ -20,8 +20,9 @@ The rows' changes and the machine's own (``begin``, ``done``, ``undone``, ``stuc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -112,6 +113,22 @@ class Journal:
         self._timeout = step_timeout_s
         self._delay = retry_delay_s
         self._hook = hook
+        # Told of each operation: kind, seconds, the code of what it failed with.
+        self.observe: Callable[[str, float, str | None], None] = lambda kind, seconds, code: None
+
+    @contextlib.contextmanager
+    def observed(self, kind: str) -> Iterator[None]:
+        """For what is made of several operations."""
+        started = self._store.clock.monotonic()
+        code: str | None = "INTERNAL"
+        try:
+            yield
+            code = None
+        except RoostError as error:
+            code = error.code
+            raise
+        finally:
+            self.observe(kind, self._store.clock.monotonic() - started, code)
 
     def open(
         self,
@@ -141,6 +158,7 @@ class Journal:
         """Takes it to its end; returns when it is done. Raises what failed once it is undone or stuck."""
         context = Context(operation.machine_id, dict(operation.context))
         begun = 0
+        started = self._store.clock.monotonic()
         try:
             for begun, stage in enumerate(plan.stages, 1):
                 if plan.finishes:
@@ -159,7 +177,9 @@ class Journal:
                 await self._stuck(operation, plan, context, error)
             else:
                 await self._undo(operation, plan, context, begun, error)
+            self.observe(plan.kind, self._store.clock.monotonic() - started, error.code)
             raise error from failure
+        self.observe(plan.kind, self._store.clock.monotonic() - started, None)
         self._at(plan.kind, "ended")
         return context
 

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from roost.drivers.interface import Capture
+from roost.engine import metering
 from roost.engine.flows import GONE, End, Parts, rests, stuck
 from roost.engine.journal import Context, Plan, Stage, Step
 from roost.engine.lifecycle import Phase, Slept
@@ -87,6 +88,9 @@ def snapshot(keep: Keep) -> Plan:
     def done(connection: sa.Connection, context: Context) -> None:
         assert context.now is not None
         snapshots.update(connection, keep.snapshot_id, keep.values)
+        row = snapshots.get(connection, keep.snapshot_id)
+        assert row is not None
+        metering.begin_snapshot(connection, row, keep.machine.created_by, context.now)
         machines.record(connection, context.machine_id, context.now, "snapshot", keep.snapshot_id)
 
     def undone(connection: sa.Connection, context: Context, error: RoostError) -> None:
@@ -121,6 +125,7 @@ class Rollback(End):
 def rollback(end: Rollback) -> Plan:
     def done(connection: sa.Connection, context: Context) -> None:
         assert context.now is not None
+        end.count(connection, context)
         values = {**GONE, "disk_ready": True, "memory_image": context.data.get("memory_image")}
         if load(connection, context.machine_id).phase in (Phase.STOPPING, Phase.FAILED):
             message = f"rolled back to {context.data['snapshot_id']}"

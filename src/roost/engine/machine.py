@@ -71,6 +71,7 @@ class Machine:
     handle: Handle | None
     snapshot_id: str | None = None  # whose disk a fresh one is cloned from; None: the image's
     memory_image: MemoryImage | None = None
+    created_by: str | None = None  # the key that made it
 
     @property
     def hostname(self) -> str:

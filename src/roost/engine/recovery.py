@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from structlog.contextvars import bind_contextvars
 
-from roost.engine import flows, keeping
+from roost.engine import flows, keeping, metering
 from roost.engine.journal import Operation, Plan
 from roost.engine.lifecycle import (
     HOLDING,
@@ -47,24 +48,32 @@ def host_boot_id() -> str:
 
 async def recover(engine: Engine) -> None:
     rows = await engine.store.read(machines.living)
-    known = [Machine.from_row(row) for row in rows]
-    in_use = {m.id: m.slot_index for m in known if m.slot_index is not None}
+    in_use = {row["id"]: row["slot_index"] for row in rows if row["slot_index"] is not None}
     await engine.parts.network.open(in_use)
+    unfinished = {row["machine_id"] for row in await engine.store.read(operations.open_ones)}
     limit = asyncio.Semaphore(AT_ONCE)
 
-    async def one(machine: Machine) -> None:
+    async def one(machine_id: str) -> None:
+        bind_contextvars(machine_id=machine_id)  # in a task of its own
         async with limit:
             try:
-                await settle(engine, machine.id)
-                now = await engine.load(machine.id)
+                await settle(engine, machine_id)
+                now = await engine.load(machine_id)
                 # Once it is adopted its end may come at any time, and is then the engine's.
                 lives = now.phase == Phase.RUNNING or now.frozen
                 if lives and not await _adopt(engine, now):
-                    await settle(engine, machine.id)
+                    await settle(engine, machine_id)
             except Exception:
-                log.exception("machine %s could not be recovered", machine.id)
+                log.exception("machine %s could not be recovered", machine_id)
 
-    await asyncio.gather(*(one(machine) for machine in known))
+    # Most sleep, and nobody was at work on them: those are as they should be.
+    still = (Phase.SLEEPING, Phase.FAILED)
+    doubtful = [
+        row["id"]
+        for row in rows
+        if row["phase"] not in still or row["tier"] == Tier.FROZEN or row["id"] in unfinished
+    ]
+    await asyncio.gather(*(one(machine_id) for machine_id in doubtful))
     await _end_half_made_forks(engine)
     await _sweep(engine)
 
@@ -98,6 +107,7 @@ async def _adopt(engine: Engine, machine: Machine) -> bool:
         event = WentDown("host restarted" if rebooted else "its memory was lost")
 
     def fn(connection: sa.Connection) -> None:
+        metering.forgive(connection, machine.id, engine.clock.now())
         advance(connection, machine.id, event, engine.clock.now(), None, message)
         engine.journal.open(connection, "reap", machine.id, step=1)
 

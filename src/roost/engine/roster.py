@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -103,7 +104,10 @@ class Roster:
     def add(self, running: Running, driver: Driver, frozen_for: float | None = None) -> None:
         """``frozen_for``: seconds that it has been; None: it runs."""
         self.remove(running.machine.id)
-        watcher = asyncio.ensure_future(self._watch(running.machine, running.handle, driver))
+        # In no context: what ends in days is not about the request that began it.
+        watcher = asyncio.get_running_loop().create_task(
+            self._watch(running.machine, running.handle, driver), context=contextvars.Context()
+        )
         now = self._monotonic()
         at = None if frozen_for is None else now - frozen_for
         self._entries[running.machine.id] = Entry(running, watcher, now, now, at)

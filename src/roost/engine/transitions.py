@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from roost.engine import metering
 from roost.engine.lifecycle import Command, Event, Phase, step
 from roost.engine.machine import Machine
 from roost.errors import NotFoundError
@@ -74,7 +75,9 @@ def advance(
         changes["last_error"] = None
     machines.update(connection, machine_id, changes)
     touched(connection, machine_id)
-    return Change(Machine.from_row({**row, **changes}), commands)
+    after = {**row, **changes}
+    metering.moved(connection, row, after, now)
+    return Change(Machine.from_row(after), commands)
 
 
 def amend(
@@ -85,7 +88,9 @@ def amend(
     changes = {**values, "revision": row["revision"] + 1, "last_progress_at": now}
     machines.update(connection, machine_id, changes)
     touched(connection, machine_id)
-    return Machine.from_row({**row, **changes})
+    after = {**row, **changes}
+    metering.moved(connection, row, after, now)
+    return Machine.from_row(after)
 
 
 def not_found(machine_id: str) -> NotFoundError:

@@ -10,12 +10,14 @@ import asyncio
 import contextlib
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
+from structlog.contextvars import bound_contextvars, unbind_contextvars
 
 from roost import ids
 from roost.errors import (
@@ -51,6 +53,7 @@ class Caller:
     request_id: str
     principal: Principal | None
     subprotocol: str | None = None
+    failed: str | None = None  # the code of the error that was answered, for ``/metrics``
 
     @property
     def tenant(self) -> str:
@@ -77,8 +80,12 @@ class Gateway:
     # --- HTTP -----------------------------------------------------------------------------------
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began = time.perf_counter()
         out = _Out(send, ids.new())
+        with _bound(scope, out.request_id):
+            await self._http_bound(scope, receive, out)
+
+    async def _http_bound(self, scope: Scope, receive: Receive, out: _Out) -> None:
+        began = time.perf_counter()
         caller = Caller(out.request_id, None)
         try:
             target = await self._admit(scope, caller)
@@ -160,8 +167,12 @@ class Gateway:
     # --- WebSocket ------------------------------------------------------------------------------
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began = time.perf_counter()
         out = _Out(send, ids.new(), websocket="websocket.http.response" in scope["extensions"])
+        with _bound(scope, out.request_id):
+            await self._websocket_bound(scope, receive, out)
+
+    async def _websocket_bound(self, scope: Scope, receive: Receive, out: _Out) -> None:
+        began = time.perf_counter()
         caller = Caller(out.request_id, None)
         try:
             target = await self._admit(scope, caller)
@@ -181,6 +192,8 @@ class Gateway:
     def _record(self, scope: Scope, caller: Caller, out: _Out, seconds: float) -> None:
         method = scope.get("method", "WEBSOCKET")
         kind = resource_of(scope["path"])
+        if (code := out.failed or caller.failed) is not None:
+            self._metrics.failed(code)
         shown = method if method in _METHODS or method == "WEBSOCKET" else "other"
         self._metrics.answered(kind, shown, out.status, seconds)
         client = scope.get("client")
@@ -198,6 +211,21 @@ class Gateway:
         )
 
 
+_MACHINE = re.compile(r"/v1/machines/([a-z0-9]{26,40})(?:/|$)")
+
+
+@contextlib.contextmanager
+def _bound(scope: Scope, request_id: str) -> Iterator[None]:
+    """What every line of the log about this request says; handlers add ``machine_id`` where they learn it."""
+    machine = _MACHINE.match(scope["path"])
+    about = {"request_id": request_id} | ({"machine_id": machine[1]} if machine else {})
+    with bound_contextvars(**about):
+        try:
+            yield
+        finally:
+            unbind_contextvars("machine_id")
+
+
 _SECRET = frozenset({b"authorization", b"x-api-key", b"sec-websocket-protocol", b"cookie"})
 
 
@@ -212,6 +240,7 @@ class _Out:
         self.bytes = 0
         self._websocket = websocket  # None: HTTP; else whether a refusal may have a body
         self.over = False
+        self.failed: str | None = None  # the code of what went wrong
 
     async def send(self, message: Message) -> None:
         kind = message["type"]
@@ -246,6 +275,7 @@ class _Out:
         """The error as the answer; after the answer's begin, its end is all that can be had."""
         if self.over:
             return
+        self.failed = failure.code
         if self.status == 0 and self._websocket is not False:
             body = respond.error_body(failure, self.request_id)
             await self.whole(failure.status, respond.error_headers(failure), body)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from roost.drivers.interface import NetworkSlot
+
+
+@dataclass(frozen=True, slots=True)
+class SlotCounts:
+    """``ready``: made ahead; ``free``: that could still be made."""
+
+    used: int
+    ready: int
+    free: int
 
 
 class Network(Protocol):
@@ -20,6 +30,12 @@ class Network(Protocol):
     async def reattach(self, machine_id: str, index: int) -> NetworkSlot:
         """The slot this machine already holds, made good again (address, route, rules; made anew if the
         host lost it)."""
+
+    def counts(self) -> SlotCounts: ...
+
+    async def egress(self, machine_ids: Iterable[str]) -> dict[str, int]:
+        """Bytes that left each of these machines for elsewhere since it took its slot; what was refused and what
+        the daemon asked its agent for do not count. Those without a slot are not in it."""
 
     async def release(self, machine_id: str) -> None:
         """Takes the machine's slot down. Idempotent."""

@@ -14,7 +14,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from roost.host import netns, run
-from roost.network import rules
+from roost.network import counters, rules
 from roost.network.addresses import (
     GATEWAY_ADDRESS,
     GATEWAY_MAC,
@@ -109,7 +109,7 @@ def _build(slot: Slot, resolver: str, mtu: int, gateway: int, machine: int) -> N
     with netns.entered(gateway):
         _sysctl("ipv4/ip_forward", "1")
         _no_ipv6()
-        load_rules(rules.gateway(slot, resolver))
+        load_rules(rules.gateway(slot, resolver) + rules.counted())
     with IPRoute() as ip:
         if any(entry.get_attr("IFA_LOCAL") == slot.host_side for entry in ip.get_addr(family=2)):
             raise AddressTakenError(f"{slot.host_side} is in use on this host")
@@ -185,6 +185,16 @@ def renew_rules(slot: Slot, resolver: str) -> None:
     try:
         with netns.entered(fd):
             load_rules(rules.gateway(slot, resolver))
+    finally:
+        os.close(fd)
+
+
+def egress(slot: Slot) -> int:
+    """Bytes that left for elsewhere since it was built. Raises OSError where nothing counts."""
+    fd = netns.open_fd(slot.gateway_netns)
+    try:
+        with netns.entered(fd):
+            return counters.read(rules.COUNTERS, rules.EGRESS)
     finally:
         os.close(fd)
 

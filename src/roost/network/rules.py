@@ -34,6 +34,7 @@ _REFUSE = """\
     meta l4proto tcp reject with tcp reset
     reject with icmp type admin-prohibited"""
 
+COUNTERS, EGRESS = "roost_count", "egress"
 _CONNECTIONS = 8192  # a machine's share of connection tracking
 
 
@@ -86,6 +87,20 @@ dnat ip to {MACHINE_ADDRESS}:{AGENT_PORT}
   }}
   chain refuse {{
 {_REFUSE}
+  }}
+}}
+"""
+
+
+def counted() -> str:
+    """For the slot's gateway namespace, once: ``renew_rules`` leaves it alone, and what it counted with it. Only what
+    the machine began counts, and only once it may leave."""
+    return f"""\
+table inet {COUNTERS} {{
+  counter {EGRESS} {{ }}
+  chain leaving {{
+    type filter hook forward priority filter + 10; policy accept;
+    iifname "in" oifname "out" ct direction original counter name "{EGRESS}"
   }}
 }}
 """

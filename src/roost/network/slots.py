@@ -13,7 +13,7 @@ import contextlib
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from roost.errors import CapacityError, InternalError
 from roost.host import files, netns
 from roost.network import plumbing, resolver, rules
 from roost.network.addresses import Plan, Slot
+from roost.network.interface import SlotCounts
 from roost.settings import Settings
 
 T = TypeVar("T")
@@ -154,6 +155,14 @@ class SlotNetwork:
             self._fresh_rules.add(index)
         return slot.public()
 
+    def counts(self) -> SlotCounts:
+        free = self.plan.capacity - len(self._reserved)
+        return SlotCounts(used=len(self._used), ready=len(self._pool), free=free)
+
+    async def egress(self, machine_ids: Iterable[str]) -> dict[str, int]:
+        slots = {m: self.plan.slot(self._used[m]) for m in machine_ids if m in self._used}
+        return await self._run(_egress, slots)
+
     async def release(self, machine_id: str) -> None:
         index = self._used.get(machine_id)
         if index is None:
@@ -240,3 +249,13 @@ class SlotNetwork:
                 log.warning("network_pool", error=str(exc))
                 await asyncio.sleep(_RETRY_S)
                 self._wanted.set()
+
+
+def _egress(slots: Mapping[str, Slot]) -> dict[str, int]:
+    found = {}
+    for machine_id, slot in slots.items():
+        try:
+            found[machine_id] = plumbing.egress(slot)
+        except OSError as exc:  # the host lost it, or it was made before anything was counted
+            log.info("network_counter", machine_id=machine_id, error=str(exc))
+    return found

@@ -44,6 +44,7 @@ NOBODYS: Mapping[str, Any] = {
     "hibernate_after_seconds": None,
     "ttl_seconds": None,
     "expires_at": None,
+    "created_by": None,
 }
 KEEP = timedelta(days=7)  # without a machine made from it
 WARMUP = ("true",)  # what a template that names nothing runs before it is captured

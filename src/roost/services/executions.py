@@ -548,7 +548,7 @@ class Executions:
                 known = {said.execution_id for said in await live.agent.list_executions()}
                 reason = "lost"
         except RoostError as failure:
-            log.warning("execution.reconcile", machine=machine_id, error=failure.code)
+            log.warning("execution.reconcile", machine_id=machine_id, error=failure.code)
         for row in rows:
             if live is not None and row.id in known:
                 self._follow(live, row)

@@ -125,16 +125,18 @@ class Machines:
             autosleep_seconds=parent.autosleep_seconds,
             hibernate_after_seconds=parent.hibernate_after_seconds,
             ttl_seconds=req.ttl_seconds,
+            created_by=req.created_by,
         )
         limits.check_create(wanted)
         await self._room(tenant, parent, req.count)
-        snapshot_id = await self._engine.snapshot(
-            machine_id, {"tenant_id": tenant, "name": None, "for_fork": True}
-        )
-        try:
-            return await self._children(tenant, snapshot_id, wanted, req.count)
-        finally:
-            await self._engine.collect()
+        with self._engine.journal.observed("fork"):
+            snapshot_id = await self._engine.snapshot(
+                machine_id, {"tenant_id": tenant, "name": None, "for_fork": True}
+            )
+            try:
+                return await self._children(tenant, snapshot_id, wanted, req.count)
+            finally:
+                await self._engine.collect()
 
     async def _children(
         self, tenant: str, snapshot_id: str, wanted: CreateMachine, count: int
@@ -211,6 +213,7 @@ class Machines:
             ),
             "ttl_seconds": req.ttl_seconds,
             "expires_at": expires,
+            "created_by": req.created_by,
         }
 
     async def _make(

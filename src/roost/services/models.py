@@ -62,6 +62,7 @@ class CreateMachine:
     hibernate_after_seconds: int | Unset | None = UNSET  # UNSET: the host's; None: never
     ttl_seconds: int | None = None
     snapshot: str | None = None  # id or name; template, rung, size and env are then the snapshot's
+    created_by: str | None = None  # the caller's key: its usage is counted under that
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class ForkMachine:
     name: str | None = None  # of each child
     labels: Mapping[str, str] | None = None  # None: the parent's
     ttl_seconds: int | None = None
+    created_by: str | None = None  # as of ``CreateMachine``
 
 
 @dataclass(frozen=True, slots=True)

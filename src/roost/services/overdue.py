@@ -64,7 +64,7 @@ class Overdue:
                 pause = FORCE_S
         finally:
             waiting.cancel()
-        log.error("execution.given_up", execution=row.id, machine=row.machine_id)
+        log.error("execution.given_up", execution=row.id, machine_id=row.machine_id)
         return outcome.expired(await self._output(agent, row))
 
     async def kill(self, agent: AgentClient, row: ExecutionRow) -> None:
@@ -88,9 +88,9 @@ class Overdue:
             found = await self._host.end_tree(row.machine_id, said.supervisor_pid)
         except (RoostError, TimeoutError) as failure:
             code = failure.code if isinstance(failure, RoostError) else "TIMEOUT"
-            log.warning("execution.force", execution=row.id, machine=row.machine_id, error=code)
+            log.warning("execution.force", execution=row.id, machine_id=row.machine_id, error=code)
         else:
-            log.warning("execution.force", execution=row.id, machine=row.machine_id, found=found)
+            log.warning("execution.force", execution=row.id, machine_id=row.machine_id, found=found)
         return False
 
     async def _output(self, agent: AgentClient, row: ExecutionRow) -> pb.ExecutionResult | None:

@@ -84,8 +84,7 @@ class Warm:
 
         def fn(connection: sa.Connection) -> list[str]:
             keys.put_tenant(connection, NOBODY, self._engine.clock.now())
-            rows = machines.living(connection)
-            return [row["id"] for row in rows if row["tenant_id"] == NOBODY]
+            return machines.living_of(connection, NOBODY)
 
         for machine_id in await self._engine.store.write(fn):
             await self._discard(machine_id)
@@ -122,12 +121,13 @@ class Warm:
                 self._spawn_discard(machine_id)
                 continue
             try:
-                return await self._hand_over(running, values)
+                with self._engine.journal.observed("take_warm"):
+                    return await self._hand_over(running, values)
             except RoostError as error:
                 self._spawn_discard(machine_id)
                 if isinstance(error, LimitError):
                     raise
-                log.warning("warm.lost", machine=machine_id, error=error.code)
+                log.warning("warm.lost", machine_id=machine_id, error=error.code)
             except BaseException:
                 self._spawn_discard(machine_id)
                 raise
@@ -274,4 +274,4 @@ class Warm:
         try:
             await self._engine.destroy(machine_id)
         except RoostError as error:
-            log.warning("warm.left", machine=machine_id, error=error.code)
+            log.warning("warm.left", machine_id=machine_id, error=error.code)

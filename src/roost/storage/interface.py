@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -46,6 +47,14 @@ class Snapshot:
         return self.directory / "memory"
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A machine or a snapshot, as who has blocks of the pool."""
+
+    id: str
+    is_snapshot: bool
+
+
 class Storage(Protocol):
     async def open(self) -> None:
         """Makes or mounts the pool; raises when the host cannot (with the remedy)."""
@@ -70,6 +79,12 @@ class Storage(Protocol):
 
     async def list_disks(self) -> set[str]:
         """Machine ids that have a disk in the pool."""
+
+    async def shares(
+        self, families: Sequence[Sequence[Holder]], free: Iterable[str]
+    ) -> dict[str, int]:
+        """Bytes each of these has to answer for: every block once, for the oldest of its family that has it; what
+        images and the snapshots ``free`` have, too, for nobody. Families stand oldest first."""
 
     async def images(self) -> list[Image]: ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -13,10 +13,10 @@ from typing import TypeVar
 from roost.errors import InvalidRequestError
 from roost.host import files
 from roost.settings import Settings
-from roost.storage import disks
+from roost.storage import accounting, disks
 from roost.storage.disks import DiskInfo
 from roost.storage.images import Images
-from roost.storage.interface import Image, PoolUsage, Snapshot
+from roost.storage.interface import Holder, Image, PoolUsage, Snapshot
 from roost.storage.pool import Pool
 from roost.storage.snapshots import Memories, Snapshots
 
@@ -146,6 +146,33 @@ class PoolStorage:
 
     async def list_snapshots(self) -> set[str]:
         return await self._run(self._snapshots.list)
+
+    async def shares(
+        self, families: Sequence[Sequence[Holder]], free: Iterable[str]
+    ) -> dict[str, int]:
+        return await self._run(self._shares, families, list(free))
+
+    def _shares(self, families: Sequence[Sequence[Holder]], free: Sequence[str]) -> dict[str, int]:
+        everybodys = [*self.pool.images.glob("*.ext4"), *self.pool.variants.glob("*.ext4")]
+        for snapshot_id in free:
+            everybodys += self._files(Holder(snapshot_id, is_snapshot=True))
+        _, costs_nothing = accounting.look(everybodys)
+        found: dict[str, int] = {}
+        for family in families:
+            named = [(each.id, self._files(each)) for each in family]
+            found |= accounting.shares(named, costs_nothing)
+        return found
+
+    def _files(self, holder: Holder) -> list[Path]:
+        if holder.is_snapshot:
+            place = self._snapshots.at(holder.id)
+            disk, memory = place.disk, place.memory
+        else:
+            disk, memory = self.disk(holder.id), self.memory(holder.id)
+        try:
+            return [disk, *(p for p in memory.iterdir() if p.is_file() and not p.is_symlink())]
+        except FileNotFoundError:
+            return [disk]
 
     def memory(self, machine_id: str) -> Path:
         return self._memories.at(machine_id)

@@ -105,6 +105,11 @@ class Store:
         """
         return await self._submit(self._writes, fn)
 
+    @property
+    def queued(self) -> int:
+        """Writes that wait for their turn."""
+        return self._writes.qsize()
+
     async def close(self) -> None:
         """Finishes what is queued, then refuses more."""
         if self._closed:

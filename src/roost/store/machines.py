@@ -55,8 +55,16 @@ def update(connection: sa.Connection, machine_id: str, values: Mapping[str, Any]
 
 
 def living(connection: sa.Connection) -> list[Row]:
-    query = sa.select(t).where(t.c.phase != "destroyed").order_by(t.c.created_at, t.c.id)
+    """Oldest first, and of each only what tells where it stands: there may be very many."""
+    c = t.c
+    query = sa.select(c.id, c.phase, c.tier, c.slot_index, c.disk_ready, c.memory_image)
+    query = query.where(c.phase != "destroyed").order_by(c.created_at, c.id)
     return list(connection.execute(query).mappings())
+
+
+def living_of(connection: sa.Connection, tenant: str) -> list[str]:
+    query = sa.select(t.c.id).where(t.c.tenant_id == tenant, t.c.phase != "destroyed")
+    return list(connection.execute(query).scalars())
 
 
 def page(
@@ -79,8 +87,9 @@ def page(
     for name, value in labels.items():
         query = query.where(t.c.labels[name].as_string() == value)
     if after is not None:
-        at, id = after
-        query = query.where(sa.or_(t.c.created_at < at, sa.and_(t.c.created_at == at, t.c.id < id)))
+        at = sa.bindparam(None, after[0], t.c.created_at.type)
+        place = sa.tuple_(at, sa.bindparam(None, after[1]))
+        query = query.where(sa.tuple_(t.c.created_at, t.c.id) < place)
     query = query.order_by(t.c.created_at.desc(), t.c.id.desc()).limit(limit)
     return list(connection.execute(query).mappings())
 

@@ -115,6 +115,7 @@ machines = sa.Table(
         "snapshot_id", sa.String(40)
     ),  # whose disk a fresh one is cloned from; NULL: the template's
     sa.Column("memory_image", sa.JSON),  # what the next start goes on from; NULL: it boots
+    sa.Column("created_by", sa.String(40)),  # the key whose usage it is; NULL: nobody's yet
     sa.Column("created_at", Time, nullable=False),
     sa.Column("last_transition_at", Time, nullable=False),
     sa.Column("last_progress_at", Time, nullable=False),
@@ -218,4 +219,52 @@ operations = sa.Table(
     sa.Column("updated_at", Time, nullable=False),
     sa.Index(None, "state"),
     sa.Index(None, "machine_id"),
+)
+
+# What is being counted: a machine that has run, or a snapshot. Everything before ``since_ms`` is in ``usage``;
+# the rates hold from then on. Milliseconds since 1970, so that sums are whole numbers.
+meters = sa.Table(
+    "meters",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),  # the machine's or the snapshot's
+    sa.Column("tenant_id", sa.String(40), nullable=False),
+    sa.Column("machine_id", sa.String(40), nullable=False),  # it is, or was taken of
+    sa.Column("key_id", sa.String(40), nullable=False),  # that made the machine; "": none known
+    sa.Column("family", sa.String(40), nullable=False),  # those that may share blocks
+    sa.Column("since_ms", sa.BigInteger, nullable=False),
+    sa.Column("vcpu_milli", sa.Integer, nullable=False),
+    sa.Column("memory_mib", sa.Integer, nullable=False),
+    sa.Column("storage_kib", sa.BigInteger, nullable=False),
+    sa.Column("born_ms", sa.BigInteger, nullable=False),
+    sa.Column("measured_ms", sa.BigInteger),  # its storage; NULL: look soon
+    sa.Column("egress_generation", sa.Integer, nullable=False),  # the start its counter is of
+    sa.Column("egress_seen", sa.BigInteger, nullable=False),
+    sa.Index(None, "tenant_id"),
+    sa.Index(None, "family"),
+    sa.Index(None, "measured_ms"),
+)
+
+# Sums of a UTC day. Storage is in KiB times milliseconds and the like: whole numbers, nothing is rounded.
+usage = sa.Table(
+    "usage",
+    metadata,
+    sa.Column("tenant_id", sa.String(40), primary_key=True),
+    sa.Column("day", sa.String(10), primary_key=True),  # YYYY-MM-DD
+    sa.Column("machine_id", sa.String(40), primary_key=True),
+    sa.Column("key_id", sa.String(40), primary_key=True),
+    sa.Column("vcpu_milli_ms", sa.BigInteger, nullable=False),
+    sa.Column("memory_mib_ms", sa.BigInteger, nullable=False),
+    sa.Column("storage_kib_ms", sa.BigInteger, nullable=False),
+    sa.Column("egress_bytes", sa.BigInteger, nullable=False),
+)
+
+# One row: everything ever counted on this host, for ``/metrics``; no bill is made of it.
+usage_totals = sa.Table(
+    "usage_totals",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("vcpu_seconds", sa.Float, nullable=False),
+    sa.Column("memory_gib_seconds", sa.Float, nullable=False),
+    sa.Column("storage_gib_hours", sa.Float, nullable=False),
+    sa.Column("egress_bytes", sa.Float, nullable=False),
 )

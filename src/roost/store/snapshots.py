@@ -57,8 +57,9 @@ def page(
     if machine_id is not None:
         query = query.where(t.c.machine_id == machine_id)
     if after is not None:
-        at, id = after
-        query = query.where(sa.or_(t.c.created_at < at, sa.and_(t.c.created_at == at, t.c.id < id)))
+        at = sa.bindparam(None, after[0], t.c.created_at.type)
+        place = sa.tuple_(at, sa.bindparam(None, after[1]))
+        query = query.where(sa.tuple_(t.c.created_at, t.c.id) < place)
     query = query.order_by(t.c.created_at.desc(), t.c.id.desc()).limit(limit)
     return list(connection.execute(query).mappings())
 
@@ -70,6 +71,10 @@ def count(connection: sa.Connection, tenant: str) -> int:
 
 def ids(connection: sa.Connection) -> set[str]:
     return {row[0] for row in connection.execute(sa.select(t.c.id))}
+
+
+def of_nobody(connection: sa.Connection) -> list[str]:
+    return list(connection.execute(sa.select(t.c.id).where(t.c.tenant_id == NOBODY)).scalars())
 
 
 def memory_images(connection: sa.Connection) -> list[dict[str, Any]]:

@@ -243,3 +243,33 @@ async def test_a_ready_slot_is_taken_at_once(world: World) -> None:
     await world.network.take("quick")
     assert loop.time() - started < 0.01
     await world.network.release("quick")
+
+
+async def test_what_leaves_is_counted_and_nothing_else(
+    world: World, driver: ContainerDriver
+) -> None:
+    """Bytes to the internet; neither what the daemon reads from the agent nor what is refused; and the count
+    outlasts another daemon's rules."""
+    machine = await world.start(driver)
+
+    async def sent() -> int:
+        return (await world.network.egress([machine.id]))[machine.id]
+
+    assert (await machine.run("dd if=/dev/zero bs=1k count=300"))[0] == 0
+    before = await sent()
+    assert before < 1000
+    await _refused(machine, _tcp("192.168.77.7", 80, 1))
+    assert await sent() == before
+    code, text = await machine.run(  # nobody listens there, so that some are not even sent
+        f"exec 3<>/dev/udp/{INTERNET}/9; for i in {{1..50}}; do "
+        "dd if=/dev/zero bs=1000 count=1 status=none >&3 2>/dev/null && n=$((n+1)); done; echo $n"
+    )
+    payload = int(text) * (1000 + 28)  # with UDP's and IP's own
+    assert payload > 10_000, (code, text)
+    assert await sent() - before == payload
+    slot = world.network.plan.slot(machine.slot.index)
+    plumbing.renew_rules(slot, RESOLVER)
+    assert await sent() - before == payload
+    assert (await machine.run(_tcp(INTERNET, 80)))[0] == 0
+    assert payload < await sent() - before < payload + 1000
+    assert await world.network.egress(["nobody"]) == {}

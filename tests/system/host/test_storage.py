@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from roost.errors import CapacityError, InvalidRequestError
-from roost.host import loop, mounts
+from roost.host import files, loop, mounts
 from roost.storage import PoolStorage, mounting
+from roost.storage.interface import Holder
 
 from .conftest import World
 
@@ -117,3 +119,57 @@ async def test_an_image_without_its_manifest_is_not_one(world: World) -> None:
     await world.storage.delete_image(f"sha256:{name}")
     assert not path.exists()
     await world.storage.delete_image(f"sha256:{name}")
+
+
+def _fill(path: Path, mib: int, at_mib: int = 0, letter: bytes = b"x") -> None:
+    with open(path, "r+b") as file:
+        file.seek(at_mib << 20)
+        file.write(letter * (mib << 20))
+        os.fsync(file.fileno())
+
+
+async def test_each_block_is_answered_for_once_by_the_oldest_that_has_it(world: World) -> None:
+    """A parent pays for what it wrote, its snapshot and its fork for what is theirs alone; whoever is left pays for
+    what the others are gone from; and what all have of the image costs nobody anything."""
+    storage = world.storage
+    mib = 1 << 20
+
+    async def shares(*ids: str) -> list[int]:
+        family = [Holder(each, is_snapshot=each.startswith("s")) for each in ids]
+        found = await storage.shares([family], [])
+        return [round(found[each] / mib) for each in ids]
+
+    disk = await storage.clone(world.image, "p1", 1)
+    await storage.clone(world.image, "p2", 1)
+    assert await shares("p1") == [0]
+    _fill(disk, 40, 500)
+    assert await shares("p1") == [40]
+    await storage.begin_snapshot("s1")
+    await storage.copy_disk("p1", "s1")
+    await storage.seal_snapshot("s1", "p1")
+    fork = await storage.clone_snapshot("s1", "f1")
+    assert await shares("p1", "s1", "f1") == [40, 0, 0]
+    _fill(fork, 5, 600, b"f")
+    _fill(disk, 10, 500, b"y")  # the snapshot alone and the fork have what was there before
+    assert await shares("p1", "s1", "f1") == [40, 10, 5]
+    await storage.delete_snapshot("s1")
+    assert await shares("p1", "f1") == [40, 15]
+    await storage.delete("p1")
+    assert await shares("f1") == [45]
+    # Of a snapshot that is nobody's (a bake) machines pay for nothing but what they change.
+    await storage.begin_snapshot("s2")
+    await storage.copy_disk("f1", "s2")
+    await storage.seal_snapshot("s2", "f1")
+    made = await storage.clone_snapshot("s2", "m1")
+    _fill(made, 3, 700)
+    found = await storage.shares([[Holder("m1", is_snapshot=False)]], ["s2"])
+    assert round(found["m1"] / mib) == 3
+    memory = await storage.begin_memory("m1")
+    (memory / "pages").write_bytes(b"m" * (8 * mib))
+    files.sync(memory / "pages")
+    found = await storage.shares([[Holder("m1", is_snapshot=False)]], ["s2"])
+    assert round(found["m1"] / mib) == 11
+    for each in ("p2", "f1", "m1"):
+        await storage.delete(each)
+    await storage.delete_memory("m1")
+    await storage.delete_snapshot("s2")

@@ -30,6 +30,7 @@ from roost.gateway.dispatch import Table, Target
 from roost.gateway.front import Front, bind
 from roost.gateway.metrics import Metrics
 from roost.gateway.rpc import Rpc
+from roost.prices import Prices
 from roost.services.executions import Executions
 from roost.services.files import Files
 from roost.services.models import (
@@ -49,6 +50,7 @@ from roost.services.models import (
     Template,
 )
 from roost.services.terminals import Terminals
+from roost.services.usage import Usage
 from roost.store import Store
 from roost.store import executions as rows
 from roost.store.cursor import Cursors
@@ -56,6 +58,7 @@ from roost.store.idempotency import Idempotency
 from tests.unit.agent.process import TOKEN
 
 TENANT, OTHER = "tenant-a", "tenant-b"
+PRICES = '{"currency": "EUR", "vcpu_second": "0.01"}'
 CAPABILITIES = Capabilities(
     isolation=Isolation.WORKSPACE,
     boundary="nothing",
@@ -414,6 +417,7 @@ class Served:
             templates=_any(FakeTemplates()),
             keys=_any(self.keys),
             host=_any(FakeHost()),
+            usage=Usage(self.store, clock, Prices.read(PRICES)),
             metrics=self.metrics,
         )
         self.app = create_app(self.services)

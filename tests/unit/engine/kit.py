@@ -8,7 +8,7 @@ import functools
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ from roost.engine.identity import HostIdentity
 from roost.engine.journal import Hook
 from roost.engine.reservations import HostSize
 from roost.errors import CapacityError, MachineError
+from roost.network.interface import SlotCounts
 from roost.services.bakes import Bakes
 from roost.services.machines import Machines
 from roost.services.models import CreateMachine, Progress
@@ -31,7 +32,7 @@ from roost.services.snapshots import Snapshots
 from roost.services.templates import Templates
 from roost.services.warm import Warm
 from roost.settings import Settings
-from roost.storage.interface import Image, PoolUsage, Snapshot
+from roost.storage.interface import Holder, Image, PoolUsage, Snapshot
 from roost.store import Store, sqlite
 from roost.store import keys as key_rows
 from roost.store.upgrade import upgrade
@@ -81,6 +82,7 @@ class FakeNetwork(Scripted):
     def __init__(self) -> None:
         super().__init__()
         self.slots: dict[str, int] = {}
+        self.sent: dict[str, int] = {}  # bytes, since the slot was taken
         self.size = 1000
 
     def _slot(self, index: int) -> NetworkSlot:
@@ -112,7 +114,15 @@ class FakeNetwork(Scripted):
         self.slots[machine_id] = index
         return self._slot(index)
 
+    def counts(self) -> SlotCounts:
+        return SlotCounts(used=len(self.slots), ready=0, free=self.size - len(self.slots))
+
+    async def egress(self, machine_ids: Iterable[str]) -> dict[str, int]:
+        await self.enter("egress")
+        return {m: self.sent.get(m, 0) for m in machine_ids if m in self.slots}
+
     async def release(self, machine_id: str) -> None:
+        self.sent.pop(machine_id, None)
         await self.enter("release")
         self.slots.pop(machine_id, None)
 
@@ -131,6 +141,7 @@ class FakeStorage(Scripted):
         self.kept: set[str] = set()
         self.memories: set[str] = set()
         self.list: dict[str, Image] = {}
+        self.sizes: dict[str, int] = {}  # bytes a machine or snapshot answers for
 
     def add_image(self, letter: str) -> Image:
         digest = "sha256:" + letter * 64
@@ -223,6 +234,12 @@ class FakeStorage(Scripted):
 
     async def list_memory(self) -> set[str]:
         return set(self.memories)
+
+    async def shares(
+        self, families: Sequence[Sequence[Holder]], free: Iterable[str]
+    ) -> dict[str, int]:
+        await self.enter("shares")
+        return {each.id: self.sizes.get(each.id, 0) for family in families for each in family}
 
     async def images(self) -> list[Image]:
         return list(self.list.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -123,6 +123,28 @@ class Usage(Answer):
     disk_total_bytes: int | None
     disk_used_bytes: int | None
     uptime_ms: int | None
+
+
+class UsageAmounts(Answer):
+    day: date | None = None
+    machine_id: str | None = None
+    key_id: str | None = None
+    vcpu_seconds: float
+    memory_gib_seconds: float
+    storage_gib_hours: float
+    egress_bytes: int
+    cost: str = Field(description="Decimal, in the currency of prices.")
+
+
+class UsageReport(Answer):
+    model_config = ConfigDict(populate_by_name=True)
+
+    from_: date = Field(alias="from")
+    to: date
+    group_by: list[str]
+    prices: dict[str, str]
+    items: list[UsageAmounts]
+    total: UsageAmounts
 
 
 class LogEntry(Answer):

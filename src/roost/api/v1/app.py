@@ -10,7 +10,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import roost
-from roost.api.v1 import answers, executions, files, host, machines, problems, snapshots, terminals
+from roost.api.v1 import (
+    answers,
+    executions,
+    files,
+    host,
+    machines,
+    problems,
+    snapshots,
+    terminals,
+    usage,
+)
 from roost.api.v1.services import Services
 from roost.gateway.respond import Json
 
@@ -40,7 +50,7 @@ def create_app(s: Services) -> FastAPI:
         generate_unique_id_function=lambda route: _operation(route),
     )
     problems.install(app)
-    for make in (executions, terminals, files, machines, snapshots, host):
+    for make in (executions, terminals, files, machines, snapshots, usage, host):
         app.include_router(make.router(s))
 
     @app.get("/healthz", tags=["host"], response_model=answers.Health)

@@ -11,10 +11,11 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
+from structlog.contextvars import bind_contextvars
 
 from roost.api.v1 import answers, bodies, shapes
 from roost.api.v1.parse import if_match, invalid
-from roost.api.v1.services import Services, caller, tenant
+from roost.api.v1.services import Services, caller, key_id, tenant
 from roost.gateway.respond import Events, Json, event
 from roost.services.models import UNSET, CreateMachine, ForkMachine, Machine, PatchMachine
 from roost.units import parse_duration
@@ -48,7 +49,7 @@ def router(s: Services) -> APIRouter:
         began = time.perf_counter()
         if body.snapshot is not None and (named := _TAKEN_OVER & body.model_fields_set):
             raise invalid(sorted(named)[0], "the snapshot's: leave it out")
-        wanted = replace(_create(body, body.key), snapshot=body.snapshot)
+        wanted = replace(_create(request, body, body.key), snapshot=body.snapshot)
         made = await s.machines.create(tenant(request), wanted, wait)
         if wait:
             s.metrics.create_seconds.observe(time.perf_counter() - began)
@@ -79,7 +80,7 @@ def router(s: Services) -> APIRouter:
         "/by-key/{key}", response_model=answers.Machine, responses={201: {"model": answers.Machine}}
     )
     async def ensure(request: Request, key: str, body: bodies.EnsureMachine) -> Response:
-        found, made = await s.machines.ensure(tenant(request), key, _create(body, None))
+        found, made = await s.machines.ensure(tenant(request), key, _create(request, body, None))
         return _machine(found, 201 if made else 200)
 
     @r.get("/{machine_id}", response_model=answers.Machine)
@@ -129,7 +130,9 @@ def router(s: Services) -> APIRouter:
         request: Request, machine_id: str, body: bodies.ForkMachine | None = None
     ) -> Response:
         body = body or bodies.ForkMachine.model_validate({})
-        wanted = ForkMachine(body.count, body.name, body.labels, parse_duration(body.ttl))
+        wanted = ForkMachine(
+            body.count, body.name, body.labels, parse_duration(body.ttl), key_id(request)
+        )
         made = await s.machines.fork(tenant(request), machine_id, wanted)
         return Json({"items": [shapes.machine(each) for each in made]}, 201)
 
@@ -156,10 +159,13 @@ async def _states(found: AsyncGenerator[Machine, None]) -> AsyncGenerator[bytes,
 
 
 def _machine(found: Machine, status: int = 200) -> Response:
+    bind_contextvars(machine_id=found.id)  # for the log, where the path did not say it
     return Json(shapes.machine(found), status, {"etag": f'"{found.revision}"'})
 
 
-def _create(body: bodies.CreateMachine | bodies.EnsureMachine, key: str | None) -> CreateMachine:
+def _create(
+    request: Request, body: bodies.CreateMachine | bodies.EnsureMachine, key: str | None
+) -> CreateMachine:
     return CreateMachine(
         template=body.template,
         key=key,
@@ -178,6 +184,7 @@ def _create(body: bodies.CreateMachine | bodies.EnsureMachine, key: str | None) 
             else parse_duration(body.hibernate_after, allow_never=True)
         ),
         ttl_seconds=parse_duration(body.ttl),
+        created_by=key_id(request),
     )
 
 

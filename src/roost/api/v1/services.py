@@ -16,6 +16,7 @@ from roost.services.machines import Machines
 from roost.services.snapshots import Snapshots
 from roost.services.templates import Templates
 from roost.services.terminals import Terminals
+from roost.services.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Services:
     templates: Templates
     keys: Keys
     host: Host
+    usage: Usage
     metrics: Metrics
 
 
@@ -40,3 +42,9 @@ def caller(connection: HTTPConnection) -> Caller:
 
 def tenant(connection: HTTPConnection) -> str:
     return caller(connection).tenant
+
+
+def key_id(connection: HTTPConnection) -> str | None:
+    """Of the key the caller came with."""
+    principal = caller(connection).principal
+    return None if principal is None else principal.key_id

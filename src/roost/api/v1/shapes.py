@@ -12,6 +12,7 @@ from roost.services.executions import Dropped, Ended, Event, Output
 from roost.services.files import FileEvent, FileInfo
 from roost.services.models import Key, Machine, MachineEvent, MachineUsage, Page, Snapshot, Template
 from roost.services.terminals import Terminal
+from roost.services.usage import UsageReport, UsageRow
 from roost.store.executions import ExecutionRow
 
 T = TypeVar("T")
@@ -72,6 +73,30 @@ def snapshot(s: Snapshot) -> Object:
 
 def usage(u: MachineUsage) -> Object:
     return {name: getattr(u, name) for name in MachineUsage.__slots__}
+
+
+def usage_row(row: UsageRow) -> Object:
+    """A key nobody knows of is null."""
+    amounts = row.amounts
+    return {
+        **{name: value or None for name, value in row.group.items()},
+        "vcpu_seconds": float(amounts.vcpu_seconds),
+        "memory_gib_seconds": float(amounts.memory_gib_seconds),
+        "storage_gib_hours": float(amounts.storage_gib_hours),
+        "egress_bytes": amounts.egress_bytes,
+        "cost": str(row.cost),
+    }
+
+
+def usage_report(report: UsageReport) -> Object:
+    return {
+        "from": report.first.isoformat(),
+        "to": report.last.isoformat(),
+        "group_by": list(report.group_by),
+        "prices": report.prices.to_wire(),
+        "items": [usage_row(row) for row in report.items],
+        "total": usage_row(report.total),
+    }
 
 
 def machine_event(e: MachineEvent) -> Object:

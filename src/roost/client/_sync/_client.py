@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import date
 from typing import Any, Self
 
 import httpx
@@ -105,6 +106,24 @@ class Client:
 
     def revoke_key(self, key_id: str) -> None:
         self.http.call("DELETE", f"/v1/keys/{segment(key_id)}")
+
+    def usage(
+        self,
+        start: date | str | None = None,
+        end: date | str | None = None,
+        *,
+        group_by: str | Sequence[str] = "day",
+        tenant: str | None = None,
+    ) -> dict[str, Any]:
+        """What was used and what it costs, on these UTC days, both included (the last 30): {from, to, prices,
+        items: [{day?, machine_id?, key_id?, vcpu_seconds, memory_gib_seconds, storage_gib_hours,
+        egress_bytes, cost}], total}. ``group_by``: of day, machine, key; "" gives the total alone."""
+        groups = [group_by] if isinstance(group_by, str) else list(group_by)
+        params = {"from": start, "to": end, "tenant": tenant, "group_by": ",".join(groups)}
+        found: dict[str, Any] = self.http.call(
+            "GET", "/v1/usage", params={k: str(v) for k, v in params.items() if v is not None}
+        )
+        return found
 
 
 _shared: weakref.WeakKeyDictionary[object, tuple[tuple[str | None, ...], Client]] = (

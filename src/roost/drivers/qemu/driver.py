@@ -199,7 +199,7 @@ class QemuDriver(Driver):
                 return handle
             tail = _printable(await self.console_tail(spec.machine_id))
             await asyncio.shield(self.remove(spec.machine_id))
-            log.warning("qemu.boot", machine=spec.machine_id, tries_left=tries_left, said=tail)
+            log.warning("qemu.boot", machine_id=spec.machine_id, tries_left=tries_left, said=tail)
         raise MachineError(
             f"The machine's kernel or agent did not come up within {self._boot_s:g} s, in "
             f"{_BOOT_TRIES} tries. Its console said last: {tail[-500:]}",
