@@ -81,6 +81,7 @@ class ContainerDriver(Driver):
         self._ready_lock = threading.Lock()
         self._keeper: asyncio.Task[None] | None = None
         self._reaper = reaper.Reaper()
+        self._known = saved.Known()
 
     # --- what differs ----------------------------------------------------------------------------
 
@@ -109,9 +110,17 @@ class ContainerDriver(Driver):
     def _go_on(self, machine_id: str) -> None:
         self.cgroups.freeze(self._group(machine_id), False)
 
-    def _save(self, machine_id: str, into: Path) -> None:
-        """A stopped machine's memory."""
+    def _go_on_again(self, handle: Handle) -> None:
+        """Of one that a daemon which died may have stopped, or not."""
+        self._go_on(handle.machine_id)
+
+    def _save(self, machine_id: str, into: Path, meanwhile: Callable[[], None] | None) -> None:
+        """A stopped machine's memory. ``meanwhile`` is called every few ms of it, or not at all."""
         raise NotImplementedError
+
+    def _record(self) -> dict[str, Any]:
+        """What is kept beside the machine's disk in ``machine.json``."""
+        return {}
 
     def _traits(self) -> dict[str, Any]:
         """What a memory image depends on beside itself; JSON."""
@@ -168,7 +177,7 @@ class ContainerDriver(Driver):
         sealed = capture.manifest.get("files")
         if not sealed:
             raise saved.invalid("nothing is known of its files")
-        saved.check(capture.directory, sealed)
+        saved.check(capture.directory, sealed, self._known)
 
     async def _bring_up(self, spec: StartSpec, capture: Capture | None) -> Handle:
         if spec.root.image is None or spec.slot is None:
@@ -203,7 +212,9 @@ class ContainerDriver(Driver):
             directory = self._directory(spec.machine_id)
             directory.mkdir(mode=0o700)
             files.write_json(
-                directory / "machine.json", {"disk": str(spec.root.image)}, durable=False
+                directory / "machine.json",
+                {"disk": str(spec.root.image), **self._record()},
+                durable=False,
             )
             with mounting.attached(spec.root.image) as disk:
                 apart.enter()
@@ -526,25 +537,33 @@ class ContainerDriver(Driver):
         )
 
     def _capture(self, handle: Handle, into: Path, disk_to: Path, durable: bool) -> Capture:
-        machine_id, memory = handle.machine_id, self.capabilities().memory_snapshot
+        memory = self.capabilities().memory_snapshot
         try:
             with _told(handle), self._freezing(handle):
                 self._must_run(handle)
-                if memory:
-                    self._settle(handle)
-                with self._held(machine_id) as since:
-                    if memory:
-                        self._save(machine_id, into)
-                    mounting.copy(self._disk(machine_id), disk_to)
-                paused_ms = (time.monotonic() - since) * 1000
+                paused_ms = apart.run(lambda: self._instant(handle, into, disk_to, memory))
+                manifest = self._manifest(into, durable=durable)
                 if durable:
                     files.sync(disk_to)
                     files.sync_dir(disk_to.parent)
-                manifest = self._manifest(into)
         except BaseException:
             _discard(into, disk_to)
             raise
         return Capture(into, manifest, paused_ms, memory)
+
+    def _instant(self, handle: Handle, into: Path, disk_to: Path, memory: bool) -> float:
+        """Memory and disk, in a thread apart; for how many milliseconds it stood still."""
+        machine_id = handle.machine_id
+        with mounting.in_use(
+            self._disk(machine_id), self._directory(machine_id) / "rootfs"
+        ) as disk:
+            if memory:
+                self._settle(handle)
+            with self._held(machine_id, disk.get_ready) as since:
+                if memory:
+                    self._save(machine_id, into, disk.get_ready)
+                disk.copy(disk_to)
+            return (time.monotonic() - since) * 1000
 
     async def hibernate(self, handle: Handle, into: Path) -> Capture:
         if not self.capabilities().memory_snapshot:
@@ -568,7 +587,7 @@ class ContainerDriver(Driver):
             since = time.monotonic()
             self._stop(machine_id)
             try:
-                self._save(machine_id, into)
+                self._save(machine_id, into, None)
                 manifest = self._manifest(into)
             except BaseException:
                 _discard(into)
@@ -581,17 +600,19 @@ class ContainerDriver(Driver):
         if self._mark(handle).exists():
             raise InternalError(f"Machine {handle.machine_id} is frozen; thaw it first.")
 
-    def _manifest(self, into: Path) -> dict[str, Any]:
-        return {"driver": self.name, "host": self._traits(), "files": saved.seal(into)}
+    def _manifest(self, into: Path, *, durable: bool = True) -> dict[str, Any]:
+        sealed = saved.seal(into, self._known, durable=durable)
+        return {"driver": self.name, "host": self._traits(), "files": sealed}
 
     @contextlib.contextmanager
-    def _held(self, machine_id: str) -> Iterator[float]:
+    def _held(self, machine_id: str, before: Callable[[], None]) -> Iterator[float]:
         """Within it the machine stands still, since the time it gives; after it the machine runs on,
-        whatever happens. A daemon that dies in it leaves a mark for the next one."""
+        whatever happens. A daemon that dies in it, or in what is to be done before, leaves a mark for the next one."""
         mark = self._directory(machine_id) / _HELD
         mark.touch()
-        since = time.monotonic()
         try:
+            before()
+            since = time.monotonic()
             self._stop(machine_id)
             try:
                 yield since
@@ -606,7 +627,7 @@ class ContainerDriver(Driver):
         if mark.exists():
             mounting.thaw(self._disk(handle.machine_id))
             with _told(handle):
-                self._go_on(handle.machine_id)
+                self._go_on_again(handle)
             mark.unlink(missing_ok=True)
 
     async def _to_the_end(self, work: Callable[[], T], undo: Callable[[], None]) -> T:

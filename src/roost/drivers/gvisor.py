@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from roost.drivers import saved
+from roost.drivers import saved, urpc
 from roost.drivers.container import ContainerDriver
 from roost.drivers.interface import Capabilities, ForkKind, Handle, Isolation, Probe, Size
 from roost.errors import MachineError
-from roost.host import cgroups, cpu, run, syscalls, tcp
+from roost.host import cgroups, cpu, files, run, syscalls, tcp
 
 # What gVisor itself uses beside the machine: about 55 MiB when idle, then tables that grow with use.
 _OVERHEAD_MIB = 96
@@ -25,6 +26,10 @@ _OVERHEAD_PIDS = 512
 _IMAGE_FILES = ("checkpoint.img", "pages_meta.img", "pages.img")
 
 _SETTLE_TIMEOUT_S = 5.0
+
+# What a client of the agent says first, and an empty SETTINGS; whoever lives says SETTINGS, too.
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+_ALIVE_TIMEOUT_S = 5.0
 
 _NET_CORE = "/proc/sys/net/core"
 
@@ -85,30 +90,63 @@ class GVisorDriver(ContainerDriver):
                 "The connections to the machine's agent do not end; try again.", code="TIMEOUT"
             )
 
+    def _record(self) -> dict[str, Any]:
+        return {"release": _probe().version}
+
+    def _socket(self, machine_id: str) -> Path | None:
+        """Its control socket, where what is said over it is known; of a machine, since the host's runsc may be
+        another by now."""
+        directory = self._directory(machine_id)
+        record = files.read_json(directory / "machine.json") or {}
+        where = urpc.path(directory / "runtime", machine_id)
+        return where if record.get("release") in urpc.RELEASES and where.exists() else None
+
     def _stop(self, machine_id: str) -> None:
         # The guest, not its kernel, which is to write itself down.
+        where = self._socket(machine_id)
         try:
-            self._control(machine_id, "pause")
+            if where is None:
+                self._control(machine_id, "pause")
+            else:
+                urpc.pause(where, self.settings.operation_timeout_s)
         except TimeoutError:
             self._go_on(machine_id)
             raise
 
     def _go_on(self, machine_id: str) -> None:
+        where = self._socket(machine_id)
+        if where is not None:
+            urpc.resume(where, self.settings.operation_timeout_s)
+            return
         try:
             self._control(machine_id, "resume")
         except run.CommandError as exc:
             if "in state running" not in str(exc):  # it does already
                 raise
 
-    def _save(self, machine_id: str, into: Path) -> None:
-        # --leave-running: a save that fails must leave a machine; one that is to end is killed afterwards.
-        self._control(
-            machine_id,
-            "checkpoint",
-            "--leave-running",
-            "--compression=none",
-            f"--image-path={into}",
-        )
+    def _go_on_again(self, handle: Handle) -> None:
+        # The sandbox does not tell, and does not survive to be resumed for nothing.
+        address, _, port = handle.agent_target.rpartition(":")
+        if self._socket(handle.machine_id) is None or not tcp.answers(
+            address, int(port), _HTTP2_HELLO, _ALIVE_TIMEOUT_S
+        ):
+            self._go_on(handle.machine_id)
+
+    def _save(self, machine_id: str, into: Path, meanwhile: Callable[[], None] | None) -> None:
+        # One that runs on afterwards: a save that fails must leave a machine; one that is to end is killed.
+        where = self._socket(machine_id)
+        if where is None:
+            self._control(
+                machine_id,
+                "checkpoint",
+                "--leave-running",
+                "--compression=none",
+                f"--image-path={into}",
+            )
+        else:
+            with contextlib.ExitStack() as opened:
+                fds = [_created(opened, into / name) for name in _IMAGE_FILES]
+                urpc.checkpoint(where, self.settings.operation_timeout_s, fds, meanwhile)
         for name in _IMAGE_FILES:
             if not (into / name).is_file() or not (into / name).stat().st_size:
                 raise MachineError(
@@ -146,6 +184,12 @@ class GVisorDriver(ContainerDriver):
     def _restore_command(self, directory: Path, machine_id: str, image: Path) -> list[str]:
         where = f"--image-path={image}"
         return [*_runsc(directory), "restore", "--detach", where, *_bundle(directory), machine_id]
+
+
+def _created(opened: contextlib.ExitStack, path: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    opened.callback(os.close, fd)
+    return fd
 
 
 def _runsc(directory: Path) -> list[str]:

@@ -34,3 +34,13 @@ def wait_closed(address: str, port: int, timeout_s: float) -> bool:
             return False
         time.sleep(0.002)
     return True
+
+
+def answers(address: str, port: int, hello: bytes, timeout_s: float) -> bool:
+    """Whether whoever listens there says anything to that in time. Raises nothing."""
+    try:
+        with socket.create_connection((address, port), timeout_s) as sock:
+            sock.sendall(hello)
+            return bool(sock.recv(1))
+    except OSError:
+        return False
