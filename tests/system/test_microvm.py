@@ -25,9 +25,12 @@ from roost import Machine, NotFoundError, RoostError, Snapshot
 from roost.agent.client import AgentClient
 from roost.drivers.qemu.qmp import Qmp
 from roost.guest import FIRST_TOKEN, Guests
+from roost.host.cgroups import Cgroups, Limits
+from roost.network.addresses import instance_tag
 from tests.system.internet import INTERNET, RESOLVER
 
 from .conftest import Daemon
+from .test_instant import pool_with
 
 pytestmark = pytest.mark.system
 PATIENCE_S = 60.0
@@ -97,6 +100,15 @@ def row(daemon: Daemon, machine_id: str) -> dict[str, Any]:
 
 def vmm(daemon: Daemon, m: Machine) -> int:
     return int(json.loads(row(daemon, m.id)["handle"])["pid"])
+
+
+async def status(daemon: Daemon, m: Machine) -> str:
+    """What its VMM says."""
+    qmp = await Qmp.connect(daemon.run_dir / "machines/qemu" / m.id / "qmp", 10)
+    try:
+        return str((await qmp.execute("query-status"))["status"])
+    finally:
+        await qmp.close()
 
 
 def break_it(m: Machine, key: str) -> None:
@@ -235,20 +247,13 @@ def test_a_later_daemon_adopts_it(daemon: Daemon, machine: Machine, checksum: st
 
 
 def test_a_later_daemon_learns_how_one_ended_meanwhile(daemon: Daemon, machine: Machine) -> None:
-    async def status(m: Machine) -> str:
-        qmp = await Qmp.connect(daemon.run_dir / "machines/qemu" / m.id / "qmp", 10)
-        try:
-            return str((await qmp.execute("query-status"))["status"])
-        finally:
-            await qmp.close()
-
     with fork(machine) as down, fork(machine) as again:
         boot = boots(again)
         for m, key in ((down, "o"), (again, "b")):
             m.start(f"echo 1 >/proc/sys/kernel/sysrq; sleep 2; echo {key} >/proc/sysrq-trigger")
         daemon.stop(signal.SIGKILL)
         for m in (down, again):
-            until(lambda m=m: asyncio.run(status(m)) == "shutdown")
+            until(lambda m=m: asyncio.run(status(daemon, m)) == "shutdown")
         daemon.start()
         until(lambda: down.refresh().phase == "sleeping")
         assert reason(down) == "shut down"
@@ -332,6 +337,42 @@ def test_a_killed_vmm_is_a_failure_and_the_disk_is_good(daemon: Daemon, machine:
         m.wake()
         assert m.files.read("/root/written") == b"on disk"
         assert run(m, "cat /root/note; ls /dev/shm") == "kept"
+
+
+def test_a_vmm_out_of_memory_is_a_failure_and_the_disk_is_good(
+    daemon: Daemon, machine: Machine, checksum: str
+) -> None:
+    with fork(machine) as m:
+        m.files.write("/root/written", "on disk", sync=True)
+        groups = Cgroups(f"roost-{instance_tag(daemon.run_dir)}")
+        group, pid, at = f"qemu-{m.id}", vmm(daemon, m), count(machine)
+        # A guest has less memory than its VMM may use. As if that had grown by itself: less is left than
+        # the guest may touch.
+        used = groups.read(group).memory_bytes
+        groups.set_limits(group, Limits(1, used + (24 << 20), 200))
+        m.start("head -c 80M /dev/urandom > /dev/shm/more")
+        until(lambda: not Path(f"/proc/{pid}/exe").exists())
+        until(lambda: m.refresh().phase == "failed", within_s=2)
+        assert reason(m) == "oom"
+        assert "out of memory" in said(m, "failed")[0]
+        assert m.to_json()["status"]["retryable"]
+        counts_on(machine, at)  # no neighbour has to do with it
+        m.wake()
+        assert m.files.read("/root/written") == b"on disk"
+        assert run(m, "cat /root/note; ls /dev/shm") == "kept"
+    assert run(machine, "md5sum < /dev/shm/random") == checksum
+
+
+def test_one_whose_disk_finds_no_space_waits_and_goes_on(daemon: Daemon, machine: Machine) -> None:
+    with fork(machine) as m:
+        boot = boots(m)
+        with pool_with(daemon, free=4 << 20):
+            written = m.start("head -c 24M /dev/urandom | tee /root/more | md5sum; sync")
+            until(lambda: asyncio.run(status(daemon, m)) == "io-error")
+        assert written.wait(timeout=PATIENCE_S).exit_code == 0
+        run(m, "echo 3 > /proc/sys/vm/drop_caches")
+        assert run(m, "md5sum < /root/more") == written.output().stdout.strip()
+        assert boots(m) == boot
 
 
 def test_one_that_reboots_comes_back_by_itself(machine: Machine) -> None:

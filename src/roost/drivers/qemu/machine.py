@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import Awaitable, Callable
 
@@ -14,7 +15,9 @@ from roost.drivers.qemu.launch import Place
 from roost.drivers.qemu.qmp import Qmp, VmmError
 from roost.host import console, processes
 
+log = logging.getLogger(__name__)
 _CONSOLE_BYTES = 16 << 10
+_SPACE_S = 1.0  # between two looks whether a disk that found no space finds some
 _PANIC = "Kernel panic"
 # What a kernel says before it ends, where nobody listened to the VMM then.
 _LAST_WORDS = {
@@ -24,6 +27,7 @@ _LAST_WORDS = {
 }
 # Reasons of SHUTDOWN events (qapi/run-state.json) that are the guest's doing.
 _REASONS = {"guest-shutdown": "exited", "guest-reset": "rebooted", "guest-panic": "panicked"}
+_NO_SPACE = "io-error"
 _STOPPED = ("paused", "postmigrate", "finish-migrate", "save-vm", "prelaunch")
 
 
@@ -54,6 +58,7 @@ class Machine:
         self._tasks = [
             loop.create_task(self._follow_process(oom_kills), name=f"watch-{name}"),
             loop.create_task(self._follow_guest(), name=f"guest-{name}"),
+            loop.create_task(self._follow_disk(), name=f"disk-{name}"),
         ]
 
     async def dial_ahead(self) -> None:
@@ -100,6 +105,8 @@ class Machine:
             await self._guest_ended("")
         elif status in _STOPPED and not self.place.frozen.exists():
             await capture.give_up(self.qmp)
+        elif status == _NO_SPACE:
+            await self._try_disk_again()
 
     async def _follow_process(self, oom_kills: Callable[[], Awaitable[int]]) -> None:
         await processes.ended(self.pidfd)
@@ -121,6 +128,26 @@ class Machine:
                 if event.data.get("guest") is True:
                     await self._guest_ended(str(event.data.get("reason")))
                     return
+
+    async def _follow_disk(self) -> None:
+        """A VMM that finds no space for what its guest writes stops it, so that the guest need not hear of it; it
+        runs on, and writes the same again, once there is space."""
+        with contextlib.suppress(VmmError), self.qmp.listen("BLOCK_IO_ERROR") as events:
+            while True:
+                try:
+                    await events.next(3600)
+                except VmmError as exc:
+                    if exc.code != "TIMEOUT":
+                        raise
+                    continue
+                log.warning("machine %s waits: no space for its disk", self.handle.machine_id)
+                await asyncio.sleep(_SPACE_S)
+                await self._try_disk_again()
+
+    async def _try_disk_again(self) -> None:
+        async with self.busy:
+            if (await self.qmp.execute("query-status")).get("status") == _NO_SPACE:
+                await self.qmp.execute("cont", timeout_s=_SPACE_S)
 
     async def _guest_ended(self, why: str) -> None:
         tail = await self.console_tail()
