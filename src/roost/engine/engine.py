@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from roost import ids
 from roost.clock import Clock
 from roost.drivers.interface import Driver, Exit
-from roost.engine import admission, ending, flows, keeping, recovery, reservations
+from roost.engine import admission, ending, flows, keeping, quotas, recovery, reservations
 from roost.engine.desk import Desk
 from roost.engine.flows import Parts
 from roost.engine.identity import HostIdentity
@@ -377,6 +377,8 @@ class Engine:
             change = advance(connection, machine_id, WakeAsked(), self.clock.now(), values)
             if Command.RUN_WAKE not in change.commands:
                 return change, None, {}
+            asked = quotas.of_start({"vcpu": before.vcpu, "memory_mib": before.memory_mib})
+            quotas.check(connection, before.tenant_id, asked, without=machine_id)
             held = reservations.Held(*machines.held(connection, HOLDING, without=machine_id))
             reservations.admit(self.settings, host, held, before.vcpu, before.memory_mib)
             context = {
@@ -427,6 +429,9 @@ class Engine:
             row = machines.get(connection, machine_id)
             assert row is not None
             now = self.clock.now()
+            if not values.get("for_fork", False):
+                asked = {"storage_gib": machine.storage_gib}
+                quotas.check(connection, values["tenant_id"], asked)
             snapshots.insert(
                 connection,
                 {

@@ -50,6 +50,7 @@ def install(app: FastAPI) -> None:
 
 
 def answer(failure: RoostError, request: Request) -> Response:
+    caller(request).error_code = failure.code
     response = Response(respond.error_body(failure, caller(request).request_id), failure.status)
     response.raw_headers = [
         (b"content-length", str(len(response.body)).encode()),

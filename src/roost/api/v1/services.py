@@ -6,15 +6,19 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
+from roost.errors import AuthError
 from roost.gateway.app import Caller
 from roost.gateway.metrics import Metrics
+from roost.services.audit import Audit
 from roost.services.executions import Executions
 from roost.services.files import Files
 from roost.services.host import Host
 from roost.services.keys import Keys
 from roost.services.machines import Machines
+from roost.services.models import Principal
 from roost.services.snapshots import Snapshots
 from roost.services.templates import Templates
+from roost.services.tenants import Tenants
 from roost.services.terminals import Terminals
 
 
@@ -27,6 +31,8 @@ class Services:
     files: Files
     templates: Templates
     keys: Keys
+    tenants: Tenants
+    audit: Audit
     host: Host
     metrics: Metrics
 
@@ -40,3 +46,10 @@ def caller(connection: HTTPConnection) -> Caller:
 
 def tenant(connection: HTTPConnection) -> str:
     return caller(connection).tenant
+
+
+def principal(connection: HTTPConnection) -> Principal:
+    found = caller(connection)
+    if found.principal is None:
+        raise AuthError("This call needs a key.", code="AUTH_REQUIRED")
+    return found.principal
