@@ -321,9 +321,17 @@ class FakeHost:
 
 
 class Served:
-    """A daemon but for its machines. ``http`` speaks for TENANT; ``admin`` is the key of an admin."""
+    """A daemon but for its machines: made up, or those of ``engine`` (a Daemon of tests.unit.engine.kit). ``http``
+    speaks for TENANT; ``admin`` is the key of an admin."""
 
-    def __init__(self, directory: Path, target: str | None, first_bytes_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        target: str | None,
+        first_bytes_s: float = 10.0,
+        engine: Any = None,
+    ) -> None:
+        self.engine = engine
         self.directory = directory
         self.target = target
         self.first_bytes_s = first_bytes_s
@@ -332,8 +340,12 @@ class Served:
     async def open(self) -> None:
         clock = SystemClock()
         self.agents = Agents()
-        self.machines = FakeMachines(self.agents, self.target)
-        self.store = Store.open(self.directory / "roost.db", clock)
+        self.machines = _any(
+            self.engine.machines if self.engine else FakeMachines(self.agents, self.target)
+        )
+        self.store = (
+            self.engine.store if self.engine else Store.open(self.directory / "roost.db", clock)
+        )
         self.keys = Keys(self.store, clock, self.directory)
         self.rates = Rates(clock.monotonic, 10_000)
         settings = Settings.model_validate({"tenant_requests_per_second": 1e6})
@@ -355,7 +367,7 @@ class Served:
         await self.executions.open()
         self.services = Services(
             machines=machines,
-            snapshots=_any(FakeSnapshots(self.machines)),
+            snapshots=self.engine.snapshots if self.engine else _any(FakeSnapshots(self.machines)),
             executions=self.executions,
             terminals=Terminals(machines),
             files=Files(machines),
@@ -390,7 +402,8 @@ class Served:
         await self.executions.close()
         await self.agents.close()
         await self.audit.close()
-        await self.store.close()
+        if not self.engine:
+            await self.store.close()
 
     @property
     def port(self) -> int:
