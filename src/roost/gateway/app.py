@@ -336,6 +336,7 @@ class _Out:
         if self.over:
             return
         self._caller.error_code = failure.code
+        failure = access.told(failure, self._caller.principal)
         if self.status == 0 and self._websocket is not False:
             body = respond.error_body(failure, self.request_id)
             await self.whole(failure.status, respond.error_headers(failure), body)

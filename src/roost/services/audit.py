@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator
 from datetime import datetime, timedelta
 from typing import Any
 
+import sqlalchemy as sa
 import structlog
 
 from roost.clock import Clock
@@ -34,6 +35,10 @@ FLUSH_S = 0.2
 RETRY_S = 2.0
 WAITING = 20_000  # entries that wait for a database that cannot be written
 PIECE = 500
+
+
+def _after(wanted: Wanted, id: int, connection: sa.Connection) -> tuple[list[rows.Row], int]:
+    return rows.after(connection, wanted, id, PIECE), rows.last(connection)
 
 
 class Audit:
@@ -98,9 +103,9 @@ class Audit:
         while True:
             async with self._written:
                 # Read under the condition's lock: what is written meanwhile tells of itself afterwards.
-                read = functools.partial(rows.after, wanted=wanted, id=at, limit=PIECE)
-                found = await self._store.read(read)
+                found, last = await self._store.read(functools.partial(_after, wanted, at))
                 if not found:
+                    at = max(at, last)  # what is not wanted is not looked at again
                     await self._written.wait()
                     continue
             for row in found:

@@ -10,8 +10,9 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -421,6 +422,11 @@ class Served:
 
     def machine(self, tenant: str = TENANT) -> str:
         return self.machines.add(tenant).id
+
+    def later(self, ago: timedelta) -> None:
+        """It is as much later for keys."""
+        now: Any = SimpleNamespace(now=lambda: datetime.now(UTC) + ago)
+        self.keys._clock = now
 
     async def add_key(self, tenant: str, role: Role = Role.TENANT, **kw: Any) -> str:
         made = await self.keys.create(tenant, "k", role, **kw)

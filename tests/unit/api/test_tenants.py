@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from roost.engine.reservations import HostSize
 from roost.errors import AuthError
 from roost.services.models import Role
 from tests.unit.api.kit import Served, serving
@@ -197,16 +198,55 @@ async def test_an_admin_key_that_ends_is_not_the_last(
     assert (await admin.delete(f"/v1/keys/{first['key_id']}")).status_code == 204
 
 
+async def test_a_key_is_shown_once_and_kept_nowhere(
+    whole: Served, admin: httpx.AsyncClient
+) -> None:
+    """Also where the request could be repeated: its answer is kept for that, but for the secret."""
+    mid = (await made(admin, "/v1/machines", SMALL))["machine_id"]
+    secrets = []
+    for path, body, name in (
+        ("/v1/keys", {"name": "x"}, "key"),
+        (f"/v1/machines/{mid}/tokens", {"scope": "machine"}, "token"),
+    ):
+        headers = {"idempotency-key": name}
+        first = await admin.post(path, json=body, headers=headers)
+        assert first.headers["cache-control"] == "no-store"
+        secrets.append(first.json()[name].partition("_")[2])
+        again = await admin.post(path, json=body, headers=headers)
+        assert (again.status_code, again.json()["error_code"]) == (409, "INVALID_STATE")
+        assert secrets[-1] not in again.text
+    directory = whole.engine.host.directory
+    raw = b"".join(file.read_bytes() for file in directory.glob("roost.db*"))
+    assert secrets[0] and not any(secret.encode() in raw for secret in secrets)
+    assert len((await admin.get("/v1/keys")).json()["items"]) == 2
+
+
+async def test_how_full_the_host_is_is_the_admins_to_know(
+    whole: Served, admin: httpx.AsyncClient
+) -> None:
+    whole.engine.host.size = HostSize(4.0, 100, None)
+    await made(admin, "/v1/machines", SMALL)
+    whole.engine.engine.settings.memory_overcommit = 1.0
+    async with await tenant(whole, admin, "acme") as acme:
+        for http, known in ((admin, True), (acme, False)):
+            full = await http.post("/v1/machines", json=SMALL)
+            assert (full.status_code, full.json()["error_code"]) == (503, "CAPACITY_EXCEEDED")
+            assert full.json()["retryable"] and full.headers["retry-after"]
+            assert ("machines" in full.json()["details"]) == known
+            assert ("promised" in full.json()["message"]) == known
+
+
 async def test_revoked_and_expired_at_once(whole: Served, admin: httpx.AsyncClient) -> None:
-    at = datetime.now(UTC) + timedelta(seconds=1.5)
-    soon = await made(admin, "/v1/keys", {"name": "s", "expires_at": at.isoformat()})
+    soon = await made(admin, "/v1/keys", {"name": "s", "ttl": "1h"})
     other = await made(admin, "/v1/keys", {"name": "o"})
     async with whole.client(soon["key"]) as http, whole.client(other["key"]) as second:
         assert (await http.get("/v1/machines")).status_code == 200
         assert (await second.get("/v1/machines")).status_code == 200
         assert (await admin.delete(f"/v1/keys/{other['key_id']}")).status_code == 204
         assert (await second.get("/v1/machines")).status_code == 401
-        await asyncio.sleep(max(0.0, (at - datetime.now(UTC)).total_seconds()) + 0.01)
+        whole.later(timedelta(minutes=59))
+        assert (await http.get("/v1/machines")).status_code == 200
+        whole.later(timedelta(hours=1))
         late = await http.get("/v1/machines")
         assert (late.status_code, late.json()["error_code"]) == (401, "AUTH_INVALID")
     names = [k["name"] for k in (await admin.get("/v1/keys")).json()["items"]]

@@ -19,6 +19,9 @@ TenantQuery = Annotated[
 ]
 
 
+SECRET = {"cache-control": "no-store"}  # nobody keeps it, Idempotency-Key's answers included
+
+
 class Keys(answers.Answer):
     items: list[answers.Key]
     next_cursor: None
@@ -57,7 +60,7 @@ def router(s: Services) -> APIRouter:
             expires_at=until(body.ttl, body.expires_at),
             by=who.role,
         )
-        return Json(shapes.key(made), 201)
+        return Json(shapes.key(made), 201, SECRET)
 
     @r.delete("/keys/{key_id}", tags=["keys"], status_code=204, response_class=Response)
     async def revoke_key(request: Request, key_id: str) -> Response:
@@ -87,7 +90,7 @@ def router(s: Services) -> APIRouter:
             name=body.name,
             expires_at=until(body.ttl, body.expires_at),
         )
-        return Json(shapes.token(made), 201)
+        return Json(shapes.token(made), 201, SECRET)
 
     @r.delete(
         "/machines/{machine_id}/tokens/{token_id}",
