@@ -28,28 +28,30 @@ from pydantic import ValidationError
 import roost
 from roost import memory
 from roost.agent.client import Agents
-from roost.api.v1 import Services, create_app, streams
-from roost.api.v1.app import PUBLIC
+from roost.api.v1 import Services, create_app, native
 from roost.clock import SystemClock
 from roost.drivers import registry
 from roost.engine.engine import Engine
 from roost.errors import ConflictError, ForbiddenError, InvalidRequestError, RoostError
 from roost.gateway.app import Gateway
-from roost.gateway.dispatch import Table, Target
+from roost.gateway.dispatch import Table
 from roost.gateway.front import Front, bind
 from roost.gateway.metrics import Metrics
 from roost.gateway.rpc import Rpc
 from roost.logs import Logs
 from roost.network import SlotNetwork
 from roost.prices import Prices
+from roost.services.audit import Audit
 from roost.services.bakes import Bakes
 from roost.services.executions import Executions
 from roost.services.files import Files
 from roost.services.host import Host
 from roost.services.keys import Keys
 from roost.services.machines import Machines
+from roost.services.rates import Rates
 from roost.services.snapshots import Snapshots
 from roost.services.templates import Templates
+from roost.services.tenants import Tenants
 from roost.services.terminals import Terminals
 from roost.services.usage import Usage
 from roost.services.warm import Warm
@@ -194,12 +196,15 @@ async def compose(
     templates = Templates(store, storage, clock, Library(storage))
     keys = Keys(store, clock, settings.data_dir)
     stack.push_async_callback(keys.flush)
+    rates = Rates(clock.monotonic, settings.token_requests_per_second)
+    tenants = Tenants(store, settings, keys, rates)
     bakes = Bakes(engine)
     warm = Warm(engine, bakes, settings.warm_machines)
     machines = Machines(engine, templates, bakes, warm)
     idempotency = Idempotency(store)
     cursors = Cursors(engine.identity.secret)
     executions = Executions(execution_rows.Executions(store), machines, agents, cursors, clock)
+    audit = Audit(store, clock, cursors, settings.audit_days)
     metrics = Metrics()
     watch(metrics, engine, executions, warm)
     stack.callback(asyncio.get_running_loop().create_task(metrics.watch_loop()).cancel)
@@ -215,6 +220,9 @@ async def compose(
         log.info("daemon.first_key", path=str(settings.data_dir / "key"))
     await executions.open()
     stack.push_async_callback(executions.close)
+    await tenants.open()
+    await audit.open()
+    stack.push_async_callback(audit.close)
 
     services = Services(
         machines=machines,
@@ -224,18 +232,18 @@ async def compose(
         files=Files(machines),
         templates=templates,
         keys=keys,
+        tenants=tenants,
+        audit=audit,
         host=Host(engine, settings, url(settings), warm=warm),
         usage=Usage(store, clock, Prices.read(settings.prices)),
         metrics=metrics,
     )
-    table = Table(
-        [Target("native", create_app(services), paths=("",), public=PUBLIC, streams=streams)]
-    )
+    table = Table([native(create_app(services))])
     rpc = Rpc(settings.run_dir / "grpc.sock")
     await rpc.start()
     stack.push_async_callback(rpc.stop, 2.0)
     front = Front(
-        Gateway(table, keys, idempotency, metrics),
+        Gateway(table, keys, idempotency, metrics, rates, audit, clock),
         rpc.path,
         sockets=sockets,
         max_connections=settings.max_connections,
@@ -247,6 +255,8 @@ async def compose(
         (keys.flush, HOUSEKEEPING_S),
         (bakes.collect, HOUSEKEEPING_S),
         (bakes.tidy, TIDY_S),
+        (audit.tidy, TIDY_S),
+        (keys.tidy, TIDY_S),
     ]
     for work, pause in rounds:
         task = asyncio.get_running_loop().create_task(every(pause, work))

@@ -114,6 +114,7 @@ CODES: dict[str, tuple[int, bool, type[RoostError]]] = {
     "TERMINAL_NOT_FOUND": (404, False, NotFoundError),
     "TEMPLATE_NOT_FOUND": (404, False, NotFoundError),
     "KEY_NOT_FOUND": (404, False, NotFoundError),
+    "TENANT_NOT_FOUND": (404, False, NotFoundError),
     "SNAPSHOT_NOT_FOUND": (404, False, NotFoundError),
     "FILE_NOT_FOUND": (404, False, NotFoundError),
     "METHOD_NOT_ALLOWED": (405, False, InvalidRequestError),

@@ -55,7 +55,19 @@ class Settings(BaseSettings):
         description="Seconds a machine stays frozen before its memory goes to the disk, unless it says otherwise;"
         " 0: for as long as there is room.",
     )
-    max_machines: int = Field(1000, ge=1, description="Machines per tenant, asleep or not.")
+    tenant_machines: int = Field(
+        10, ge=0, description="Machines a new tenant may have, asleep or not; `roost tenant set`."
+    )
+    tenant_requests_per_second: float = Field(
+        100.0, gt=0, description="Requests of a new tenant, all its keys together."
+    )
+    tenant_request_burst: int = Field(
+        200, ge=1, description="Requests of a new tenant at once, before that rate counts."
+    )
+    token_requests_per_second: float = Field(
+        10.0, gt=0, description="Requests with one machine or preview token."
+    )
+    audit_days: int = Field(90, ge=1, description="Days the audit log goes back.")
     max_connections: int = Field(
         4096, ge=16, description="Open connections on the port; more get 503."
     )

@@ -27,11 +27,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "wake": ("machines", "Start a sleeping machine."),
     "rm": ("machines", "Destroy machines and their disks."),
     "template": ("template", "Templates machines start from: ls, show, build."),
-    "key": ("key", "API keys: show, ls, create, revoke."),
+    "key": ("key", "API keys: show, ls, create, rm (or revoke)."),
+    "tenant": ("tenant", "Tenants and their quotas: create, ls, show, set, rm."),
+    "audit": ("audit", "Who changed what, when, from where."),
     "completion": ("about", "Print the completion script of a shell."),
     "version": ("about", "Versions of this command and of the daemon."),
 }
-GROUPS = {"template", "key"}
+GROUPS = {"template", "key", "tenant"}
 
 
 def overview() -> str:

@@ -40,6 +40,8 @@ def _show(host: dict[str, Any]) -> None:
     daemon = host.get("daemon") or {}
     if daemon.get("pid"):
         say(f"daemon {daemon['version']} at {daemon['url']}, pid {daemon['pid']}")
+    elif host.get("node_id"):
+        say(f"daemon {daemon['version']} at {daemon['url']} (an admin's key shows more)")
     else:
         say("daemon: none answers here (roost up)")
     print()

@@ -1,4 +1,4 @@
-"""``roost key``: show, ls, create, revoke."""
+"""``roost key``: show, ls, create, rm (or revoke)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,46 @@ import typer
 
 from roost.cli._connect import client
 from roost.cli._out import Json, age, note, print_json, say, table
+from roost.cli.tenant import complete_tenant
 from roost.errors import error
 
 app = typer.Typer(
     name="key",
-    help="API keys: show, ls, create, revoke.",
+    help="API keys: show, ls, create, rm (or revoke).",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def complete_key(incomplete: str) -> list[str]:
+    """Ids and names that begin so; silent where no daemon answers."""
+    try:
+        found = client().keys()
+    except Exception:  # a completion must never get in the way
+        return []
+    return [n for k in found for n in (k["name"], k["key_id"]) if n.startswith(incomplete)]
+
+
+Tenant = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TENANT",
+        help="Of this tenant (id or name); an admin's to name.",
+        autocompletion=complete_tenant,
+    ),
+]
+KeyArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="KEY", help="A key's id, or its unique name.", autocompletion=complete_key
+    ),
+]
+
+
+def complete_role(incomplete: str) -> list[str]:
+    return [r for r in ("admin", "tenant", "read_only") if r.startswith(incomplete)]
 
 
 @app.command()
@@ -34,25 +64,47 @@ def show(json: Json = False) -> None:
 
 
 @app.command("ls")
-def list_(json: Json = False) -> None:
+def list_(tenant: Tenant = None, json: Json = False) -> None:
     """List keys; the keys themselves are not kept anywhere."""
-    found = client().keys()
+    found = client().keys(tenant=tenant)
     if json:
         print_json({"items": found})
         return
     table(
-        ["ID", "NAME", "CREATED", "LAST USED"],
-        [(k["key_id"], k["name"], age(k["created_at"]), age(k.get("last_used_at"))) for k in found],
+        ["ID", "NAME", "ROLE", "CREATED", "LAST USED", "EXPIRES"],
+        [
+            (
+                k["key_id"],
+                k["name"],
+                k.get("role"),
+                age(k["created_at"]),
+                age(k.get("last_used_at")),
+                k.get("expires_at") or "never",
+            )
+            for k in found
+        ],
     )
 
 
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What it is for.")],
+    role: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROLE",
+            help="admin, tenant or read_only; yours by default.",
+            autocompletion=complete_role,
+        ),
+    ] = None,
+    ttl: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Until it expires: 12h, 30d. Default: never.")
+    ] = None,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> None:
     """Make a key. It is shown once."""
-    made = client().create_key(name)
+    made = client().create_key(name, role=role, ttl=ttl, tenant=tenant)
     if json:
         print_json(made)
         return
@@ -60,13 +112,11 @@ def create(
     note("Shown only now.")
 
 
-@app.command()
-def revoke(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="A key's id, or its unique name.")],
-    json: Json = False,
-) -> None:
-    """Take a key away; what uses it is refused from now on."""
-    keys = client().keys()
+@app.command("revoke", hidden=True)
+@app.command("rm")
+def rm(key: KeyArg, tenant: Tenant = None, json: Json = False) -> None:
+    """Take a key away; what uses it is refused from now on, and what it has open is closed."""
+    keys = client().keys(tenant=tenant)
     found = [k for k in keys if k["key_id"] == key] or [k for k in keys if k["name"] == key]
     if len(found) != 1:
         what = f"There are {len(found)} keys" if found else "There is no key"

@@ -8,26 +8,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from roost import ids
-from roost.engine import reservations
+from roost.engine import quotas, reservations
 from roost.engine.flows import Parts
 from roost.engine.journal import Journal, Operation
 from roost.engine.lifecycle import HOLDING, Placing, initial, step
 from roost.engine.machine import Machine
 from roost.engine.reservations import Held, HostSize
-from roost.errors import LimitError
 from roost.settings import Settings
 from roost.store import machines
-
-
-def check_count(connection: sa.Connection, settings: Settings, tenant: str) -> None:
-    """That the tenant may have one more. Raises QUOTA_EXCEEDED."""
-    limit = settings.max_machines
-    if machines.count(connection, tenant) >= limit:
-        raise LimitError(
-            f"You have {limit} machines, which is the most you may have. Delete one, then retry.",
-            code="QUOTA_EXCEEDED",
-            details={"limit": limit},
-        )
 
 
 def reserve(
@@ -42,7 +30,7 @@ def reserve(
 ) -> tuple[Machine, Operation]:
     """``placing``: its turn is now, so that its first stage begins with this. Raises QUOTA_EXCEEDED,
     CAPACITY_EXCEEDED, IntegrityError (the key)."""
-    check_count(connection, settings, values["tenant_id"])
+    quotas.check(connection, values["tenant_id"], quotas.of_machine(values))
     held = Held(*machines.held(connection, HOLDING))
     reservations.admit(settings, host, held, values["vcpu"], values["memory_mib"])
     state = initial()

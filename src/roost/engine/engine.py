@@ -24,7 +24,16 @@ import sqlalchemy as sa
 from roost import ids
 from roost.clock import Clock
 from roost.drivers.interface import Driver, Exit
-from roost.engine import admission, ending, flows, keeping, metering, recovery, reservations
+from roost.engine import (
+    admission,
+    ending,
+    flows,
+    keeping,
+    metering,
+    quotas,
+    recovery,
+    reservations,
+)
 from roost.engine.changes import Changes
 from roost.engine.desk import Desk
 from roost.engine.flows import Parts
@@ -410,6 +419,8 @@ class Engine:
             change = advance(connection, machine_id, WakeAsked(), self.clock.now(), values)
             if not change.commands:
                 return change, None, {}
+            asked = quotas.of_start({"vcpu": before.vcpu, "memory_mib": before.memory_mib})
+            quotas.check(connection, before.tenant_id, asked, without=machine_id)
             held = reservations.Held(*machines.held(connection, HOLDING, without=machine_id))
             reservations.admit(self.settings, host, held, before.vcpu, before.memory_mib)
             if Command.RUN_THAW in change.commands:
@@ -475,6 +486,9 @@ class Engine:
             row = machines.get(connection, machine_id)
             assert row is not None
             now = self.clock.now()
+            if not values.get("for_fork", False):
+                asked = {"storage_gib": machine.storage_gib}
+                quotas.check(connection, values["tenant_id"], asked)
             snapshots.insert(
                 connection,
                 {

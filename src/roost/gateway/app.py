@@ -1,4 +1,5 @@
-"""Every request's way in: an id, an app, a tenant, a body; and its way out: an answer, a line in the log.
+"""Every request's way in: an id, an app, a tenant, a role, a body; and its way out: an answer, a line in the log, and
+one in the audit log where it was to change something.
 
 Pure ASGI: a streamed body passes through untouched. Apps find ``scope["roost"]`` (a ``Caller``); the credential
 is not in it. A body that the app does not stream itself is read here, whole and bounded.
@@ -8,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from starlette.types import Message, Receive, Scope, Send
@@ -20,6 +22,7 @@ from starlette.websockets import WebSocketDisconnect
 from structlog.contextvars import bound_contextvars, unbind_contextvars
 
 from roost import ids
+from roost.clock import Clock
 from roost.errors import (
     AuthError,
     InvalidRequestError,
@@ -28,10 +31,13 @@ from roost.errors import (
     TimeoutExpired,
     UnavailableError,
 )
-from roost.gateway import auth, idempotent, respond
+from roost.gateway import access, auth, idempotent, respond
 from roost.gateway.dispatch import Table, Target
 from roost.gateway.metrics import Metrics, resource_of
+from roost.gateway.sessions import Session, Sessions
+from roost.services.audit import Audit
 from roost.services.models import Principal
+from roost.services.rates import Rates
 from roost.store.idempotency import Idempotency
 
 log = structlog.get_logger("roost.access")
@@ -45,15 +51,20 @@ class Authenticator(Protocol):
     async def authenticate(self, secret_form: str) -> Principal:
         """Raises AUTH_INVALID."""
 
+    def on_end(self, listener: Callable[[str], None]) -> None:
+        """Is told the id of each key that is revoked."""
+
 
 @dataclass(slots=True)
 class Caller:
-    """Who asks. ``principal`` is None only on paths that need no key."""
+    """Who asks. ``principal`` is None only on paths that need no key. Apps add for the audit log what the path does
+    not say: the ``machine_id`` of one just made, the ``error_code`` of the answer."""
 
     request_id: str
     principal: Principal | None
     subprotocol: str | None = None
-    failed: str | None = None  # the code of the error that was answered, for ``/metrics``
+    machine_id: str | None = None
+    error_code: str | None = None
 
     @property
     def tenant(self) -> str:
@@ -64,12 +75,23 @@ class Caller:
 
 class Gateway:
     def __init__(
-        self, table: Table, keys: Authenticator, idempotency: Idempotency, metrics: Metrics
+        self,
+        table: Table,
+        keys: Authenticator,
+        idempotency: Idempotency,
+        metrics: Metrics,
+        rates: Rates,
+        audit: Audit,
+        clock: Clock,
     ) -> None:
         self._table = table
         self._keys = keys
         self._idempotency = idempotency
         self._metrics = metrics
+        self._rates = rates
+        self._audit = audit
+        self._sessions = Sessions(clock.now)
+        keys.on_end(self._sessions.end)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -80,16 +102,24 @@ class Gateway:
     # --- HTTP -----------------------------------------------------------------------------------
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        out = _Out(send, ids.new())
-        with _bound(scope, out.request_id):
-            await self._http_bound(scope, receive, out)
+        caller = Caller(ids.new(), None)
+        with _bound(scope, caller.request_id):
+            await self._http_bound(scope, receive, _Out(send, caller), caller)
 
-    async def _http_bound(self, scope: Scope, receive: Receive, out: _Out) -> None:
+    async def _http_bound(self, scope: Scope, receive: Receive, out: _Out, caller: Caller) -> None:
         began = time.perf_counter()
-        caller = Caller(out.request_id, None)
         try:
-            target = await self._admit(scope, caller)
-            await self._serve(target, scope, receive, out, caller)
+            target = await self._admit(scope, caller, out)
+            streams = target.streams(scope["method"], scope["path"])
+            with self._session(
+                caller, lambda: (streams or out.status != 0) and not out.over
+            ) as own:
+                try:
+                    await self._serve(target, scope, receive, out, caller)
+                except asyncio.CancelledError:
+                    if own is None or not own.ended:
+                        raise
+                    raise AuthError("This key was revoked or has expired.") from None
         except RoostError as failure:
             await out.fail(failure)
         except respond.Broken as broken:
@@ -107,8 +137,9 @@ class Gateway:
         finally:
             self._record(scope, caller, out, time.perf_counter() - began)
 
-    async def _admit(self, scope: Scope, caller: Caller) -> Target:
-        """The target, once the caller may use it."""
+    async def _admit(self, scope: Scope, caller: Caller, out: _Out) -> Target:
+        """The target, once the caller may use it; from then on its answer is in the audit log if it changes
+        something. Being told to ask less often is not: who asks too often must not fill the log."""
         offered = scope.get("subprotocols", ())
         key = auth.credential(scope["headers"], offered)
         host = next((v for n, v in scope["headers"] if n == b"host"), b"").decode("latin-1")
@@ -120,8 +151,13 @@ class Gateway:
             raise AuthError(
                 "This call needs a key: send Authorization: Bearer <key>.", code="AUTH_REQUIRED"
             )
-        caller.principal = await self._keys.authenticate(key)
+        who = caller.principal = await self._keys.authenticate(key)
         caller.subprotocol = auth.subprotocol(offered)
+        self._rates.take(who)
+        method = scope.get("method", "WEBSOCKET")
+        if target is not None and method not in access.READS:
+            out.before = functools.partial(self._note, scope, caller, target, scope)
+        access.check(who, method, path, target)
         if target is None:
             raise NotFoundError(f"Nothing is served at {path[:200]}.")
         return target
@@ -131,6 +167,7 @@ class Gateway:
     ) -> None:
         method = scope["method"]
         body: bytes | None = b""
+        child: dict[str, Any]
         if target.streams(method, scope["path"]):
             body = None
         elif _has_body(scope):
@@ -142,6 +179,8 @@ class Gateway:
             "roost": caller,
             "headers": [(n, v) for n, v in scope["headers"] if n not in _SECRET],
         }
+        if out.before is not None:
+            out.before = functools.partial(self._note, scope, caller, target, child)
         key = idempotent.key_of(scope["headers"]) if method in idempotent.METHODS else None
         if key is None or caller.principal is None:
             await target.app(child, receive, out.send)
@@ -153,6 +192,7 @@ class Gateway:
         found = await idempotent.claim(self._idempotency, tenant, key, print_)
         if found is not None:
             headers, kept = idempotent.replayed(found)
+            out.before = None  # nothing is done
             await out.whole(found.status, headers, kept)
             return
         keeper = idempotent.Keeper(self._idempotency, tenant, key, out.send)
@@ -167,18 +207,27 @@ class Gateway:
     # --- WebSocket ------------------------------------------------------------------------------
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        out = _Out(send, ids.new(), websocket="websocket.http.response" in scope["extensions"])
-        with _bound(scope, out.request_id):
-            await self._websocket_bound(scope, receive, out)
+        caller = Caller(ids.new(), None)
+        refusable = "websocket.http.response" in scope["extensions"]
+        with _bound(scope, caller.request_id):
+            await self._websocket_bound(scope, receive, _Out(send, caller, refusable), caller)
 
-    async def _websocket_bound(self, scope: Scope, receive: Receive, out: _Out) -> None:
+    async def _websocket_bound(
+        self, scope: Scope, receive: Receive, out: _Out, caller: Caller
+    ) -> None:
         began = time.perf_counter()
-        caller = Caller(out.request_id, None)
         try:
-            target = await self._admit(scope, caller)
+            target = await self._admit(scope, caller, out)
             headers = [(n, v) for n, v in scope["headers"] if n not in _SECRET]
             child = {**scope, "roost": caller, "headers": headers}
-            await target.app(child, receive, out.send)
+            out.before = functools.partial(self._note, scope, caller, target, child)
+            with self._session(caller, lambda: out.status != 0 and not out.over) as own:
+                try:
+                    await target.app(child, receive, out.send)
+                except asyncio.CancelledError:
+                    if own is None or not own.ended:
+                        raise
+                    raise AuthError("This key was revoked or has expired.") from None
         except RoostError as failure:
             await out.fail(failure)
         except WebSocketDisconnect:
@@ -189,11 +238,42 @@ class Gateway:
         finally:
             self._record(scope, caller, out, time.perf_counter() - began)
 
+    def _session(
+        self, caller: Caller, streams: Callable[[], bool]
+    ) -> contextlib.AbstractContextManager[Session | None]:
+        if caller.principal is None:
+            return contextlib.nullcontext()
+        return self._sessions.of(caller.principal, streams)
+
+    async def _note(
+        self, scope: Scope, caller: Caller, target: Target, routed: Scope, status: int
+    ) -> None:
+        """The line in the audit log. No query, header or body is in it."""
+        who = caller.principal
+        action = target.action(routed)
+        if who is None or action is None:
+            return
+        client = scope.get("client")
+        entry = {
+            "tenant_id": who.tenant,
+            "key_id": who.key_id,
+            "role": who.role.value,
+            "action": action.name[:64],
+            "method": scope.get("method", "WEBSOCKET")[:16],
+            "path": scope["path"][:300],
+            "machine_id": (caller.machine_id or action.machine_id or "")[:40] or None,
+            "peer": client[0][:64] if client else None,
+            "status": status,
+            "error_code": caller.error_code,
+            "request_id": caller.request_id,
+        }
+        await self._audit.record(entry, action.lasting)
+
     def _record(self, scope: Scope, caller: Caller, out: _Out, seconds: float) -> None:
         method = scope.get("method", "WEBSOCKET")
         kind = resource_of(scope["path"])
-        if (code := out.failed or caller.failed) is not None:
-            self._metrics.failed(code)
+        if caller.error_code is not None:
+            self._metrics.failed(caller.error_code)
         shown = method if method in _METHODS or method == "WEBSOCKET" else "other"
         self._metrics.answered(kind, shown, out.status, seconds)
         client = scope.get("client")
@@ -226,24 +306,31 @@ def _bound(scope: Scope, request_id: str) -> Iterator[None]:
             unbind_contextvars("machine_id")
 
 
+_BEGINS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
 _SECRET = frozenset({b"authorization", b"x-api-key", b"sec-websocket-protocol", b"cookie"})
 
 
 class _Out:
-    """The way out: counts, adds the request's id, and can still turn into an error until it has begun."""
+    """The way out: counts, adds the request's id, and can still turn into an error until it has begun. ``before``
+    is called with the status once, before the answer begins."""
 
-    def __init__(self, send: Send, request_id: str, websocket: bool | None = None) -> None:
+    def __init__(self, send: Send, caller: Caller, websocket: bool | None = None) -> None:
         self._send = send
+        self._caller = caller
         self.through: Send | None = None  # the whole way, where more listens than this
-        self.request_id = request_id
+        self.before: Callable[[int], Awaitable[None]] | None = None
+        self.request_id = caller.request_id
         self.status = 0
         self.bytes = 0
         self._websocket = websocket  # None: HTTP; else whether a refusal may have a body
         self.over = False
-        self.failed: str | None = None  # the code of what went wrong
 
     async def send(self, message: Message) -> None:
         kind = message["type"]
+        before = self.before if kind in _BEGINS else None
+        if before is not None:
+            self.before = None
+            await before(message.get("status", 101))
         if kind in ("http.response.start", "websocket.http.response.start"):
             self.status = message["status"]
             headers = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
@@ -275,7 +362,8 @@ class _Out:
         """The error as the answer; after the answer's begin, its end is all that can be had."""
         if self.over:
             return
-        self.failed = failure.code
+        self._caller.error_code = failure.code
+        failure = access.told(failure, self._caller.principal)
         if self.status == 0 and self._websocket is not False:
             body = respond.error_body(failure, self.request_id)
             await self.whole(failure.status, respond.error_headers(failure), body)

@@ -6,9 +6,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.types import Scope
+
 
 def _never(method: str, path: str) -> bool:
     return False
+
+
+def _none(path: str) -> None:
+    return None
+
+
+def _nothing(scope: Scope) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What a call is in the audit log. ``lasting``: it changes something of the platform, not in a machine."""
+
+    name: str
+    lasting: bool
+    machine_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +41,11 @@ class Target:
     prefixes: tuple[str, ...] = ()  # of keys; none: any
     public: frozenset[str] = field(default_factory=frozenset)  # paths that need no key
     streams: Callable[[str, str], bool] = _never  # (method, path) whose body the app reads itself
+    admin: Callable[[str, str], bool] = _never  # (method, path) that only an admin may ask for
+    own: Callable[[str], str | None] = _none  # the machine whose own status a path is
+    action: Callable[[Scope], Action | None] = (
+        _nothing  # of a request, routed or not; None: of none there is
+    )
 
 
 class Table:

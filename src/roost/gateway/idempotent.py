@@ -2,8 +2,8 @@
 
 The request is its method, path, query and body. A body that an app streams (file and tar uploads, stdin) is
 told by its length and digest headers instead, for it is never held whole. Kept are answers below 500 (429 apart), up to
-``KEPT_BYTES``, the long ones compressed; of a longer one only that it came, so that nothing is ever done twice. A stream of events is
-not kept: the key is free again when it ends.
+``KEPT_BYTES``, the long ones compressed; of a longer one, and of one that says ``no-store`` (it shows a key once, of which only a digest
+is ever kept), only that it came, so that nothing is ever done twice. A stream of events is not kept: the key is free again when it ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 KEPT_BYTES = 8 * 2**20
 LONG_BYTES = 64 * 1024
-_TOO_LONG = "x-roost-not-kept"
+_NOT_KEPT = "x-roost-not-kept"
 _DEFLATED = "x-roost-deflated"
 _KEPT_HEADERS = frozenset({"content-type", "etag", "location", "last-modified"})
 _OF_BODY = (b"content-length", b"content-digest", b"content-md5", b"content-encoding")
@@ -77,6 +77,7 @@ class Keeper:
         self._parts: list[bytes] | None = []  # None: too long to keep
         self._length = 0
         self._stream = False
+        self._secret = False
         self._settled = False
 
     async def send(self, message: Message) -> None:
@@ -86,11 +87,12 @@ class Keeper:
                 text = name.decode("latin-1").lower()
                 if text in _KEPT_HEADERS:
                     self._headers[text] = value.decode("latin-1")
+                self._secret |= text == "cache-control" and b"no-store" in value
             self._stream = self._headers.get("content-type", "").startswith("text/event-stream")
         elif message["type"] == "http.response.body":
             body = message.get("body", b"")
             self._length += len(body)
-            if self._length > KEPT_BYTES or self._stream:
+            if self._length > KEPT_BYTES or self._stream or self._secret:
                 self._parts = None
             elif self._parts is not None:
                 self._parts.append(body)
@@ -110,7 +112,7 @@ class Keeper:
                 await self._store.abandon(self._tenant, self._key)
             elif parts is None:
                 await self._store.finish(
-                    self._tenant, self._key, self._status, {_TOO_LONG: "1"}, b""
+                    self._tenant, self._key, self._status, {_NOT_KEPT: "1"}, b""
                 )
             else:
                 headers, body = self._headers, b"".join(parts)
@@ -136,9 +138,10 @@ async def claim(store: Idempotency, tenant: str, key: str, request: str) -> Repl
                 "This Idempotency-Key was used with another request; use a new one.",
                 code="IDEMPOTENCY_KEY_REUSED",
             )
-        case Replay() if _TOO_LONG in found.headers:
+        case Replay() if _NOT_KEPT in found.headers:
             raise ConflictError(
-                "The first request with this Idempotency-Key was done, but its answer was too long to keep.",
+                "The first request with this Idempotency-Key was done, but its answer was not kept: it was too "
+                "long, or showed a secret.",
                 details={"first_status": found.status},
             )
         case Replay():

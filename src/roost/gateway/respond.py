@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import math
 from collections.abc import AsyncGenerator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +21,7 @@ log = structlog.get_logger(__name__)
 
 KEEP_ALIVE_S = 15.0
 PIECE = 64 * 1024  # characters of a string that are encoded at a time
+REVOKED = "revoked"  # said with the cancellation of a stream whose key is no key any more
 SHUTDOWN = "shutdown"  # said with the cancellation of a request when the daemon stops
 Headers = list[tuple[bytes, bytes]]
 
@@ -96,8 +98,9 @@ def error_headers(failure: RoostError) -> Headers:
     headers: Headers = [(b"content-type", b"application/json")]
     if failure.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if failure.status in (429, 503):
-        headers.append((b"retry-after", b"1"))
+    if failure.status in (429, 503) and failure.retryable:
+        wait = failure.details.get("retry_after_s", 1)
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(wait))))
     allow = failure.details.get("allow")
     if failure.status == 405 and isinstance(allow, str):
         headers.append((b"allow", allow.encode()))

@@ -43,8 +43,7 @@ class Host:
 
     async def describe(self) -> dict[str, Any]:
         """As SPECIFICATION says; plus ``stuck``: operations that could neither be done nor undone."""
-        await self._engine.rungs.decide(DECIDE_S)
-        await self._engine.rungs.probe()
+        described = await self.describe_rungs()
         return {
             "daemon": {
                 "pid": os.getpid(),
@@ -54,13 +53,40 @@ class Host:
                 "url": self._url,
             },
             "node_id": self._engine.identity.node_id,
-            "rungs": self._rungs(),
+            "rungs": described,
             "checks": [dict(check) for check in await self._checks()],
             "default_driver": self._engine.rungs.default,
             "capacity": await self._capacity(),
             "pool": asdict(await self._engine.parts.storage.usage()),
             "stuck": await self._engine.stuck(),
         }
+
+    async def public(self) -> dict[str, Any]:
+        """For those who are not admins: what machines can be made and what they are, in the same form; nothing of the
+        host's paths, processes, versions, fullness or others' machines."""
+        described = await self.describe_rungs()
+        hidden = dict.fromkeys(("version", "reason", "remedy"))
+        return {
+            "daemon": {
+                "pid": None,
+                "version": roost.__version__,
+                "started_at": None,
+                "data_dir": None,
+                "url": self._url,
+            },
+            "node_id": self._engine.identity.node_id,
+            "rungs": [{**rung, **hidden, "details": {}} for rung in described],
+            "checks": [],
+            "default_driver": self._engine.rungs.default,
+            "capacity": None,
+            "pool": None,
+        }
+
+    async def describe_rungs(self) -> list[dict[str, Any]]:
+        """As they are now."""
+        await self._engine.rungs.decide(DECIDE_S)
+        await self._engine.rungs.probe()
+        return self._rungs()
 
     def _rungs(self) -> list[dict[str, Any]]:
         rungs = self._engine.rungs

@@ -15,12 +15,12 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from roost.drivers.interface import Size
-from roost.engine import reservations
+from roost.engine import quotas, reservations
 from roost.engine.engine import REMEMBER_DESTROYED, Engine, check_revision
 from roost.engine.flows import config_of
 from roost.engine.lifecycle import HOLDING, Desired, Phase, Tier
 from roost.engine.machine import Machine, capabilities_to_json
-from roost.engine.transitions import amend, not_found
+from roost.engine.transitions import amend, load, not_found
 from roost.errors import (
     ConflictError,
     InternalError,
@@ -28,7 +28,7 @@ from roost.errors import (
     RoostError,
     UnsupportedError,
 )
-from roost.services import captured, limits
+from roost.services import asking, captured, limits
 from roost.services.bakes import Bakes, columns
 from roost.services.models import (
     UNSET,
@@ -40,9 +40,11 @@ from roost.services.models import (
     Page,
     PatchMachine,
 )
+from roost.services.rates import Windows
 from roost.services.templates import Templates
 from roost.services.warm import Warm
 from roost.store import machines as rows
+from roost.store import tenants
 from roost.store.cursor import Cursors
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ class Machines:
         self._store = engine.store
         self._templates = templates
         self._cursors = Cursors(engine.identity.secret)
+        self._forks = Windows(engine.clock.monotonic)
         self._ensuring: dict[tuple[str, str], asyncio.Task[tuple[Machine, bool]]] = {}
 
     async def create(self, tenant: str, req: CreateMachine, wait: bool = True) -> Machine:
@@ -98,6 +101,8 @@ class Machines:
             **columns(template, driver, capabilities, size),
             "env": dict(req.env),
         }
+        # For nothing a warm machine would be spent or a bake made; what holds is checked where it is reserved.
+        await self._store.read(lambda c: quotas.check(c, tenant, quotas.of_machine(values)))
         try:
             machine = await self._warm.take(values)
         except IntegrityError as error:
@@ -161,13 +166,13 @@ class Machines:
     async def _room(self, tenant: str, parent: Machine, count: int) -> None:
         """For so many more of its size, before anything is stopped for them."""
         engine = self._engine
-        limit = engine.settings.max_machines
-        if await self._store.read(lambda c: rows.count(c, tenant)) + count > limit:
-            raise LimitError(
-                f"You may have {limit} machines in all. Delete some, then retry.",
-                code="QUOTA_EXCEEDED",
-                details={"limit": limit},
-            )
+        size = {name: getattr(parent, name) for name in ("vcpu", "memory_mib", "storage_gib")}
+
+        def check(connection: sa.Connection) -> float | None:
+            quotas.check(connection, tenant, quotas.of_machine(size, count))
+            return (tenants.quotas(connection, tenant) or {}).get("forks_per_minute")
+
+        a_minute = await self._store.read(check)
         others = count - 1
 
         async def admit() -> None:
@@ -182,6 +187,8 @@ class Machines:
         await engine.with_room(admit)
         memory = parent.memory_mib << 20 if parent.memory_kept else 0
         await engine.parts.storage.require(ROOM_BYTES * count + memory)
+        if a_minute is not None:
+            self._forks.take(tenant, "forks_per_minute", a_minute, count)
 
     async def _create_from(
         self, tenant: str, row: captured.Row, req: CreateMachine, wait: bool
@@ -305,9 +312,16 @@ class Machines:
                     f"The machine is {machine.phase}: it cannot be changed any more.",
                     details={"phase": machine.phase},
                 )
+            fits(connection, machine)
             return amend(connection, machine_id, values, engine.clock.now())
 
-        resized = {k: values[k] for k in ("vcpu", "memory_mib") if k in values}
+        resized: dict[str, Any] = {k: values[k] for k in ("vcpu", "memory_mib") if k in values}
+
+        def fits(connection: sa.Connection, machine: Machine) -> None:
+            grown = {k: v for k, v in resized.items() if v > getattr(machine, k)}
+            if grown and machine.phase in HOLDING:  # else it is a wake that asks
+                quotas.check(connection, tenant, grown, without=machine_id)
+
         if not resized:
             if not values:
                 check_revision(before, if_match)
@@ -316,10 +330,13 @@ class Machines:
             engine.amended(machine)
             return machine
 
+        applied = False
+
         async def resize() -> None:
             now = await engine.load(machine_id)
             check_revision(now, if_match)
             size = replace(now.size, **resized)
+            await self._store.read(lambda c: fits(c, now))
             running = engine.roster.peek(machine_id)
             if running is None:
                 reservations.check_size(engine.host(), size.vcpu, size.memory_mib)
@@ -337,8 +354,21 @@ class Machines:
 
             await engine.with_room(admit)
             await engine.rungs.driver(now.driver).resize(running.handle, size)
+            nonlocal applied
+            applied = True
 
-        return await engine.change(machine_id, fn, before=resize)
+        async def undo() -> None:
+            running = engine.roster.peek(machine_id)
+            if running is not None:
+                now = await engine.load(machine_id)
+                await engine.rungs.driver(now.driver).resize(running.handle, now.size)
+
+        try:
+            return await engine.change(machine_id, fn, before=resize)
+        except LimitError:
+            if applied:  # others of the tenant grew meanwhile: what it is is what its row says
+                await engine.change(machine_id, lambda c: load(c, machine_id), before=undo)
+            raise
 
     async def delete(
         self, tenant: str, machine_id: str, wait: bool = True, if_match: int | None = None
@@ -403,13 +433,14 @@ class Machines:
     async def awake(self, tenant: str, machine_id: str) -> Live:
         """The machine running, woken if it slept; counts as activity. Microseconds when it runs.
 
-        Raises INVALID_STATE (being destroyed, ...), MACHINE_FAILED (wake it to start it from its disk) and
-        what a wake raises (CAPACITY_EXCEEDED, MACHINE_FAILED, TIMEOUT).
+        Raises INVALID_STATE (being destroyed, ...), MACHINE_FAILED (wake it to start it from its disk), FORBIDDEN
+        (it sleeps, and who asks may only read) and what a wake raises (CAPACITY_EXCEEDED, QUOTA_EXCEEDED,
+        MACHINE_FAILED, TIMEOUT).
         """
         roster = self._engine.roster
         running = roster.peek(machine_id)
         if running is None:
-            await self.get(tenant, machine_id)
+            asking.check_wake((await self.get(tenant, machine_id)).phase)
             await self._engine.wake(machine_id, from_failed=False)
             running = roster.peek(machine_id)
             if running is None:  # it ended again at once

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from roost.engine.machine import Machine
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 __all__ = [
+    "TOKENS",
     "UNSET",
+    "AuditEntry",
     "CreateMachine",
     "ForkMachine",
     "Key",
@@ -29,8 +31,10 @@ __all__ = [
     "PatchMachine",
     "Principal",
     "Progress",
+    "Role",
     "Snapshot",
     "Template",
+    "Tenant",
     "Unset",
 ]
 
@@ -169,14 +173,35 @@ class Template:
     image: Image | None = None  # set by ``resolve``
 
 
+class Role(StrEnum):
+    """What a key or token may do at most; ``gateway.access`` holds calls to it."""
+
+    ADMIN = "admin"  # everything of its own tenant; tenants, the host, the whole audit log
+    TENANT = "tenant"  # everything of its own tenant
+    READ_ONLY = "read_only"  # reads what is its tenant's; changes and wakes nothing
+    MACHINE = "machine"  # a token: one machine's own status
+    PREVIEW = (
+        "preview"  # a token: one port of one machine, for the preview proxy; nothing of the API
+    )
+
+
+TOKENS = frozenset({Role.MACHINE, Role.PREVIEW})
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
+    """A key, or a token (then with ``machine_id``, and of a preview token the ``port``)."""
+
     id: str
     tenant_id: str
     name: str
+    role: Role
+    machine_id: str | None
+    port: int | None
     created_at: datetime
     last_used_at: datetime | None
-    secret: str | None = None  # ``roost_<64 hex>``, only from ``create``
+    expires_at: datetime | None
+    secret: str | None = None  # ``<prefix>_<64 hex>``, only from the call that made it
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +209,42 @@ class Principal:
     tenant: str
     key_id: str
     prefix: str  # "roost", "dsk", ...: as sent, chooses a dialect, proves nothing
+    role: Role = Role.TENANT
+    machine_id: str | None = None  # of a token
+    port: int | None = None  # of a preview token
+    expires_at: datetime | None = None
+
+    @property
+    def is_token(self) -> bool:
+        return self.role in TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    id: str
+    name: str
+    quotas: Mapping[str, Any]  # those it has, by name
+    created_at: datetime
+    usage: Mapping[str, Any] | None = None  # only where asked for one
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One call that changed something, or tried to."""
+
+    id: int
+    at: datetime
+    tenant_id: str
+    key_id: str
+    role: str
+    action: str
+    method: str
+    path: str
+    machine_id: str | None
+    peer: str | None
+    status: int
+    error_code: str | None
+    request_id: str
 
 
 # stage, percent (None: unknown), message

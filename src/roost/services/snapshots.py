@@ -6,9 +6,10 @@ import json
 
 from sqlalchemy.exc import IntegrityError
 
+from roost.engine import quotas
 from roost.engine.engine import Engine
 from roost.engine.machine import Machine
-from roost.errors import ConflictError, LimitError, RoostError
+from roost.errors import ConflictError, RoostError
 from roost.services import captured, limits
 from roost.services.machines import Machines
 from roost.services.models import Page, Snapshot
@@ -36,12 +37,8 @@ class Snapshots:
         limits.name(name)
         machine = await self._machines.get(tenant, machine_id)
         captured.require_fork(machine)
-        if await self._store.read(lambda c: rows.count(c, tenant)) >= MAX_SNAPSHOTS:
-            raise LimitError(
-                f"You have {MAX_SNAPSHOTS} snapshots, which is the most you may have. Delete one, then retry.",
-                code="QUOTA_EXCEEDED",
-                details={"limit": MAX_SNAPSHOTS},
-            )
+        if (used := await self._store.read(lambda c: rows.count(c, tenant))) >= MAX_SNAPSHOTS:
+            raise quotas.exceeded("snapshots", MAX_SNAPSHOTS, used, 1, "Delete one, then retry.")
         values = {"tenant_id": tenant, "name": name, "for_fork": False}
         try:
             snapshot_id = await self._engine.snapshot(machine_id, values)

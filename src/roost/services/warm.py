@@ -22,7 +22,7 @@ import structlog
 from roost import ids
 from roost.agent.v1 import agent_pb2 as pb
 from roost.drivers.interface import Size
-from roost.engine.admission import check_count
+from roost.engine import quotas
 from roost.engine.engine import Engine
 from roost.engine.machine import Machine
 from roost.engine.roster import Running
@@ -179,7 +179,7 @@ class Warm:
         now = engine.clock.now()
 
         def fn(connection: sa.Connection) -> Machine:
-            check_count(connection, engine.settings, values["tenant_id"])
+            quotas.check(connection, values["tenant_id"], quotas.of_machine(values))
             if load(connection, machine.id).handle != running.handle:
                 raise CapacityError("The machine ended meanwhile.")
             own = {name: values[name] for name in (*NOBODYS, "env")}

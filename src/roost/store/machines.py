@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from roost.store.schema import executions, machine_events, operations
+from roost.store.schema import executions, keys, machine_events, operations
 from roost.store.schema import machines as t
 
 EVENTS_PER_MACHINE = 200
@@ -22,11 +22,6 @@ _BY_KEY = sa.select(t).where(
 _UPDATE = sa.update(t).where(t.c.id == sa.bindparam("b_id"))
 _INSERT = sa.insert(t)
 _RECORD = sa.insert(machine_events)
-_COUNT = (
-    sa.select(sa.func.count())
-    .select_from(t)
-    .where(t.c.tenant_id == sa.bindparam("b_tenant"), t.c.phase != "destroyed")
-)
 _AWAKE = t.c.phase.in_(sa.bindparam("b_phases", expanding=True))
 _FROZEN = sa.and_(t.c.phase == "sleeping", t.c.tier == "frozen")
 _HELD = sa.select(
@@ -103,17 +98,6 @@ def held(
     return float(row[0]), int(row[1]), int(row[2])
 
 
-def frozen(connection: sa.Connection) -> list[Row]:
-    """Machines that sleep with their memory resident, the longest asleep first."""
-    query = sa.select(t).where(_FROZEN).order_by(t.c.last_transition_at, t.c.id)
-    return list(connection.execute(query).mappings())
-
-
-def count(connection: sa.Connection, tenant: str) -> int:
-    """Machines of a tenant that are not destroyed."""
-    return int(connection.execute(_COUNT, {"b_tenant": tenant}).scalar_one())
-
-
 def expiring(connection: sa.Connection) -> list[tuple[str, datetime]]:
     query = sa.select(t.c.id, t.c.expires_at).where(
         t.c.expires_at.is_not(None), t.c.phase.not_in(["destroyed", "destroying"])
@@ -171,7 +155,7 @@ def forget_destroyed(connection: sa.Connection, before: datetime, limit: int = 2
     )
     ids = [row[0] for row in connection.execute(query)]
     if ids:
-        for table in (machine_events, executions, operations):
+        for table in (machine_events, executions, operations, keys):
             connection.execute(sa.delete(table).where(table.c.machine_id.in_(ids)))
         connection.execute(sa.delete(t).where(t.c.id.in_(ids)))
     return len(ids)

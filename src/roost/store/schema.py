@@ -43,9 +43,13 @@ tenants = sa.Table(
     metadata,
     sa.Column("id", sa.String(40), primary_key=True),
     sa.Column("name", sa.String(63), nullable=False),
+    # by name, of engine.quotas and services.rates; what is not named has no limit
+    sa.Column("quotas", sa.JSON, nullable=False, server_default="{}"),
     sa.Column("created_at", Time, nullable=False),
+    sa.Index(None, "name", unique=True),
 )
 
+# Keys of people and programs, and tokens for one machine.
 keys = sa.Table(
     "keys",
     metadata,
@@ -58,6 +62,13 @@ keys = sa.Table(
     sa.Column("created_at", Time, nullable=False),
     sa.Column("last_used_at", Time),
     sa.Column("revoked_at", Time),
+    # admin | tenant | read_only | machine | preview
+    sa.Column("role", sa.String(16), nullable=False, server_default="tenant"),
+    sa.Column("machine_id", sa.String(40)),  # of a token: the one machine it is for
+    sa.Column("port", sa.Integer),  # of a preview token: the one port
+    sa.Column("expires_at", Time),  # NULL: never
+    sa.Index(None, "tenant_id"),
+    sa.Index(None, "machine_id"),
 )
 
 templates = sa.Table(
@@ -267,4 +278,27 @@ usage_totals = sa.Table(
     sa.Column("memory_gib_seconds", sa.Float, nullable=False),
     sa.Column("storage_gib_hours", sa.Float, nullable=False),
     sa.Column("egress_bytes", sa.Float, nullable=False),
+)
+
+# Who changed what, and how that ended. Ids are never used twice: who follows names the last one seen.
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("at", Time, nullable=False),
+    sa.Column("tenant_id", sa.String(40), nullable=False),  # may be gone by now, as the key may
+    sa.Column("key_id", sa.String(40), nullable=False),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("action", sa.String(64), nullable=False),  # the operationId of the call
+    sa.Column("method", sa.String(16), nullable=False),
+    sa.Column("path", sa.String(300), nullable=False),  # without its query
+    sa.Column("machine_id", sa.String(40)),
+    sa.Column("peer", sa.String(64)),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("error_code", sa.String(64)),
+    sa.Column("request_id", sa.String(40), nullable=False),
+    sa.Index(None, "tenant_id", "id"),
+    sa.Index(None, "machine_id", "id"),
+    sa.Index(None, "at"),
+    sqlite_autoincrement=True,
 )

@@ -8,51 +8,56 @@ import contextlib
 import dataclasses
 import json
 import os
-import secrets
 import signal
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 
 from roost import ids
 from roost.agent.client import Agents
-from roost.api.v1 import Services, create_app, streams
-from roost.api.v1.app import PUBLIC
+from roost.api.v1 import Services, create_app, native
 from roost.clock import SystemClock
 from roost.drivers.interface import Capabilities, ForkKind, Isolation
-from roost.errors import AuthError, ConflictError, NotFoundError, error
+from roost.errors import ConflictError, NotFoundError, error
 from roost.gateway.app import Gateway
-from roost.gateway.dispatch import Table, Target
+from roost.gateway.dispatch import Table
 from roost.gateway.front import Front, bind
 from roost.gateway.metrics import Metrics
 from roost.gateway.rpc import Rpc
 from roost.prices import Prices
+from roost.services import asking
+from roost.services.audit import Audit
 from roost.services.executions import Executions
 from roost.services.files import Files
+from roost.services.keys import Keys
 from roost.services.models import (
     UNSET,
     CreateMachine,
     ForkMachine,
-    Key,
     Live,
     Machine,
     MachineEvent,
     MachineUsage,
     Page,
     PatchMachine,
-    Principal,
     Progress,
+    Role,
     Snapshot,
     Template,
 )
+from roost.services.rates import Rates
+from roost.services.tenants import Tenants
 from roost.services.terminals import Terminals
 from roost.services.usage import Usage
+from roost.settings import Settings
 from roost.store import Store
 from roost.store import executions as rows
+from roost.store import keys as key_rows
 from roost.store.cursor import Cursors
 from roost.store.idempotency import Idempotency
 from tests.unit.agent.process import TOKEN
@@ -279,6 +284,7 @@ class FakeMachines:
         if machine.phase == "destroyed":
             raise ConflictError("The machine is destroyed.")
         if machine.phase != "running":
+            asking.check_wake(machine.phase)
             machine = await self.wake(tenant, machine_id)
         if self.target is None:
             raise error("AGENT_LOST", "this test has no agent")
@@ -328,35 +334,6 @@ class FakeMachines:
         return [m for m in self.machines.values() if m.tenant_id == tenant]
 
 
-class FakeKeys:
-    def __init__(self) -> None:
-        self.keys: dict[str, tuple[str, Key]] = {}
-
-    def add(self, tenant: str, name: str = "k") -> str:
-        secret = f"roost_{secrets.token_hex(32)}"
-        self.keys[secret] = (tenant, Key(ids.new(), tenant, name, NOW, None, secret))
-        return secret
-
-    async def authenticate(self, secret_form: str) -> Principal:
-        found = self.keys.get(secret_form)
-        if found is None:
-            raise AuthError("This key is not one of ours.")
-        return Principal(found[0], found[1].id, "roost")
-
-    async def create(self, tenant: str, name: str) -> Key:
-        return self.keys[self.add(tenant, name)][1]
-
-    async def list(self, tenant: str) -> list[Key]:
-        return [dataclasses.replace(k, secret=None) for t, k in self.keys.values() if t == tenant]
-
-    async def revoke(self, tenant: str, key_id: str) -> None:
-        for secret, (owner, key) in list(self.keys.items()):
-            if owner == tenant and key.id == key_id:
-                del self.keys[secret]
-                return
-        raise NotFoundError("no such key", code="KEY_NOT_FOUND")
-
-
 class FakeTemplates:
     async def list(self, tenant: str) -> list[Template]:
         return [await self.get(tenant, "base")]
@@ -383,11 +360,22 @@ class FakeHost:
     async def describe(self) -> dict[str, Any]:
         return {"daemon": {"pid": 1, "started_at": NOW}, "rungs": []}
 
+    async def public(self) -> dict[str, Any]:
+        return {"daemon": {"pid": None, "started_at": None}, "rungs": []}
+
 
 class Served:
-    """A daemon but for its machines. ``http`` speaks for TENANT."""
+    """A daemon but for its machines: made up, or those of ``engine`` (a Daemon of tests.unit.engine.kit). ``http``
+    speaks for TENANT; ``admin`` is the key of an admin."""
 
-    def __init__(self, directory: Path, target: str | None, first_bytes_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        target: str | None,
+        first_bytes_s: float = 10.0,
+        engine: Any = None,
+    ) -> None:
+        self.engine = engine
         self.directory = directory
         self.target = target
         self.first_bytes_s = first_bytes_s
@@ -396,11 +384,24 @@ class Served:
     async def open(self) -> None:
         clock = SystemClock()
         self.agents = Agents()
-        self.machines = FakeMachines(self.agents, self.target)
-        self.keys = FakeKeys()
-        self.key = self.keys.add(TENANT)
-        self.other_key = self.keys.add(OTHER)
-        self.store = Store.open(self.directory / "roost.db", clock)
+        self.machines = _any(
+            self.engine.machines if self.engine else FakeMachines(self.agents, self.target)
+        )
+        self.store = (
+            self.engine.store if self.engine else Store.open(self.directory / "roost.db", clock)
+        )
+        self.keys = Keys(self.store, clock, self.directory)
+        self.rates = Rates(clock.monotonic, 10_000)
+        settings = Settings.model_validate({"tenant_requests_per_second": 1e6})
+        self.tenants = Tenants(self.store, settings, self.keys, self.rates)
+        await self.tenants.open()
+        self.admin = await self.keys.bootstrap() or ""
+        for tenant in (TENANT, OTHER):
+            await self.store.write(lambda c, t=tenant: key_rows.put_tenant(c, t, clock.now()))
+        self.key = await self.add_key(TENANT)
+        self.other_key = await self.add_key(OTHER)
+        self.audit = Audit(self.store, clock, Cursors(b"secret"), days=90)
+        await self.audit.open()
         self.rows = rows.Executions(self.store)
         self.idempotency = Idempotency(self.store)
         await self.idempotency.recover()
@@ -410,19 +411,23 @@ class Served:
         await self.executions.open()
         self.services = Services(
             machines=machines,
-            snapshots=_any(FakeSnapshots(self.machines)),
+            snapshots=self.engine.snapshots if self.engine else _any(FakeSnapshots(self.machines)),
             executions=self.executions,
             terminals=Terminals(machines),
             files=Files(machines),
             templates=_any(FakeTemplates()),
-            keys=_any(self.keys),
+            keys=self.keys,
+            tenants=self.tenants,
+            audit=self.audit,
             host=_any(FakeHost()),
             usage=Usage(self.store, clock, Prices.read(PRICES)),
             metrics=self.metrics,
         )
         self.app = create_app(self.services)
-        table = Table([Target("native", self.app, ("",), public=PUBLIC, streams=streams)])
-        self.gateway = Gateway(table, self.keys, self.idempotency, self.metrics)
+        table = Table([native(self.app)])
+        self.gateway = Gateway(
+            table, self.keys, self.idempotency, self.metrics, self.rates, self.audit, clock
+        )
         self.rpc = Rpc(self.directory / "grpc.sock")
         await self.rpc.start()
         self.front = Front(
@@ -441,7 +446,9 @@ class Served:
         await self.rpc.stop(0.2)
         await self.executions.close()
         await self.agents.close()
-        await self.store.close()
+        await self.audit.close()
+        if not self.engine:
+            await self.store.close()
 
     @property
     def port(self) -> int:
@@ -459,6 +466,21 @@ class Served:
 
     def machine(self, tenant: str = TENANT) -> str:
         return self.machines.add(tenant).id
+
+    def later(self, ago: timedelta) -> None:
+        """It is as much later for keys."""
+        now: Any = SimpleNamespace(now=lambda: datetime.now(UTC) + ago)
+        self.keys._clock = now
+
+    async def add_key(self, tenant: str, role: Role = Role.TENANT, **kw: Any) -> str:
+        made = await self.keys.create(tenant, "k", role, **kw)
+        assert made.secret is not None
+        return made.secret
+
+    async def add_token(self, machine_id: str, role: Role, **kw: Any) -> str:
+        made = await self.keys.issue(TENANT, machine_id, role, **kw)
+        assert made.secret is not None
+        return made.secret
 
 
 def _any(value: Any) -> Any:

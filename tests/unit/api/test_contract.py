@@ -43,10 +43,10 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, s
         do(served.open())
 
         async def machine() -> str:
-            return served.machine()
+            return served.machine("default")
 
         try:
-            yield served.url, served.key, do(machine())
+            yield served.url, served.admin, do(machine())
         finally:
             do(served.close())
             loop.call_soon_threadsafe(loop.stop)
@@ -66,7 +66,7 @@ def operations() -> dict[str, Any]:
 OPERATIONS = operations()
 # These would change this host's own files; these streams never end.
 HARMFUL = re.compile(
-    r"(PUT|DELETE|PATCH|POST) .*/files(/.*)?|.*/(files/watch|status/stream)$|GET /v1/machines/.*/tar$"
+    r"(PUT|DELETE|PATCH|POST) .*/files(/.*)?|.*/(files/watch|status/stream)$|GET /v1/machines/.*/tar$|GET /v1/audit/stream"
 )
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from roost.services.models import Role
 from roost.store.idempotency import Idempotency
 from tests.unit.api.kit import OTHER, TENANT, Served
 
@@ -27,7 +31,23 @@ BODIES: dict[tuple[str, str], Any] = {
     ("patch", "/v1/machines/{machine_id}/files"): {"path": "/x"},
     ("post", "/v1/machines/{machine_id}/rollback"): {"snapshot": "s"},
     ("post", "/v1/keys"): {"name": "k"},
+    ("post", "/v1/machines/{machine_id}/tokens"): {"scope": "machine"},
+    ("post", "/v1/tenants"): {"name": "t"},
+    ("patch", "/v1/tenants/{tenant_id}"): {"quotas": {"machines": 1}},
 }
+# What only an admin may ask for. A route that is new is everybody's until it stands here.
+ADMINS = {
+    ("get", "/metrics"),
+    ("post", "/v1/templates/{name}/build"),
+    ("get", "/v1/tenants"),
+    ("post", "/v1/tenants"),
+    ("get", "/v1/tenants/{tenant_id}"),
+    ("patch", "/v1/tenants/{tenant_id}"),
+    ("delete", "/v1/tenants/{tenant_id}"),
+}
+# What a machine token may ask for, of its own machine.
+OWN = {("get", "/v1/machines/{machine_id}"), ("get", "/v1/machines/{machine_id}/status/stream")}
+ENDLESS = ("/stream", "/watch", "/build")
 
 
 def routes(served: Served) -> list[tuple[str, str]]:
@@ -44,7 +64,7 @@ async def call(http: httpx.AsyncClient, method: str, path: str, machine: str = M
     url = (
         path.replace("{machine_id}", machine).replace("{execution_id}", E)
         .replace("{terminal_id}", T).replace("{key_id}", E).replace("{name}", "nope").replace("{snapshot}", "nope")
-        .replace("{key}", "some-key")
+        .replace("{key}", "some-key").replace("{tenant_id}", "nope").replace("{token_id}", E)
     )  # fmt: skip
     params = (
         {"path": "/x"} if "/files" in path and method in ("get", "head", "put", "delete") else {}
@@ -53,12 +73,25 @@ async def call(http: httpx.AsyncClient, method: str, path: str, machine: str = M
 
 
 async def test_no_route_serves_a_stranger(bare: Served) -> None:
-    revoked = bare.keys.add(TENANT)
-    del bare.keys.keys[revoked]
+    revoked = await bare.add_key(TENANT)
+    await bare.keys.revoke(TENANT, (await bare.keys.authenticate(revoked)).key_id)
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    expired = await bare.add_key(TENANT, expires_at=soon)
+    mine = bare.machine()
+    tokens = [
+        await bare.add_token(mine, Role.MACHINE, expires_at=soon),
+        await bare.add_token(mine, Role.PREVIEW, port=80, expires_at=soon),
+    ]
+    for key in (expired, *tokens):
+        await bare.keys.authenticate(key)  # and so remembered
+    bare.later(timedelta(hours=1))
     good = bare.key
     for key, headers, code in (
         (None, {}, "AUTH_REQUIRED"),
         (revoked, {}, "AUTH_INVALID"),
+        (expired, {}, "AUTH_INVALID"),
+        (tokens[0], {}, "AUTH_INVALID"),
+        (tokens[1], {}, "AUTH_INVALID"),
         ("nonsense", {}, "AUTH_INVALID"),
         (None, {"authorization": f"Basic {good}"}, "AUTH_INVALID"),
         (None, {"cookie": f"key={good}"}, "AUTH_REQUIRED"),
@@ -71,7 +104,143 @@ async def test_no_route_serves_a_stranger(bare: Served) -> None:
                 assert answer.status_code == 401, (method, path, answer.text)
                 if method != "head":
                     assert answer.json()["error_code"] == code, (method, path)
-    assert len(bare.machines.machines) == 0
+    assert list(bare.machines.machines) == [mine]
+
+
+@pytest.mark.parametrize("role", [Role.TENANT, Role.READ_ONLY, Role.MACHINE, Role.PREVIEW])
+async def test_no_route_serves_a_role_it_is_not_for(bare: Served, role: Role) -> None:
+    """Every route x every role below admin: 403 where it is not theirs, and nothing else that changes."""
+    mine = bare.machine()
+    if role in (Role.TENANT, Role.READ_ONLY):
+        key = await bare.add_key(TENANT, role)
+    else:
+        key = await bare.add_token(mine, role, port=80 if role is Role.PREVIEW else None)
+    before = dict(bare.machines.machines)
+    allowed = 0
+    async with bare.client(key) as http:
+        for method, path in routes(bare):
+            reads = method in ("get", "head")
+            may = {
+                Role.TENANT: (method, path) not in ADMINS,
+                Role.READ_ONLY: reads and (method, path) not in ADMINS,
+                Role.MACHINE: (method, path) in OWN,
+                Role.PREVIEW: False,
+            }[role]
+            if may and (not reads or path.endswith(ENDLESS)):
+                continue
+            answer = await call(http, method, path, mine)
+            assert (answer.status_code != 403) == may, (method, path, answer.text)
+            allowed += may
+            if not may and method != "head":
+                assert answer.json()["error_code"] == "FORBIDDEN"
+            if may and role is Role.MACHINE:
+                assert answer.json()["machine_id"] == mine
+    assert bare.machines.machines == before
+    assert allowed >= {Role.TENANT: 15, Role.READ_ONLY: 15, Role.MACHINE: 1}.get(role, 0)
+
+
+async def test_a_token_is_of_one_machine(bare: Served) -> None:
+    """Another machine, its own tenant's, another's or none at all: the same answer."""
+    mine, sibling, theirs = bare.machine(), bare.machine(), bare.machine(OTHER)
+    key = await bare.add_token(mine, Role.MACHINE)
+    told = []
+    async with bare.client(key) as http:
+        assert (await http.get(f"/v1/machines/{mine}")).status_code == 200
+        assert (await http.head(f"/v1/machines/{mine}")).status_code != 200
+        for other in (sibling, theirs, M):
+            answer = await http.get(f"/v1/machines/{other}")
+            body = answer.json()
+            body["details"].pop("request_id")
+            told.append((answer.status_code, body))
+        for odd in (
+            f"/v1/machines/{mine}/",
+            f"/v1/machines//{mine}",
+            f"/v1/machines/{mine}%2Flogs",
+        ):
+            assert (await http.get(odd)).status_code == 403, odd
+    assert told[0][0] == 403 and told[0] == told[1] == told[2]
+
+
+async def test_a_key_that_reads_wakes_nothing(served: Served) -> None:
+    mid = served.machine()
+    await served.http.put(
+        f"/v1/machines/{mid}/files", params={"path": "/tmp/roost-read"}, content=b"abc"
+    )
+    key = await served.add_key(TENANT, Role.READ_ONLY)
+    paths = [("files", "/tmp/roost-read"), ("files/stat", "/tmp"), ("files/list", "/tmp")]
+    paths += [("files/tar", "/tmp/roost-read"), ("files/watch", "/tmp")]
+    async with served.client(key) as http:
+        for path, name in paths[:4]:
+            answer = await http.get(f"/v1/machines/{mid}/{path}", params={"path": name})
+            assert answer.status_code == 200, (path, answer.text)
+        await served.http.post(f"/v1/machines/{mid}/sleep")
+        for path, name in paths:
+            answer = await http.get(f"/v1/machines/{mid}/{path}", params={"path": name})
+            assert (answer.status_code, answer.json()["error_code"]) == (403, "FORBIDDEN"), path
+        assert (
+            await http.head(f"/v1/machines/{mid}/files", params={"path": "/tmp"})
+        ).status_code == 403
+        assert (await http.get(f"/v1/machines/{mid}/terminals")).json()["items"] == []
+        assert served.machines.machines[mid].phase == "sleeping"
+        missing = await http.get(f"/v1/machines/{M}/files", params={"path": "/tmp"})
+        assert missing.status_code == 404
+    # Nor does that stay with the connection or the daemon.
+    answer = await served.http.get(f"/v1/machines/{mid}/files/stat", params={"path": "/tmp"})
+    assert answer.status_code == 200 and served.machines.machines[mid].phase == "running"
+
+
+async def test_a_key_that_reads_gets_no_socket(served: Served) -> None:
+    mid = served.machine()
+    made = await served.http.post(f"/v1/machines/{mid}/terminals", json={"command": ["/bin/cat"]})
+    url = f"ws://127.0.0.1:{served.port}/v1/machines/{mid}/terminals/{made.json()['terminal_id']}/stream"
+    for role, status in ((Role.READ_ONLY, 403), (Role.TENANT, 101)):
+        headers = {"authorization": f"Bearer {await served.add_key(TENANT, role)}"}
+        try:
+            async with connect(url, additional_headers=headers):
+                found = 101
+        except InvalidStatus as refused:
+            found = refused.response.status_code
+        assert found == status
+
+
+async def test_what_is_open_ends_with_its_key(served: Served) -> None:
+    """A revoked or expired key ends its streams and sockets; what others have open goes on."""
+    mid = served.machine()
+    revoked = await served.add_key(TENANT)
+    expiring = await served.add_key(TENANT, expires_at=datetime.now(UTC) + timedelta(seconds=6))
+    made = await served.http.post(f"/v1/machines/{mid}/terminals", json={"command": ["/bin/cat"]})
+    url = f"ws://127.0.0.1:{served.port}/v1/machines/{mid}/terminals/{made.json()['terminal_id']}/stream"
+
+    async def socket(key: str) -> int:
+        async with connect(url, additional_headers={"authorization": f"Bearer {key}"}) as ws:
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    await ws.recv()
+        return closed.value.rcvd.code if closed.value.rcvd else 0
+
+    async def stream(key: str) -> str:
+        async with served.client(key) as http:
+            params = {"path": "/tmp"}
+            async with http.stream(
+                "GET", f"/v1/machines/{mid}/files/watch", params=params
+            ) as answer:
+                assert answer.status_code == 200
+                try:
+                    async for _ in answer.aiter_raw():
+                        pass
+                except httpx.RemoteProtocolError:
+                    return "cut"
+        return "ended"
+
+    work = [asyncio.create_task(f(k)) for k in (revoked, expiring) for f in (socket, stream)]
+    other = asyncio.create_task(stream(served.key))
+    await asyncio.sleep(1.0)
+    assert not any(task.done() for task in work[:2])
+    await served.keys.revoke(TENANT, (await served.keys.authenticate(revoked)).key_id)
+    assert await asyncio.wait_for(asyncio.gather(*work[:2]), 10) == [1011, "cut"]
+    assert await asyncio.wait_for(asyncio.gather(*work[2:]), 10) == [1011, "cut"]
+    assert not other.done()
+    other.cancel()
 
 
 async def test_anothers_machine_answers_as_a_missing_one(bare: Served) -> None:
@@ -101,6 +270,7 @@ async def test_open_paths_need_no_key(bare: Served) -> None:
         document = (await http.get("/openapi.json")).json()
         assert "/v1/machines" in document["paths"]
         assert (await http.get("/metrics")).status_code == 401
+        assert (await bare.http.get("/metrics")).status_code == 403
         assert (await http.get("/healthz/")).status_code == 401
         assert (await http.get("/../healthz")).status_code in (200, 401)
 
@@ -216,11 +386,12 @@ async def test_machines_over_http(bare: Served) -> None:
 
 
 async def test_building_a_template_tells_its_progress(bare: Served) -> None:
-    answer = await bare.http.post("/v1/templates/base/build")
-    assert answer.text.count("event: progress") == 2 and "event: done" in answer.text
-    failed = await bare.http.post("/v1/templates/base/build", params={"force": "true"})
-    assert failed.status_code == 200 and "TEMPLATE_BUILD_FAILED" in failed.text
-    assert (await bare.http.post("/v1/templates/nope/build")).status_code == 404
+    async with bare.client(bare.admin) as http:
+        answer = await http.post("/v1/templates/base/build")
+        assert answer.text.count("event: progress") == 2 and "event: done" in answer.text
+        failed = await http.post("/v1/templates/base/build", params={"force": "true"})
+        assert failed.status_code == 200 and "TEMPLATE_BUILD_FAILED" in failed.text
+        assert (await http.post("/v1/templates/nope/build")).status_code == 404
 
 
 # --- idempotency ----------------------------------------------------------------------------------

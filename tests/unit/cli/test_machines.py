@@ -258,7 +258,8 @@ def test_every_command_is_there_and_has_help(roost: Roost, capsys: Out) -> None:
 def test_json_everywhere(roost: Roost, capsys: Out) -> None:
     groups = {
         "template": ("ls", "show", "build"),
-        "key": ("show", "ls", "create", "revoke"),
+        "key": ("show", "ls", "create", "rm", "revoke"),
+        "tenant": ("create", "ls", "show", "set", "rm"),
         "snapshot": ("create", "ls", "show", "rm"),
     }
     for name in COMMANDS:

@@ -35,6 +35,7 @@ from roost.settings import Settings
 from roost.storage.interface import Holder, Image, PoolUsage, Snapshot
 from roost.store import Store, sqlite
 from roost.store import keys as key_rows
+from roost.store import tenants as tenant_rows
 from roost.store.upgrade import upgrade
 
 
@@ -463,6 +464,10 @@ class Daemon:
         await self.warm.halt()
         await self.engine.kill()
         await self.templates.close()
+
+    async def quota(self, tenant: str, **quotas: Any) -> None:
+        """What the tenant may have from now on; nothing else is limited."""
+        await self.store.write(lambda c: tenant_rows.update(c, tenant, {"quotas": quotas}))
 
     async def all(self) -> list[Any]:
         found = await self.machines.list(TENANT, limit=500)

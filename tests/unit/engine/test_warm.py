@@ -119,7 +119,8 @@ async def test_a_key_in_use_is_said(tmp_path: Path) -> None:
 
 
 async def test_the_quota_holds(tmp_path: Path) -> None:
-    async with daemon(tmp_path, warm_machines=1, max_machines=1) as d:
+    async with daemon(tmp_path, warm_machines=1) as d:
+        await d.quota(TENANT, machines=1)
         await d.machines.create(TENANT, small())
         await stocked(d, 1)
         with pytest.raises(LimitError):

@@ -10,6 +10,7 @@ from roost.clock import FakeClock
 from roost.errors import AuthError, ConflictError, InvalidRequestError, NotFoundError
 from roost.services.keys import Keys
 from roost.store import Store
+from roost.store.keys import put_tenant
 
 
 @pytest.fixture
@@ -85,6 +86,7 @@ async def test_the_last_key_stays_and_foreign_ones_are_not_there(
     with pytest.raises(ConflictError) as caught:
         await keys.revoke("default", only.id)
     assert caught.value.code == "IN_USE"
+    await store.write(lambda c: put_tenant(c, "other", store.clock.now()))
     other = await keys.create("other", "x")
     with pytest.raises(NotFoundError):
         await keys.revoke("default", other.id)

@@ -253,7 +253,8 @@ async def test_failed_starts(tmp_path: Path) -> None:
 
 
 async def test_quota_and_capacity(tmp_path: Path) -> None:
-    async with daemon(tmp_path, max_machines=3, memory_overcommit=1.0) as d:
+    async with daemon(tmp_path, memory_overcommit=1.0) as d:
+        await d.quota(TENANT, machines=3)
         first = [await d.machines.create(TENANT, small()) for _ in range(3)]
         with pytest.raises(LimitError) as caught:
             await d.machines.create(TENANT, small())

@@ -117,7 +117,7 @@ async def test_a_full_disk_is_a_typed_error_and_nothing_half_written(tmp_path: P
 
     def many(c: sa.Connection) -> None:
         for n in range(2000):
-            c.execute(sa.insert(tenants).values(id=f"{n:040}", name="x" * 63, created_at=NOW))
+            c.execute(sa.insert(tenants).values(id=f"{n:040}", name=f"{n:063}", created_at=NOW))
 
     with pytest.raises(CapacityError) as caught:
         await store.write(many)

@@ -6,7 +6,7 @@
 it), ``problems`` turns every failure into the one error shape.
 """
 
-from roost.api.v1.app import create_app, streams
+from roost.api.v1.app import create_app, native
 from roost.api.v1.services import Services
 
-__all__ = ["Services", "create_app", "streams"]
+__all__ = ["Services", "create_app", "native"]

@@ -251,12 +251,75 @@ class Template(Answer):
 class Key(Answer):
     key_id: str
     name: str
+    tenant_id: str
+    role: Literal["admin", "tenant", "read_only"]
     created_at: datetime
     last_used_at: datetime | None
+    expires_at: datetime | None
 
 
 class NewKey(Key):
     key: str
+
+
+class Token(Answer):
+    token_id: str
+    name: str
+    scope: Literal["machine", "preview"]
+    machine_id: str
+    port: int | None
+    created_at: datetime
+    last_used_at: datetime | None
+    expires_at: datetime | None
+
+
+class NewToken(Token):
+    token: str
+
+
+class Quotas(Answer):
+    """null: no limit."""
+
+    machines: int | None
+    awake_machines: int | None
+    vcpu: float | None
+    memory_mib: int | None
+    storage_gib: int | None
+    forks_per_minute: int | None
+    requests_per_second: float | None
+    request_burst: int | None
+
+
+class Used(Answer):
+    machines: int
+    awake_machines: int
+    vcpu: float
+    memory_mib: int
+    storage_gib: int
+
+
+class Tenant(Answer):
+    tenant_id: str
+    name: str
+    quotas: Quotas
+    created_at: datetime
+    used: Used | None = None
+
+
+class AuditEntry(Answer):
+    id: int
+    at: datetime
+    tenant_id: str
+    key_id: str
+    role: Literal["admin", "tenant", "read_only", "machine", "preview"]
+    action: str = Field(examples=["machines_create"])
+    method: str
+    path: str
+    machine_id: str | None
+    peer: str | None
+    status: int
+    error_code: str | None
+    request_id: str
 
 
 class Health(Answer):

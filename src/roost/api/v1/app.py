@@ -11,17 +11,22 @@ from starlette.responses import Response
 
 import roost
 from roost.api.v1 import (
+    access,
     answers,
+    audit,
     executions,
     files,
     host,
+    keys,
     machines,
     problems,
     snapshots,
+    tenants,
     terminals,
     usage,
 )
 from roost.api.v1.services import Services
+from roost.gateway.dispatch import Target
 from roost.gateway.respond import Json
 
 PUBLIC = frozenset({"/healthz", "/openapi.json", "/docs"})
@@ -34,6 +39,21 @@ def streams(method: str, path: str) -> bool:
         return False
     match = _STREAMED.fullmatch(path)
     return match is not None and (method == "POST") == path.endswith("/stdin")
+
+
+def native(app: FastAPI) -> Target:
+    """As the gateway serves it: below every path that is nobody else's."""
+    actions = access.Actions(lambda: openapi(app))
+    return Target(
+        "native",
+        app,
+        paths=("",),
+        public=PUBLIC,
+        streams=streams,
+        admin=access.admin,
+        own=access.own,
+        action=actions.of,
+    )
 
 
 def create_app(s: Services) -> FastAPI:
@@ -50,7 +70,18 @@ def create_app(s: Services) -> FastAPI:
         generate_unique_id_function=lambda route: _operation(route),
     )
     problems.install(app)
-    for make in (executions, terminals, files, machines, snapshots, usage, host):
+    for make in (
+        executions,
+        terminals,
+        files,
+        keys,
+        machines,
+        snapshots,
+        tenants,
+        audit,
+        usage,
+        host,
+    ):
         app.include_router(make.router(s))
 
     @app.get("/healthz", tags=["host"], response_model=answers.Health)

@@ -190,3 +190,43 @@ class SetAttributes(Body):
 
 class CreateKey(Body):
     name: str = Field(min_length=1, max_length=63)
+    role: Literal["admin", "tenant", "read_only"] | None = Field(
+        None, description="Default: the caller's own; for another tenant, tenant."
+    )
+    tenant: str | None = Field(None, max_length=63, description="Id or name; an admin's to name.")
+    ttl: Duration | None = Field(None, description="Time until it expires; default: never.")
+    expires_at: datetime | None = Field(None, strict=False, description="Instead of ttl.")
+
+
+class CreateToken(Body):
+    scope: Literal["machine", "preview"]
+    port: int | None = Field(None, ge=1, le=65535, description="Of a preview token.")
+    name: str = Field("token", min_length=1, max_length=63)
+    ttl: Duration | None = Field(None, description="Time until it expires; default: never.")
+    expires_at: datetime | None = Field(None, strict=False, description="Instead of ttl.")
+
+
+Count = Annotated[int, Field(ge=0, le=10**12)]
+
+
+class Quotas(Body):
+    """What is named changes; null: no limit."""
+
+    machines: Count | None = None
+    awake_machines: Count | None = None
+    vcpu: float | None = Field(None, ge=0, le=1e12)
+    memory_mib: Count | None = None
+    storage_gib: Count | None = None
+    forks_per_minute: Count | None = None
+    requests_per_second: float | None = Field(None, ge=0.01, le=1e12)
+    request_burst: int | None = Field(None, ge=1, le=10**12)
+
+
+class CreateTenant(Body):
+    name: str = Field(min_length=1, max_length=63)
+    quotas: Quotas = Quotas.model_validate({})
+
+
+class PatchTenant(Body):
+    name: str | None = Field(None, min_length=1, max_length=63)
+    quotas: Quotas = Quotas.model_validate({})

@@ -1,4 +1,4 @@
-"""Templates, keys and the host over HTTP."""
+"""Templates and the host over HTTP."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from roost.api.v1 import answers, bodies, shapes
-from roost.api.v1.services import Services, caller, tenant
+from roost.api.v1 import answers, shapes
+from roost.api.v1.services import Services, caller, principal, tenant
 from roost.gateway.respond import Events, Json, event
-from roost.services.models import Template
+from roost.services.models import Role, Template
 
 SSE: dict[str, Any] = {
     "content": answers.EVENTS,
@@ -23,11 +23,6 @@ SSE: dict[str, Any] = {
 
 class Templates(answers.Answer):
     items: list[answers.Template]
-    next_cursor: None
-
-
-class Keys(answers.Answer):
-    items: list[answers.Key]
     next_cursor: None
 
 
@@ -53,24 +48,11 @@ def router(s: Services) -> APIRouter:
         await s.templates.get(tenant(request), name)
         return Events(_building(s, name, force), caller(request).request_id)
 
-    @r.get("/keys", tags=["keys"], response_model=Keys)
-    async def keys(request: Request) -> Response:
-        found = await s.keys.list(tenant(request))
-        return Json({"items": [shapes.key(each) for each in found], "next_cursor": None})
-
-    @r.post("/keys", tags=["keys"], status_code=201, response_model=answers.NewKey)
-    async def create_key(request: Request, body: bodies.CreateKey) -> Response:
-        return Json(shapes.key(await s.keys.create(tenant(request), body.name)), 201)
-
-    @r.delete("/keys/{key_id}", tags=["keys"], status_code=204, response_class=Response)
-    async def revoke_key(request: Request, key_id: str) -> Response:
-        await s.keys.revoke(tenant(request), key_id)
-        return Response(status_code=204)
-
     @r.get("/host", tags=["host"], response_model=dict[str, Any])
     async def host(request: Request) -> Response:
-        tenant(request)
-        return Json(await s.host.describe())
+        if principal(request).role is Role.ADMIN:
+            return Json(await s.host.describe())
+        return Json(await s.host.public())
 
     return r
 

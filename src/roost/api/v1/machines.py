@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
@@ -16,10 +16,12 @@ from structlog.contextvars import bind_contextvars
 from roost.api.v1 import answers, bodies, shapes
 from roost.api.v1.parse import if_match, invalid
 from roost.api.v1.services import Services, caller, key_id, tenant
+from roost.errors import RoostError
 from roost.gateway.respond import Events, Json, event
 from roost.services.models import UNSET, CreateMachine, ForkMachine, Machine, PatchMachine
 from roost.units import parse_duration
 
+T = TypeVar("T")
 Limit = Annotated[int, Query(ge=1, le=500)]
 Cursor = Annotated[str | None, Query(max_length=512)]
 Tier = Annotated[
@@ -50,7 +52,7 @@ def router(s: Services) -> APIRouter:
         if body.snapshot is not None and (named := _TAKEN_OVER & body.model_fields_set):
             raise invalid(sorted(named)[0], "the snapshot's: leave it out")
         wanted = replace(_create(request, body, body.key), snapshot=body.snapshot)
-        made = await s.machines.create(tenant(request), wanted, wait)
+        made = await _named(request, s.machines.create(tenant(request), wanted, wait))
         if wait:
             s.metrics.create_seconds.observe(time.perf_counter() - began)
         return _machine(made, 201 if wait else 202)
@@ -80,7 +82,8 @@ def router(s: Services) -> APIRouter:
         "/by-key/{key}", response_model=answers.Machine, responses={201: {"model": answers.Machine}}
     )
     async def ensure(request: Request, key: str, body: bodies.EnsureMachine) -> Response:
-        found, made = await s.machines.ensure(tenant(request), key, _create(request, body, None))
+        wanted = _create(request, body, None)
+        found, made = await _named(request, s.machines.ensure(tenant(request), key, wanted))
         return _machine(found, 201 if made else 200)
 
     @r.get("/{machine_id}", response_model=answers.Machine)
@@ -156,6 +159,18 @@ async def _states(found: AsyncGenerator[Machine, None]) -> AsyncGenerator[bytes,
     async with contextlib.aclosing(found):
         async for each in found:
             yield event("machine", shapes.machine(each), str(each.revision))
+
+
+async def _named(request: Request, work: Awaitable[T]) -> T:
+    """Tells the audit log which machine it was about, also one that was made and failed."""
+    try:
+        made = await work
+    except RoostError as failure:
+        caller(request).machine_id = failure.details.get("machine_id")
+        raise
+    machine = made[0] if isinstance(made, tuple) else made
+    caller(request).machine_id = getattr(machine, "id", None)
+    return made
 
 
 def _machine(found: Machine, status: int = 200) -> Response:

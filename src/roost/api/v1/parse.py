@@ -7,11 +7,14 @@ import binascii
 import re
 import signal
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 
 from roost.errors import ConflictError, InvalidRequestError
+from roost.units import parse_duration
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII | re.IGNORECASE)
 _FAR = 10**18  # beyond the end of any file
@@ -19,6 +22,24 @@ _FAR = 10**18  # beyond the end of any file
 
 def invalid(field: str, message: str, code: str = "VALIDATION_FAILED") -> InvalidRequestError:
     return InvalidRequestError(f"{field}: {message}", code=code, details={"field": field})
+
+
+def utc(field: str, at: datetime) -> datetime:
+    """A time that names no zone is UTC. Raises VALIDATION_FAILED for one that no calendar has there."""
+    try:
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (OverflowError, ValueError):
+        raise invalid(field, "not a time that can be told") from None
+
+
+def until(ttl: Any, expires_at: datetime | None) -> datetime | None:
+    """When something ends, said as one of the two. Raises VALIDATION_FAILED."""
+    if ttl is not None and expires_at is not None:
+        raise invalid("ttl", "either ttl or expires_at")
+    if expires_at is not None:
+        return utc("expires_at", expires_at)
+    seconds = parse_duration(ttl)
+    return None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
 
 
 def if_match(request: Request) -> int | None:

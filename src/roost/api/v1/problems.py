@@ -13,7 +13,7 @@ from starlette.responses import Response
 from roost.api.v1.answers import Problem
 from roost.api.v1.services import caller
 from roost.errors import InvalidRequestError, NotFoundError, RoostError, error
-from roost.gateway import respond
+from roost.gateway import access, respond
 
 _TEXT = {
     400: "The request cannot be read.",
@@ -50,8 +50,10 @@ def install(app: FastAPI) -> None:
 
 
 def answer(failure: RoostError, request: Request) -> Response:
-    caller(request).failed = failure.code
-    response = Response(respond.error_body(failure, caller(request).request_id), failure.status)
+    who = caller(request)
+    who.error_code = failure.code
+    failure = access.told(failure, who.principal)
+    response = Response(respond.error_body(failure, who.request_id), failure.status)
     response.raw_headers = [
         (b"content-length", str(len(response.body)).encode()),
         *respond.error_headers(failure),

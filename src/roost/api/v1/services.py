@@ -6,15 +6,19 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
+from roost.errors import AuthError
 from roost.gateway.app import Caller
 from roost.gateway.metrics import Metrics
+from roost.services.audit import Audit
 from roost.services.executions import Executions
 from roost.services.files import Files
 from roost.services.host import Host
 from roost.services.keys import Keys
 from roost.services.machines import Machines
+from roost.services.models import Principal
 from roost.services.snapshots import Snapshots
 from roost.services.templates import Templates
+from roost.services.tenants import Tenants
 from roost.services.terminals import Terminals
 from roost.services.usage import Usage
 
@@ -28,6 +32,8 @@ class Services:
     files: Files
     templates: Templates
     keys: Keys
+    tenants: Tenants
+    audit: Audit
     host: Host
     usage: Usage
     metrics: Metrics
@@ -46,5 +52,12 @@ def tenant(connection: HTTPConnection) -> str:
 
 def key_id(connection: HTTPConnection) -> str | None:
     """Of the key the caller came with."""
-    principal = caller(connection).principal
-    return None if principal is None else principal.key_id
+    who = caller(connection).principal
+    return None if who is None else who.key_id
+
+
+def principal(connection: HTTPConnection) -> Principal:
+    found = caller(connection)
+    if found.principal is None:
+        raise AuthError("This call needs a key.", code="AUTH_REQUIRED")
+    return found.principal

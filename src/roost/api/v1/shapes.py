@@ -10,7 +10,18 @@ from typing import Any, TypeVar
 from roost.gateway.respond import rfc3339
 from roost.services.executions import Dropped, Ended, Event, Output
 from roost.services.files import FileEvent, FileInfo
-from roost.services.models import Key, Machine, MachineEvent, MachineUsage, Page, Snapshot, Template
+from roost.services.models import (
+    AuditEntry,
+    Key,
+    Machine,
+    MachineEvent,
+    MachineUsage,
+    Page,
+    Snapshot,
+    Template,
+    Tenant,
+)
+from roost.services.tenants import QUOTAS
 from roost.services.terminals import Terminal
 from roost.services.usage import UsageReport, UsageRow
 from roost.store.executions import ExecutionRow
@@ -229,15 +240,43 @@ def template(t: Template) -> Object:
 
 
 def key(k: Key) -> Object:
-    shown = {
-        "key_id": k.id,
-        "name": k.name,
-        "created_at": time(k.created_at),
-        "last_used_at": time(k.last_used_at),
-    }
+    shown = {"key_id": k.id, "tenant_id": k.tenant_id, "role": k.role, **_of_key(k)}
     if k.secret is not None:
         shown["key"] = k.secret
     return shown
+
+
+def token(k: Key) -> Object:
+    scope = {"scope": k.role, "machine_id": k.machine_id, "port": k.port}
+    shown = {"token_id": k.id, **scope, **_of_key(k)}
+    if k.secret is not None:
+        shown["token"] = k.secret
+    return shown
+
+
+def _of_key(k: Key) -> Object:
+    return {
+        "name": k.name,
+        "created_at": time(k.created_at),
+        "last_used_at": time(k.last_used_at),
+        "expires_at": time(k.expires_at),
+    }
+
+
+def tenant(t: Tenant) -> Object:
+    shown: Object = {
+        "tenant_id": t.id,
+        "name": t.name,
+        "quotas": {name: t.quotas.get(name) for name in QUOTAS},
+        "created_at": time(t.created_at),
+    }
+    if t.usage is not None:
+        shown["used"] = dict(t.usage)
+    return shown
+
+
+def audit_entry(e: AuditEntry) -> Object:
+    return {**{name: getattr(e, name) for name in AuditEntry.__slots__}, "at": time(e.at)}
 
 
 def text(raw: bytes) -> tuple[str, bool]:

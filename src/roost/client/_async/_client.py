@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import AsyncIterator, Sequence
-from datetime import date
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import date, datetime
 from typing import Any, Self
 
 import httpx
@@ -14,8 +14,8 @@ from roost.client._async._events import events
 from roost.client._async._http import AsyncHTTP
 from roost.client._async._io import scope
 from roost.client._config import fingerprint, resolve
-from roost.client._wire import segment
-from roost.errors import error
+from roost.client._wire import Duration, duration, given, segment
+from roost.errors import error, from_wire
 
 
 class AsyncClient:
@@ -63,7 +63,8 @@ class AsyncClient:
         return await self.http.request(method, path, **options)
 
     async def host(self) -> dict[str, Any]:
-        """What this host is and can: {daemon, node_id, rungs, checks, default_driver, capacity, pool}."""
+        """What this host is and can: {daemon, node_id, rungs, checks, default_driver, capacity, pool}; to who is
+        no admin, without the host's own affairs."""
         host: dict[str, Any] = await self.http.call("GET", "/v1/host")
         return host
 
@@ -98,15 +99,35 @@ class AsyncClient:
                 )
         raise error("TEMPLATE_BUILD_FAILED", f"The daemon stopped while it built {name}.")
 
-    async def keys(self) -> list[dict[str, Any]]:
-        return [item async for item in self.http.pages("/v1/keys", {}, None)]
+    async def keys(self, *, tenant: str | None = None) -> list[dict[str, Any]]:
+        """Those neither revoked nor expired; ``tenant`` (id or name) is an admin's to name."""
+        return [item async for item in self.http.pages("/v1/keys", given(tenant=tenant), None)]
 
-    async def create_key(self, name: str) -> dict[str, Any]:
-        """{key_id, name, key, ...}: the only time the key itself is shown."""
-        key: dict[str, Any] = await self.http.call("POST", "/v1/keys", json={"name": name})
+    async def create_key(
+        self,
+        name: str,
+        *,
+        role: str | None = None,
+        ttl: Duration | None = None,
+        expires_at: datetime | None = None,
+        tenant: str | None = None,
+    ) -> dict[str, Any]:
+        """{key_id, name, role, key, ...}: the only time the key itself is shown.
+
+        ``role``: admin, tenant, read_only; one's own by default. Raises ForbiddenError for one above that.
+        """
+        body = given(
+            name=name,
+            role=role,
+            tenant=tenant,
+            ttl=duration(ttl),
+            expires_at=None if expires_at is None else expires_at.isoformat(),
+        )
+        key: dict[str, Any] = await self.http.call("POST", "/v1/keys", json=body)
         return key
 
     async def revoke_key(self, key_id: str) -> None:
+        """At once, also for what it has open. Raises NotFoundError, ConflictError (the last one)."""
         await self.http.call("DELETE", f"/v1/keys/{segment(key_id)}")
 
     async def usage(
@@ -126,6 +147,90 @@ class AsyncClient:
             "GET", "/v1/usage", params={k: str(v) for k, v in params.items() if v is not None}
         )
         return found
+
+    # --- tenants: an admin's ----------------------------------------------------------------------
+
+    async def tenants(self) -> list[dict[str, Any]]:
+        """Oldest first: {tenant_id, name, quotas, created_at}."""
+        return [item async for item in self.http.pages("/v1/tenants", {}, None)]
+
+    async def tenant(self, tenant: str) -> dict[str, Any]:
+        """By id or name, with what it has: ``used``. Raises NotFoundError."""
+        found: dict[str, Any] = await self.http.call("GET", f"/v1/tenants/{segment(tenant)}")
+        return found
+
+    async def create_tenant(
+        self, name: str, *, quotas: Mapping[str, float | None] | None = None
+    ) -> dict[str, Any]:
+        """``quotas``: machines, awake_machines, vcpu, memory_mib, storage_gib, forks_per_minute,
+        requests_per_second, request_burst; None: no limit. Raises ConflictError (the name)."""
+        body = {"name": name, "quotas": dict(quotas or {})}
+        made: dict[str, Any] = await self.http.call("POST", "/v1/tenants", json=body)
+        return made
+
+    async def update_tenant(
+        self,
+        tenant: str,
+        *,
+        name: str | None = None,
+        quotas: Mapping[str, float | None] | None = None,
+    ) -> dict[str, Any]:
+        """Quotas that are not named stay. Raises NotFoundError."""
+        body = given(name=name, quotas=dict(quotas) if quotas else None)
+        path = f"/v1/tenants/{segment(tenant)}"
+        changed: dict[str, Any] = await self.http.call("PATCH", path, json=body)
+        return changed
+
+    async def delete_tenant(self, tenant: str) -> None:
+        """With its keys. Raises ConflictError IN_USE while it has machines or snapshots."""
+        await self.http.call("DELETE", f"/v1/tenants/{segment(tenant)}")
+
+    async def quotas(self) -> dict[str, Any]:
+        """The caller's own tenant: {tenant_id, name, quotas, used, created_at}."""
+        own: dict[str, Any] = await self.http.call("GET", "/v1/quotas")
+        return own
+
+    # --- the audit log ----------------------------------------------------------------------------
+
+    async def audit(
+        self,
+        *,
+        machine_id: str | None = None,
+        key_id: str | None = None,
+        tenant_id: str | None = None,
+        action: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Who changed what, newest first; ``limit=None`` is all. A tenant sees its own, an admin all."""
+        params = given(
+            machine_id=machine_id,
+            key_id=key_id,
+            tenant_id=tenant_id,
+            action=action,
+            since=None if since is None else since.isoformat(),
+            until=None if until is None else until.isoformat(),
+        )
+        return [item async for item in self.http.pages("/v1/audit", params, limit)]
+
+    async def follow_audit(
+        self,
+        *,
+        machine_id: str | None = None,
+        key_id: str | None = None,
+        tenant_id: str | None = None,
+        action: str | None = None,
+        after: int | None = None,
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Each as it is written, from now on or from after the entry of that id; never ends by itself."""
+        params = given(machine_id=machine_id, key_id=key_id, tenant_id=tenant_id, action=action)
+        headers = {} if after is None else {"Last-Event-ID": str(after)}
+        path = "/v1/audit/stream"
+        async for event in events(self.http, "GET", path, params=params, headers=headers):
+            if event.name == "error":
+                raise from_wire(0, event.data)
+            yield dict(event.data)
 
 
 _shared: weakref.WeakKeyDictionary[object, tuple[tuple[str | None, ...], AsyncClient]] = (

@@ -443,6 +443,30 @@ class AsyncMachine:
         ]
         return items
 
+    async def create_token(
+        self,
+        scope: str,
+        *,
+        port: int | None = None,
+        name: str | None = None,
+        ttl: Duration | None = None,
+    ) -> dict[str, Any]:
+        """{token_id, token, scope, port, expires_at, ...}: the only time the token itself is shown.
+
+        ``scope``: "machine" reads this machine's own status; "preview" opens one ``port`` of it.
+        """
+        body = given(scope=scope, port=port, name=name, ttl=duration(ttl))
+        made: dict[str, Any] = await self._http.call("POST", f"{self._path}/tokens", json=body)
+        return made
+
+    async def tokens(self) -> builtins.list[dict[str, Any]]:
+        """Those neither revoked nor expired, oldest first."""
+        return [item async for item in self._http.pages(f"{self._path}/tokens", {}, None)]
+
+    async def revoke_token(self, token_id: str) -> None:
+        """At once. Raises NotFoundError."""
+        await self._http.call("DELETE", f"{self._path}/tokens/{segment(token_id)}")
+
     # --- what it does ---------------------------------------------------------------------------
 
     async def exec(

@@ -439,6 +439,30 @@ class Machine:
         ]
         return items
 
+    def create_token(
+        self,
+        scope: str,
+        *,
+        port: int | None = None,
+        name: str | None = None,
+        ttl: Duration | None = None,
+    ) -> dict[str, Any]:
+        """{token_id, token, scope, port, expires_at, ...}: the only time the token itself is shown.
+
+        ``scope``: "machine" reads this machine's own status; "preview" opens one ``port`` of it.
+        """
+        body = given(scope=scope, port=port, name=name, ttl=duration(ttl))
+        made: dict[str, Any] = self._http.call("POST", f"{self._path}/tokens", json=body)
+        return made
+
+    def tokens(self) -> builtins.list[dict[str, Any]]:
+        """Those neither revoked nor expired, oldest first."""
+        return list(self._http.pages(f"{self._path}/tokens", {}, None))
+
+    def revoke_token(self, token_id: str) -> None:
+        """At once. Raises NotFoundError."""
+        self._http.call("DELETE", f"{self._path}/tokens/{segment(token_id)}")
+
     # --- what it does ---------------------------------------------------------------------------
 
     def exec(

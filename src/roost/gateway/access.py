@@ -1,0 +1,52 @@
+"""What each role may ask for: a pure rule, before any app is called.
+
+    admin      everything                      machine    GET and HEAD of its own machine's status
+    tenant     all but what is the admin's     preview    nothing here: it is for the preview proxy
+    read_only  of that, GET and HEAD; and no machine is woken for it (``services.asking``)
+
+What is refused is refused by the form of the request alone, so it says nothing of what there is; whose a machine
+is, is the services' question, and a foreign one answers as a missing one.
+"""
+
+from __future__ import annotations
+
+from roost.errors import ForbiddenError, RoostError, error
+from roost.gateway.dispatch import Target
+from roost.services import asking
+from roost.services.models import Principal, Role
+
+READS = frozenset({"GET", "HEAD"})
+_FULL = {
+    "CAPACITY_EXCEEDED": "This host has no room for it now: let a machine sleep or delete one, or retry later.",
+    "STORAGE_FULL": "This host's disks are full now: delete machines or snapshots, or retry later.",
+}
+_OWN = ("machine_id", "snapshot_id", "execution_id")
+
+
+def check(who: Principal, method: str, path: str, target: Target | None) -> None:
+    """``method`` WEBSOCKET is one that changes: what is said on it does. Raises FORBIDDEN."""
+    if who.role is Role.ADMIN:
+        return
+    if who.role is Role.PREVIEW:
+        raise ForbiddenError("A preview token opens a preview, and nothing of the API.")
+    if who.role is Role.MACHINE:
+        own = target.own(path) if target is not None else None
+        if method not in READS or own is None or own != who.machine_id:
+            raise ForbiddenError(
+                "A machine token reads its machine's own status, and nothing else."
+            )
+    if target is not None and target.admin(method, path):
+        raise ForbiddenError("Only an admin may do this.")
+    if who.role in (Role.READ_ONLY, Role.MACHINE):
+        if method not in READS:
+            raise ForbiddenError("This key may only read.")
+        asking.only_reads()
+
+
+def told(failure: RoostError, who: Principal | None) -> RoostError:
+    """What the caller hears of a failure: how full the host is and with how many machines is the admin's to know."""
+    text = _FULL.get(failure.code) if failure.retryable else None
+    if text is None or (who is not None and who.role is Role.ADMIN):
+        return failure
+    details = {name: failure.details[name] for name in _OWN if name in failure.details}
+    return error(failure.code, text, details=details)
