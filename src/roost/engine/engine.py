@@ -492,7 +492,8 @@ class Engine:
             change = advance(connection, machine_id, SleepAsked(), self.clock.now())
             if Command.RUN_SLEEP not in change.commands:
                 return change, None
-            return change, self.journal.open(connection, "sleep", machine_id, step=1)
+            context = {"keep_memory": keep_memory}
+            return change, self.journal.open(connection, "sleep", machine_id, context, step=1)
 
         change, operation = await self.store.write(fn)
         if operation is None:

@@ -81,9 +81,8 @@ class Start:
         self.slot: NetworkSlot | None = None
         self.handle: Handle | None = None
         image = machine.memory_image
-        if image is not None and image.used and not fresh_disk:
-            image = None  # its disk has moved on
-        self.image = image
+        self.spent = image is not None and image.used and not fresh_disk  # its disk has moved on
+        self.image = None if self.spent else image
         self.tried = False  # to go on from it: the disk may have moved on
         self.lost: str | None = None  # why it did not
         self.invalid: str | None = None  # the snapshot whose memory could not be loaded
@@ -246,6 +245,8 @@ class Start:
         )
         if self.invalid is not None:
             snapshots.forget_bake(connection, self.invalid)
+        if self.lost is None and self.spent:
+            self.lost = "a start before this one ran on from its memory and did not get to its end"
         if self.lost is not None:
             message = f"it started from its disk: {self.lost}"
             machines.record(connection, context.machine_id, context.now, "memory_lost", message)

@@ -190,6 +190,10 @@ async def test_memory_is_never_used_twice(tmp_path: Path) -> None:
         woken = await d.machines.wake(TENANT, m.id)
         assert d.host.driver.calls["restore"] == 1
         assert d.host.driver.machines[woken.id].restored_from is None
+        (told,) = [
+            e.message for e in await d.machines.events(TENANT, m.id) if e.event == "memory_lost"
+        ]
+        assert "a start before this one" in told
         d.host.driver.die(m.id, Exit("killed"))
         await asyncio.sleep(0.05)
         await d.machines.wake(TENANT, m.id)
