@@ -28,6 +28,8 @@ def check_create(req: CreateMachine) -> None:
     labels(req.labels)
     seconds("autosleep", req.autosleep_seconds)
     seconds("ttl", req.ttl_seconds)
+    if not req.memory and req.snapshot is None:
+        raise bad("memory", "is of a snapshot: name one, or leave it out")
 
 
 def template(value: str) -> None:

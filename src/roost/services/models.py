@@ -61,6 +61,7 @@ class CreateMachine:
     autosleep_seconds: int | None = 300  # None: never
     ttl_seconds: int | None = None
     snapshot: str | None = None  # id or name; template, rung, size and env are then the snapshot's
+    memory: bool = True  # the snapshot's; False: from its disk alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ class ForkMachine:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A machine at one instant; ``memory``: with its processes, not the disk alone."""
+    """A machine at one instant; ``memory``: with its processes, not the disk alone. ``status``: ready, or quarantined
+    for ``reason`` once its memory could not be loaded."""
 
     id: str
     tenant_id: str
@@ -85,6 +87,8 @@ class Snapshot:
     memory_mib: int
     storage_gib: int
     memory: bool
+    status: str
+    reason: str | None
     size_bytes: int | None
     paused_ms: float | None
     created_at: datetime
@@ -92,12 +96,14 @@ class Snapshot:
     @staticmethod
     def from_row(row: Mapping[Any, Any]) -> Snapshot:
         of = row["machine"]
-        plain = ("id", "tenant_id", "name", "machine_id", "size_bytes", "paused_ms", "created_at")
+        plain = ("id", "tenant_id", "name", "machine_id", "status", "size_bytes", "paused_ms")
         taken = ("driver", "template", "vcpu", "memory_mib", "storage_gib")
         return Snapshot(
             **{name: row[name] for name in plain},
             **{name: of[name] for name in taken},
             memory=row["memory_image"] is not None,
+            reason=of.get("quarantined"),
+            created_at=row["created_at"],
         )
 
 

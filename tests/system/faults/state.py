@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import re
 import sqlite3
 import subprocess
@@ -21,9 +21,17 @@ _MACHINE = re.compile(r"/(?:gvisor|runc|qemu)-([a-z0-9]{26,40})")
 
 
 def rows(daemon: Daemon, query: str, *values: object) -> list[dict[str, Any]]:
-    with sqlite3.connect(f"file:{daemon.data_dir / 'roost.db'}?mode=ro", uri=True) as db:
+    path = f"file:{daemon.data_dir / 'roost.db'}?mode=ro"
+    with contextlib.closing(sqlite3.connect(path, uri=True)) as db:
         db.row_factory = sqlite3.Row
         return [dict(row) for row in db.execute(query, values)]
+
+
+@contextlib.contextmanager
+def database(daemon: Daemon) -> Iterator[sqlite3.Connection]:
+    """To change what is written in it."""
+    with contextlib.closing(sqlite3.connect(daemon.data_dir / "roost.db")) as db, db:
+        yield db
 
 
 def whole(daemon: Daemon, within_s: float = 20.0) -> None:
@@ -78,7 +86,7 @@ def _host(daemon: Daemon) -> Iterator[str]:
         ("saved memory", {p.name for p in (pool / "memory").iterdir()}, asleep),
         ("snapshot", {p.name for p in (pool / "snapshots").iterdir()}, {s["id"] for s in kept}),
         ("directory", {p.name for p in daemon.run_dir.glob("machines/*/*")}, set(running)),
-        ("cgroup", set(_groups(daemon)), set(running)),
+        ("cgroup", {g.name.partition("-")[2] for g in groups(daemon)}, set(running)),
         ("process", in_groups, set(running)),
         (
             "loop device",
@@ -107,14 +115,11 @@ def _own_memory(row: dict[str, Any]) -> bool:
     return image is not None and image.get("snapshot_id") is None
 
 
-def _groups(daemon: Daemon) -> Iterator[str]:
+def groups(daemon: Daemon) -> list[Path]:
+    """Of machines, in every hierarchy."""
     name = f"roost-{instance_tag(daemon.run_dir)}"
-    for group in [
-        *Path("/sys/fs/cgroup").glob(f"*/{name}/*-*"),
-        *Path("/sys/fs/cgroup", name).glob("*-*"),
-    ]:
-        if group.is_dir():
-            yield group.name.partition("-")[2]
+    root = Path("/sys/fs/cgroup")
+    return [g for g in [*root.glob(f"*/{name}/*-*"), *root.glob(f"{name}/*-*")] if g.is_dir()]
 
 
 def _in_groups(daemon: Daemon) -> Iterator[str]:
@@ -184,5 +189,7 @@ def _links(namespace: str) -> list[str]:
     return [link["ifname"] for link in json.loads(listed.stdout or b"[]")]
 
 
-def descriptors(daemon: Daemon) -> int:
-    return len(os.listdir(f"/proc/{daemon.pid}/fd"))
+def available(daemon: Daemon, driver: str) -> bool:
+    with daemon.http() as http:
+        rungs = {rung["driver"]: rung for rung in http.get("/v1/host").json()["rungs"]}
+    return bool(rungs.get(driver, {}).get("available"))

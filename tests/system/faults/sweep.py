@@ -418,7 +418,5 @@ def table(tallies: list[Tally]) -> str:
 
 
 def require(daemon: Daemon, driver: str) -> None:
-    with daemon.http() as http:
-        rungs = {rung["driver"]: rung for rung in http.get("/v1/host").json()["rungs"]}
-    if not rungs.get(driver, {}).get("available"):
+    if not state.available(daemon, driver):
         pytest.skip(f"{driver} is not available here")

@@ -82,6 +82,7 @@ class AsyncMachine:
         autosleep: Duration | None = None,
         ttl: Duration | None = None,
         snapshot: AsyncSnapshot | str | None = None,
+        memory: bool | None = None,
         egress: object = None,
         wait: bool = True,
         timeout: float | None = None,
@@ -92,7 +93,8 @@ class AsyncMachine:
         ``isolation``: auto, workspace, user, container, microvm. ``autosleep`` and ``ttl`` are
         durations: "5m", 300, a timedelta; autosleep also "never". ``timeout`` bounds the request (s).
         ``template`` is "base" unless named. With ``snapshot`` (itself, its id or name) the machine goes on
-        from there; template, rung, size and env are then the snapshot's and cannot be given.
+        from there (with ``memory=False`` from its disk alone); template, rung, size and env are then the
+        snapshot's and cannot be given.
         Raises InvalidRequestError (what cannot be), ConflictError (the key is taken), LimitError,
         CapacityError, MachineError.
         """
@@ -115,6 +117,7 @@ class AsyncMachine:
             autosleep=duration(autosleep) if autosleep is not None else None,
             ttl=duration(ttl) if ttl is not None else None,
             snapshot=snapshot.id if isinstance(snapshot, AsyncSnapshot) else snapshot,
+            memory=memory,
         )
         data = await client.http.call(
             "POST",
