@@ -94,6 +94,7 @@ async def _adopt(engine: Engine, machine: Machine) -> bool:
     if await adopted(engine.parts, machine):
         config = await engine.store.read(lambda c: flows.config_of(c, machine.template_id))
         engine.enlist(machine, config)
+        engine.background(_acquainted(engine, machine))
         return True
     rebooted = handle is not None and handle.boot_id != engine.boot_id()
     event = WentDown("host restarted") if rebooted else Failed("crashed", True)
@@ -105,6 +106,21 @@ async def _adopt(engine: Engine, machine: Machine) -> bool:
 
     await engine.store.write(fn)
     return False
+
+
+async def _acquainted(engine: Engine, machine: Machine) -> None:
+    """An adopted machine's agent may be of another release: then every call to it says so, and so does its log. One
+    that is silent is told by the calls that need it."""
+    assert machine.handle is not None
+    token = engine.identity.agent_token(machine.id, machine.generation)
+    agent = engine.parts.agents.get(machine.id, machine.handle.agent_target, token)
+    try:
+        await agent.acquaint(engine.parts.agent_timeout_s)
+    except RoostError as error:
+        log.warning("the agent of %s: %s", machine.id, error)
+        if "contract" in error.details:
+            now, said = engine.clock.now(), error.message
+            await engine.store.write(lambda c: machines.record(c, machine.id, now, "agent", said))
 
 
 async def settle(engine: Engine, machine_id: str) -> None:

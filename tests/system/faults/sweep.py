@@ -123,6 +123,11 @@ def _on(path: str, method: str = "POST", **options: Any) -> Callable[[Api, str],
     return lambda api, machine_id: api.call(method, f"/machines/{machine_id}{path}", **options)
 
 
+def _fork(api: Api, machine_id: str) -> None:
+    count = 1 if api.driver == "qemu" else 2  # where a CPU is emulated each takes many seconds
+    api.call("POST", f"/machines/{machine_id}/fork", json={"count": count})
+
+
 def _exec_waited(api: Api, machine_id: str) -> None:
     assert api.exec(machine_id, "sleep 0.3; echo done >/root/done; echo said") == "said"
 
@@ -161,7 +166,7 @@ SCENARIOS: dict[str, Scenario] = {
         _asleep("stopped"), _on("/wake"), _legal("sleeping", "running"), memory=False
     ),
     "snapshot": Scenario(Api.running, _on("/snapshots", json={"name": "cut"}), _legal("running")),
-    "fork": Scenario(Api.running, _on("/fork", json={"count": 2}), _legal("running")),
+    "fork": Scenario(Api.running, _fork, _legal("running")),
     "rollback": Scenario(
         _with_snapshot,
         _on("/rollback", json={"snapshot": "before"}),
@@ -281,7 +286,7 @@ class Sweep:
             assert len(others) <= 1, others
         elif scenario is SCENARIOS["fork"]:
             children = [m for m in others if m["machine_id"] != subject]
-            assert len(children) in (0, 2), "all or none"
+            assert len(children) in (0, 1 if self.driver == "qemu" else 2), "all or none"
             for child in children:
                 assert child["phase"] == "running", child
                 self._counts(api, child["machine_id"])
