@@ -16,9 +16,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Protocol
 
 import httpx
 import pytest
@@ -34,13 +35,35 @@ PORT = int(os.environ.get("ROOST_TEST_PORT", "17676"))
 NETWORK = os.environ.get("ROOST_TEST_NETWORK", "10.203.0.0/16")
 
 
+class Process(Protocol):
+    """As much of ``subprocess.Popen`` as is asked of it."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+
+
+def _launch(env: Mapping[str, str], out: IO[bytes]) -> Process:
+    return subprocess.Popen(
+        [sys.executable, "-m", "roost.daemon"],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=out,
+        start_new_session=True,
+    )
+
+
 @dataclass
 class Daemon:
     env: dict[str, str]
     url: str
     data_dir: Path
     run_dir: Path
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
+    launch: Callable[[Mapping[str, str], IO[bytes]], Process] = field(default=_launch)
     started: list[float] = field(default_factory=list)
 
     @property
@@ -60,19 +83,15 @@ class Daemon:
             trust_env=False,
         )
 
-    def start(self, timeout_s: float = 60) -> None:
+    def start(self, timeout_s: float = 60, may_die: bool = False) -> None:
+        """Returns when it answers; with ``may_die`` also when it has ended before."""
         out = (self.data_dir / "test-daemon.out").open("ab")
         begun = time.monotonic()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "roost.daemon"],
-            env=self.env,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
+        self.process = self.launch(self.env, out)
         while True:
             if self.process.poll() is not None:
+                if may_die:
+                    return
                 pytest.exit(f"the daemon ended at start:\n{self.tail()}", returncode=1)
             try:
                 if httpx.get(f"{self.url}/healthz", timeout=2, trust_env=False).status_code == 200:

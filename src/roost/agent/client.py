@@ -42,6 +42,7 @@ class AgentClient:
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._calls = Calls()
         self.hello: pb.HelloReply | None = None
+        self._foreign: int | None = None  # the contract of an agent that is of another
         self._connect()
 
     def _connect(self) -> None:
@@ -52,6 +53,8 @@ class AgentClient:
     def _stub(self) -> agent_pb2_grpc.AgentAsyncStub:
         if self._calls.closed:
             raise gone()
+        if self._foreign is not None:
+            raise _another_contract(self._foreign)
         return self._open_stub
 
     def use_token(self, token: str) -> None:
@@ -89,18 +92,19 @@ class AgentClient:
             await old.close()
             await asyncio.sleep(_RETRY_S)
 
+    async def acquaint(self, timeout_s: float) -> pb.HelloReply:
+        """Of an agent that is up already: one hello, beside other calls. Raises as any call, MACHINE_FAILED as
+        ``wait_ready``."""
+        return await self._say_hello(timeout_s)
+
     async def _say_hello(self, timeout_s: float) -> pb.HelloReply:
         request = pb.HelloRequest(contract_major=CONTRACT_MAJOR, daemon_version=roost.__version__)
         reply = await self._calls.one(
             "Hello", self._stub.Hello(request, timeout=timeout_s, metadata=self._metadata)
         )
         if reply.contract_major != CONTRACT_MAJOR:
-            raise MachineError(
-                f"The machine's agent speaks contract {reply.contract_major}, this daemon"
-                f" {CONTRACT_MAJOR}; make the machine anew from a template built by this version.",
-                code="MACHINE_FAILED",
-                retryable=False,
-            )
+            self._foreign = reply.contract_major
+            raise _another_contract(reply.contract_major)
         self.hello = reply
         return reply
 
@@ -383,6 +387,16 @@ class AgentClient:
         except RoostError as failure:
             if failure.code != "AGENT_LOST" or not exit_agent:
                 raise
+
+
+def _another_contract(found: int) -> MachineError:
+    return MachineError(
+        f"The machine's agent speaks contract {found}, this daemon {CONTRACT_MAJOR}: another release started it."
+        " Let it sleep with tier=stopped and wake it, which gives it this release's agent; its disk stays.",
+        code="MACHINE_FAILED",
+        retryable=False,
+        details={"contract": found, "wanted": CONTRACT_MAJOR},
+    )
 
 
 class Agents:

@@ -97,7 +97,7 @@ def list_(
                 s.id,
                 s.name,
                 s.machine_id,
-                "yes" if s.memory else "disk only",
+                "quarantined" if s.status == "quarantined" else "yes" if s.memory else "disk only",
                 size(s.size_bytes),
                 age(s.to_json().get("created_at")),
             )

@@ -45,6 +45,8 @@ T = TypeVar("T")
 _KILL_TIMEOUT_S = 10.0
 _HELD = "held"  # beside machine.json while a capture keeps the machine from running
 _FROZEN = "frozen"  # beside it from before ``freeze`` until after ``thaw``
+_STOPPED = "stopped"  # the same, while it is put down for good
+_MANIFEST = "manifest.json"  # beside the memory it tells of, last
 _SIOCADDRT = 0x890B
 _SIOCGIFADDR = 0x8915
 _SIOCSIFADDR = 0x8916
@@ -571,7 +573,7 @@ class ContainerDriver(Driver):
         machine_id = handle.machine_id
 
         def undo() -> None:
-            self._go_on(machine_id)
+            self._stand_up(machine_id)
             _discard(into)
 
         capture = await self._to_the_end(lambda: self._put_down(handle, into), undo)
@@ -585,15 +587,26 @@ class ContainerDriver(Driver):
             self._must_run(handle)
             self._settle(handle)
             since = time.monotonic()
+            (self._directory(machine_id) / _STOPPED).touch()
             self._stop(machine_id)
             try:
                 self._save(machine_id, into, None)
                 manifest = self._manifest(into)
+                # For a daemon that comes after this one, while the host is up (``kept``): nothing else outlasts it.
+                files.write_json(into / _MANIFEST, manifest, durable=False)
             except BaseException:
                 _discard(into)
-                self._go_on(machine_id)
+                self._stand_up(machine_id)
                 raise
         return Capture(into, manifest, (time.monotonic() - since) * 1000)
+
+    def _stand_up(self, machine_id: str) -> None:
+        self._go_on(machine_id)
+        (self._directory(machine_id) / _STOPPED).unlink(missing_ok=True)
+
+    async def kept(self, directory: Path) -> Capture | None:
+        manifest = await self._run(files.read_json, directory / _MANIFEST)
+        return None if manifest is None else Capture(directory, manifest)
 
     def _must_run(self, handle: Handle) -> None:
         """Its own kernel is to write itself down, and the end of a capture would let it go on."""
@@ -629,6 +642,9 @@ class ContainerDriver(Driver):
             with _told(handle):
                 self._go_on_again(handle)
             mark.unlink(missing_ok=True)
+        if (self._directory(handle.machine_id) / _STOPPED).exists():
+            with _told(handle):
+                self._stand_up(handle.machine_id)
 
     async def _to_the_end(self, work: Callable[[], T], undo: Callable[[], None]) -> T:
         """A thread cannot be stopped: who cancels waits for its end, and what it did is undone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -241,9 +242,14 @@ class FakeDriver(Driver):
         self._needs_memory()
         await self._enter("hibernate")
         captured = self._capture(handle, into)
+        (into / "manifest").write_text(json.dumps(captured.manifest))
         machine = self.machines.pop(handle.machine_id)
         machine.exit.set_result(Exit("killed"))
         return captured
+
+    async def kept(self, directory: Path) -> Capture | None:
+        manifest = directory / "manifest"
+        return Capture(directory, json.loads(manifest.read_text())) if manifest.exists() else None
 
     def _capture(self, handle: Handle, into: Path) -> Capture:
         machine = self._machine(handle)

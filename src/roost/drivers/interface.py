@@ -321,6 +321,11 @@ class Driver(ABC):
         (the disk is good: the machine can be started from it), else as ``start``."""
         raise UnsupportedError(f"The {self.name} driver has no memory snapshots.")
 
+    async def kept(self, directory: Path) -> Capture | None:
+        """What ``hibernate`` left there if its caller died with it before it returned and the machine has ended:
+        a capture that is whole, good until the host restarts; None where it is not."""
+        return None
+
     async def hibernate(self, handle: Handle, into: Path) -> Capture:
         """Memory into the empty directory ``into``, durable; the machine's processes have ended on return (it is
         removed) and its disk is of that instant. On failure it runs on and nothing is left in ``into``; only a

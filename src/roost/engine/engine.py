@@ -560,7 +560,9 @@ class Engine:
             if not change.commands:
                 return before.frozen, tier, change, None
             kind = "freeze" if Command.RUN_FREEZE in change.commands else "sleep"
-            operation = self.journal.open(connection, kind, machine_id, step=1)
+            keep = tier is Tier.HIBERNATED
+            context = {"keep_memory": keep, "frozen": before.frozen}
+            operation = self.journal.open(connection, kind, machine_id, context, step=1)
             return before.frozen, tier, change, operation
 
         frozen, tier, change, operation = await self.store.write(fn)

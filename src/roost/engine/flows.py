@@ -94,12 +94,13 @@ class Start:
         self.slot: NetworkSlot | None = None
         self.handle: Handle | None = None
         image = machine.memory_image
-        if image is not None and image.used and not fresh_disk:
-            image = None  # its disk has moved on
-        self.image = image
+        self.spent = image is not None and image.used and not fresh_disk  # its disk has moved on
+        self.image = None if self.spent else image
         self.tried = False  # to go on from it: the disk may have moved on
         self.lost: str | None = None  # why it did not
-        self.invalid: str | None = None  # the snapshot whose memory could not be loaded
+        self.invalid: str | None = (
+            None  # the snapshot whose memory is damaged or of another version
+        )
 
     @property
     def token(self) -> str:
@@ -257,11 +258,16 @@ class Start:
             context.now,
             {"last_activity_at": context.now, "memory_image": None},
         )
-        if self.invalid is not None:
-            snapshots.forget_bake(connection, self.invalid)
+        self.set_aside(connection)
+        if self.lost is None and self.spent:
+            self.lost = "a start before this one ran on from its memory and did not get to its end"
         if self.lost is not None:
             message = f"it started from its disk: {self.lost}"
             machines.record(connection, context.machine_id, context.now, "memory_lost", message)
+
+    def set_aside(self, connection: sa.Connection) -> None:
+        if self.invalid is not None:
+            snapshots.set_aside(connection, self.invalid, self.lost or "")
 
     def memory_after(self) -> dict[str, Any]:
         """The row's, once this start is undone: still good where nothing ran on the disk, or that is gone."""
@@ -295,6 +301,7 @@ def create(start: Start) -> Plan:
 
     def undone(connection: sa.Connection, context: Context, error: RoostError) -> None:
         values = {**GONE, "disk_ready": False, **start.memory_after()}
+        start.set_aside(connection)
         _failed(connection, context, error, values)
 
     place = (
@@ -315,6 +322,7 @@ def wake(start: Start) -> Plan:
     def undone(connection: sa.Connection, context: Context, error: RoostError) -> None:
         assert context.now is not None
         values = {**GONE, "disk_ready": not start.fresh_disk, **start.memory_after()}
+        start.set_aside(connection)
         waking = load(connection, context.machine_id).phase == Phase.WAKING
         unlucky = isinstance(error, CapacityError | InternalError | Interrupted)
         if not (waking and unlucky):

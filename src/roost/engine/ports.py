@@ -12,6 +12,9 @@ class Agent(Protocol):
         """Returns once the agent answered Hello; raises TIMEOUT after that, MACHINE_FAILED at once for an
         agent that is not ours."""
 
+    async def acquaint(self, timeout_s: float) -> Any:
+        """Says Hello once to one that is up; raises as ``wait_ready``, and AGENT_LOST."""
+
     async def reseed(self, entropy: bytes) -> Any: ...
 
     async def renew_identity(self, request: pb.RenewIdentityRequest) -> Any: ...

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ import sqlalchemy as sa
 from structlog.contextvars import bind_contextvars
 
 from roost.engine import flows, keeping, metering
-from roost.engine.journal import Operation, Plan
+from roost.engine.journal import Context, Operation, Plan
 from roost.engine.lifecycle import (
     HOLDING,
     DestroyAsked,
@@ -29,7 +30,7 @@ from roost.engine.lifecycle import (
     Tier,
     WentDown,
 )
-from roost.engine.machine import Machine
+from roost.engine.machine import Machine, MemoryImage
 from roost.engine.transitions import advance
 from roost.errors import RoostError
 from roost.store import machines, operations, snapshots
@@ -85,20 +86,28 @@ async def unstick(engine: Engine, machine_id: str) -> None:
         await _recover_one(engine, Operation.from_row(row))
 
 
+async def adopted(parts: flows.Parts, machine: Machine) -> bool:
+    """Whether it lives, and is the driver's and the network's again."""
+    handle = machine.handle
+    if handle is None:
+        return False
+    alive = False
+    try:
+        async with asyncio.timeout(ADOPT_S):
+            alive = await parts.rungs.driver(machine.driver).adopt(handle)
+        if alive and machine.slot_index is not None:
+            await parts.network.reattach(machine.id, machine.slot_index)
+    except (RoostError, OSError, TimeoutError) as error:
+        log.warning("machine %s could not be adopted: %s", machine.id, error)
+    return alive
+
+
 async def _adopt(engine: Engine, machine: Machine) -> bool:
     handle = machine.handle
-    alive = False
-    if handle is not None:
-        try:
-            async with asyncio.timeout(ADOPT_S):
-                alive = await engine.rungs.driver(machine.driver).adopt(handle)
-            if alive and machine.slot_index is not None:
-                await engine.parts.network.reattach(machine.id, machine.slot_index)
-        except (RoostError, OSError, TimeoutError) as error:
-            log.warning("machine %s could not be adopted: %s", machine.id, error)
-    if alive:
+    if await adopted(engine.parts, machine):
         config = await engine.store.read(lambda c: flows.config_of(c, machine.template_id))
         engine.enlist(machine, config)
+        engine.background(_acquainted(engine, machine))
         return True
     rebooted = handle is not None and handle.boot_id != engine.boot_id()
     event = WentDown("host restarted") if rebooted else Failed("crashed", True)
@@ -113,6 +122,21 @@ async def _adopt(engine: Engine, machine: Machine) -> bool:
 
     await engine.store.write(fn)
     return False
+
+
+async def _acquainted(engine: Engine, machine: Machine) -> None:
+    """An adopted machine's agent may be of another release: then every call to it says so, and so does its log. One
+    that is silent is told by the calls that need it."""
+    assert machine.handle is not None
+    token = engine.identity.agent_token(machine.id, machine.generation)
+    agent = engine.parts.agents.get(machine.id, machine.handle.agent_target, token)
+    try:
+        await agent.acquaint(engine.parts.agent_timeout_s)
+    except RoostError as error:
+        log.warning("the agent of %s: %s", machine.id, error)
+        if "contract" in error.details:
+            now, said = engine.clock.now(), error.message
+            await engine.store.write(lambda c: machines.record(c, machine.id, now, "agent", said))
 
 
 async def settle(engine: Engine, machine_id: str) -> None:
@@ -155,8 +179,40 @@ def plan_of(engine: Engine, operation: Operation, machine: Machine) -> Plan:
     if operation.kind in ("freeze", "thaw"):
         still = flows.Still(engine.parts, machine)
         return flows.freeze(still) if operation.kind == "freeze" else flows.thaw(still)
+    if operation.kind == "sleep":
+        return flows.sleep(CutSleep(engine, machine, operation.context))
     end = flows.End(engine.parts, machine, hush=False)
-    return {"sleep": flows.sleep, "reap": flows.reap, "destroy": flows.destroy}[operation.kind](end)
+    return {"reap": flows.reap, "destroy": flows.destroy}[operation.kind](end)
+
+
+class CutSleep(flows.End):
+    """A sleep in whose midst the daemon went: a machine that still runs is put to sleep as was asked; one that has
+    ended may have left its memory whole, and where it did not, that is told."""
+
+    def __init__(self, engine: Engine, machine: Machine, asked: Mapping[str, Any]) -> None:
+        keep_memory = bool(asked.get("keep_memory")) and machine.capabilities.memory_snapshot
+        frozen = bool(asked.get("frozen"))
+        super().__init__(engine.parts, machine, keep_memory=keep_memory, frozen=frozen)
+        # What was written before a reboot need not have reached the disk, nor the machine's own disk.
+        self._same_boot = machine.handle is not None and machine.handle.boot_id == engine.boot_id()
+
+    async def hush(self, context: Context) -> None:
+        handle, machine = self.machine.handle, self.machine
+        if handle is None:
+            return
+        driver = self.parts.rungs.driver(machine.driver)
+        if await adopted(self.parts, machine):
+            driver.use_token(
+                handle, self.parts.identity.agent_token(machine.id, machine.generation)
+            )
+            await super().hush(context)
+        elif self._keep_memory:
+            kept = await driver.kept(self.parts.storage.memory(machine.id))
+            if kept is not None and self._same_boot:
+                image = MemoryImage(kept.manifest, (machine.id, machine.generation))
+                context.data["memory_image"] = image.to_json()
+            else:
+                context.data["memory_lost"] = "the daemon and the machine ended while it was saved"
 
 
 async def _end_half_made_forks(engine: Engine) -> None:

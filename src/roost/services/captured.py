@@ -10,14 +10,14 @@ import sqlalchemy as sa
 from roost.drivers.interface import ForkKind
 from roost.engine import keeping
 from roost.engine.machine import Machine
-from roost.errors import UnsupportedError
+from roost.errors import ConflictError, UnsupportedError
 from roost.store import Store, snapshots
 
 Row = Mapping[Any, Any]
 
 
 async def find(store: Store, tenant: str, which: str, for_fork: bool = False) -> Row:
-    """One that is ready, by id or name. Raises SNAPSHOT_NOT_FOUND, also for another tenant's."""
+    """One that is made, by id or name. Raises SNAPSHOT_NOT_FOUND, also for another tenant's."""
 
     def fn(connection: sa.Connection) -> Row | None:
         found = snapshots.get(connection, which)
@@ -27,17 +27,30 @@ async def find(store: Store, tenant: str, which: str, for_fork: bool = False) ->
     if (
         row is None
         or row["tenant_id"] != tenant
-        or row["status"] != "ready"
+        or row["status"] not in snapshots.MADE
         or row["for_fork"] != for_fork
     ):
         raise keeping.not_found(which)
     return row
 
 
-def values(row: Row) -> dict[str, Any]:
-    """The columns of a machine made from it."""
+def values(row: Row, memory: bool = True) -> dict[str, Any]:
+    """The columns of a machine made from it; without ``memory`` from its disk alone."""
     taken = {name: row["machine"][name] for name in keeping.TAKEN_OVER}
-    return {**taken, "snapshot_id": row["id"], "memory_image": row["memory_image"]}
+    image = row["memory_image"] if memory else None
+    return {**taken, "snapshot_id": row["id"], "memory_image": image}
+
+
+def require_sound(row: Row) -> None:
+    """Raises SNAPSHOT_INVALID for one whose memory could not be loaded before."""
+    if row["status"] == "quarantined":
+        why = row["machine"].get("quarantined", "its memory cannot be loaded")
+        raise ConflictError(
+            f"Snapshot {row['id']} is quarantined: {why} To start from its disk alone, create with "
+            "memory=false.",
+            code="SNAPSHOT_INVALID",
+            details={"snapshot_id": row["id"], "status": "quarantined"},
+        )
 
 
 def require_fork(machine: Machine) -> None:

@@ -30,6 +30,8 @@ def check_create(req: CreateMachine) -> None:
     if req.hibernate_after_seconds is not UNSET:
         seconds("hibernate_after", req.hibernate_after_seconds)
     seconds("ttl", req.ttl_seconds)
+    if not req.memory and req.snapshot is None:
+        raise bad("memory", "is of a snapshot: name one, or leave it out")
 
 
 def template(value: str) -> None:

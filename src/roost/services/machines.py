@@ -77,13 +77,15 @@ class Machines:
         """A running machine; with ``wait=False`` an accepted one.
 
         Raises VALIDATION_FAILED, TEMPLATE_NOT_FOUND, INVALID_STATE (template not built), RUNG_UNAVAILABLE,
-        ALREADY_EXISTS (the key; details.machine_id), QUOTA_EXCEEDED, CAPACITY_EXCEEDED, STORAGE_FULL: nothing
+        ALREADY_EXISTS (the key; details.machine_id), SNAPSHOT_INVALID (it is quarantined), QUOTA_EXCEEDED, CAPACITY_EXCEEDED, STORAGE_FULL: nothing
         was made. Any error with details.machine_id (MACHINE_FAILED, TIMEOUT, ...) but ALREADY_EXISTS: the
         machine exists as ``failed``.
         """
         limits.check_create(req)
         if req.snapshot is not None:
             row = await captured.find(self._store, tenant, req.snapshot)
+            if req.memory:
+                captured.require_sound(row)
             with self._engine.holding(row["id"]):
                 return await self._create_from(tenant, row, req, wait)
         engine = self._engine
@@ -193,7 +195,7 @@ class Machines:
     async def _create_from(
         self, tenant: str, row: captured.Row, req: CreateMachine, wait: bool
     ) -> Machine:
-        values = {**self._asked(tenant, req), **captured.values(row)}
+        values = {**self._asked(tenant, req), **captured.values(row, req.memory)}
         engine = self._engine
         driver = values["driver"]
         _, capabilities = engine.rungs.choose("auto", driver)

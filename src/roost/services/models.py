@@ -67,6 +67,7 @@ class CreateMachine:
     ttl_seconds: int | None = None
     snapshot: str | None = None  # id or name; template, rung, size and env are then the snapshot's
     created_by: str | None = None  # the caller's key: its usage is counted under that
+    memory: bool = True  # the snapshot's; False: from its disk alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,8 @@ class ForkMachine:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A machine at one instant; ``memory``: with its processes, not the disk alone."""
+    """A machine at one instant; ``memory``: with its processes, not the disk alone. ``status``: ready, or quarantined
+    for ``reason`` once its memory could not be loaded."""
 
     id: str
     tenant_id: str
@@ -92,6 +94,8 @@ class Snapshot:
     memory_mib: int
     storage_gib: int
     memory: bool
+    status: str
+    reason: str | None
     size_bytes: int | None
     paused_ms: float | None
     created_at: datetime
@@ -99,12 +103,14 @@ class Snapshot:
     @staticmethod
     def from_row(row: Mapping[Any, Any]) -> Snapshot:
         of = row["machine"]
-        plain = ("id", "tenant_id", "name", "machine_id", "size_bytes", "paused_ms", "created_at")
+        plain = ("id", "tenant_id", "name", "machine_id", "status", "size_bytes", "paused_ms")
         taken = ("driver", "template", "vcpu", "memory_mib", "storage_gib")
         return Snapshot(
             **{name: row[name] for name in plain},
             **{name: of[name] for name in taken},
             memory=row["memory_image"] is not None,
+            reason=of.get("quarantined"),
+            created_at=row["created_at"],
         )
 
 

@@ -80,9 +80,11 @@ class Snapshots:
             )
 
     async def rollback(self, tenant: str, machine_id: str, which: str) -> Machine:
-        """The machine as it was; what it did since is gone. Raises SNAPSHOT_NOT_FOUND for another machine's."""
+        """The machine as it was; what it did since is gone. Raises INVALID_STATE for another machine's,
+        SNAPSHOT_INVALID for one that is quarantined."""
         machine = await self._machines.get(tenant, machine_id)
         row = await captured.find(self._store, tenant, which)
+        captured.require_sound(row)
         if row["machine_id"] != machine.id:
             raise ConflictError(
                 f"Snapshot {row['id']} is of another machine ({row['machine_id']}): make a new one from it "

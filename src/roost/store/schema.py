@@ -145,9 +145,10 @@ snapshots = sa.Table(
     sa.Column("tenant_id", sa.ForeignKey("tenants.id"), nullable=False),
     sa.Column("name", sa.String(63)),
     sa.Column("machine_id", sa.String(40), nullable=False),  # it is of; may be gone by now
-    sa.Column("status", sa.String(16), nullable=False),  # creating | ready
+    sa.Column("status", sa.String(16), nullable=False),  # creating | ready | quarantined
     sa.Column("for_fork", sa.Boolean, nullable=False),
-    sa.Column("machine", sa.JSON, nullable=False),  # the columns a machine made from it takes over
+    # the columns a machine made from it takes over; beside them "quarantined": why it is
+    sa.Column("machine", sa.JSON, nullable=False),
     sa.Column("memory_image", sa.JSON),  # NULL: the disk alone
     sa.Column("size_bytes", sa.BigInteger),  # allocated, shared blocks included
     sa.Column("paused_ms", sa.Float),

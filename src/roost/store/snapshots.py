@@ -13,6 +13,7 @@ from roost.store.schema import machines
 from roost.store.schema import snapshots as t
 
 Row = sa.RowMapping
+MADE = ("ready", "quarantined")
 
 
 def insert(connection: sa.Connection, values: Mapping[str, Any]) -> None:
@@ -34,10 +35,16 @@ def update(connection: sa.Connection, snapshot_id: str, values: Mapping[str, Any
     connection.execute(sa.update(t).where(t.c.id == snapshot_id).values(**values))
 
 
-def forget_bake(connection: sa.Connection, snapshot_id: str) -> None:
-    """That its memory can be gone on from; of nobody's alone: what keeps a user's from being loaded may pass."""
-    mine = sa.and_(t.c.id == snapshot_id, t.c.tenant_id == NOBODY)
-    connection.execute(sa.update(t).where(mine).values(memory_image=None))
+def set_aside(connection: sa.Connection, snapshot_id: str, why: str) -> None:
+    """That its memory cannot be gone on from: a user's is quarantined and says why, nobody's (a bake) forgets it."""
+    row = get(connection, snapshot_id)
+    if row is None or row["for_fork"] or row["status"] != "ready":
+        return
+    if row["tenant_id"] == NOBODY:
+        update(connection, snapshot_id, {"memory_image": None})
+        return
+    machine = {**row["machine"], "quarantined": why[:400]}
+    update(connection, snapshot_id, {"status": "quarantined", "machine": machine})
 
 
 def delete(connection: sa.Connection, snapshot_id: str) -> None:
@@ -52,8 +59,8 @@ def page(
     limit: int,
     after: tuple[datetime, str] | None,
 ) -> list[Row]:
-    """Newest first, those that are ready and not of a fork."""
-    query = sa.select(t).where(t.c.tenant_id == tenant, t.c.status == "ready", ~t.c.for_fork)
+    """Newest first, those that are made and not of a fork."""
+    query = sa.select(t).where(t.c.tenant_id == tenant, t.c.status.in_(MADE), ~t.c.for_fork)
     if machine_id is not None:
         query = query.where(t.c.machine_id == machine_id)
     if after is not None:

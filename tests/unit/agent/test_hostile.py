@@ -178,3 +178,6 @@ async def test_messages_are_made_harmless(tmp_path: Path) -> None:
 async def test_another_contract_is_refused(tmp_path: Path) -> None:
     async with lying(tmp_path, Hello=pb.HelloReply(contract_major=2)) as client:
         assert await refused(client.wait_ready(5)) == "MACHINE_FAILED"
+        with pytest.raises(RoostError) as later:  # and nothing else is asked of it
+            await client.stat(b"/")
+        assert later.value.details == {"contract": 2, "wanted": 1}

@@ -100,6 +100,8 @@ class FakeSnapshots:
             storage_gib=1,
             memory=False,
             size_bytes=7,
+            status="ready",
+            reason=None,
             paused_ms=0.5,
             created_at=NOW,
         )

@@ -265,6 +265,11 @@ class FakeAgent:
         if expected != self.token:
             raise MachineError("it refused the token", code="MACHINE_FAILED")
 
+    async def acquaint(self, timeout_s: float) -> Any:
+        await self.agents.enter("acquaint")
+        if self.agents.next_acquaint is not None:
+            raise self.agents.next_acquaint
+
     async def reseed(self, entropy: bytes) -> None:
         await self.agents.enter("reseed")
 
@@ -301,6 +306,8 @@ class FakeAgent:
 
 
 class FakeAgents(Scripted):
+    next_acquaint: BaseException | None = None  # what the agents of adopted machines answer
+
     def __init__(self, driver: FakeDriver) -> None:
         super().__init__()
         self.driver = driver

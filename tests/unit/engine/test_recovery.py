@@ -11,11 +11,11 @@ import sqlalchemy as sa
 from roost.clock import FakeClock
 from roost.drivers.interface import Exit
 from roost.engine.journal import Operation
-from roost.errors import NotFoundError, RoostError
+from roost.errors import MachineError, NotFoundError, RoostError
 from roost.services.models import PatchMachine
 from roost.store import machines as rows
 from roost.store import operations
-from tests.unit.engine.kit import TENANT, Daemon, Host, small, until
+from tests.unit.engine.kit import TENANT, Daemon, FakeAgents, Host, small, until
 
 
 @pytest.fixture
@@ -43,6 +43,28 @@ async def test_machines_outlive_the_daemon(host: Host) -> None:
     host.driver.die(m.id, Exit("oom"))  # the adopted one is watched
     await until(lambda: d.engine.roster.peek(m.id) is None)
     await d.machines.wake(TENANT, m.id)
+    await d.stop()
+
+
+async def test_an_agent_of_another_contract_is_told_at_once(host: Host) -> None:
+    d = await Daemon.start(host)
+    m = await d.machines.create(TENANT, small())
+    await d.kill()
+    # Before the first call to it: the next daemon says hello by itself.
+    with_another = MachineError("it speaks 2", code="MACHINE_FAILED", details={"contract": 2})
+    FakeAgents.next_acquaint = with_another
+    try:
+        d = await Daemon.start(host)
+
+        async def told() -> bool:
+            events = await d.machines.events(TENANT, m.id)
+            return any(e.event == "agent" and "it speaks 2" in e.message for e in events)
+
+        await until(told)
+    finally:
+        FakeAgents.next_acquaint = None
+    assert (await d.machines.get(TENANT, m.id)).phase == "running", "and it can be stopped"
+    assert (await d.machines.sleep(TENANT, m.id)).phase == "sleeping"
     await d.stop()
 
 

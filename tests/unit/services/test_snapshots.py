@@ -190,6 +190,10 @@ async def test_memory_is_never_used_twice(tmp_path: Path) -> None:
         woken = await d.machines.wake(TENANT, m.id)
         assert d.host.driver.calls["restore"] == 1
         assert d.host.driver.machines[woken.id].restored_from is None
+        (told,) = [
+            e.message for e in await d.machines.events(TENANT, m.id) if e.event == "memory_lost"
+        ]
+        assert "a start before this one" in told
         d.host.driver.die(m.id, Exit("killed"))
         await asyncio.sleep(0.05)
         await d.machines.wake(TENANT, m.id)
@@ -206,3 +210,44 @@ async def test_a_failed_capture_keeps_nothing(d: Daemon) -> None:
         assert not d.host.storage.kept
         assert (await d.machines.get(TENANT, m.id)).phase == "running"
     assert (await d.snapshots.create(TENANT, m.id, "x")).name == "x"
+
+
+async def test_one_that_cannot_be_loaded_is_quarantined_by_name(tmp_path: Path) -> None:
+    """The machine that found out starts from the disk and says so; nobody else tries."""
+    async with daemon(tmp_path, memory=True) as d:
+        m = await d.machines.create(TENANT, small())
+        made = await d.snapshots.create(TENANT, m.id, "s")
+        d.host.driver.fail("restore", ConflictError("flipped", code="SNAPSHOT_INVALID"))
+        first = await d.machines.create(TENANT, CreateMachine(snapshot="s"))
+        assert first.phase == "running"
+        assert d.host.driver.machines[first.id].restored_from is None
+        now = await d.snapshots.get(TENANT, made.id)
+        assert now.status == "quarantined" and "flipped" in (now.reason or "")
+        assert [s.status for s in (await d.snapshots.list(TENANT)).items] == ["quarantined"]
+        for call in (
+            d.machines.create(TENANT, CreateMachine(snapshot="s")),
+            d.snapshots.rollback(TENANT, m.id, "s"),
+        ):
+            with pytest.raises(ConflictError) as found:
+                await call
+            assert found.value.code == "SNAPSHOT_INVALID"
+            assert made.id in found.value.message and "flipped" in found.value.message
+        assert d.host.driver.calls["restore"] == 1
+        other = await d.machines.create(TENANT, CreateMachine(snapshot="s", memory=False))
+        assert other.phase == "running" and d.host.driver.calls["restore"] == 1
+        with pytest.raises(RoostError) as bad:
+            await d.machines.create(TENANT, small(memory=False))
+        assert bad.value.code == "VALIDATION_FAILED"
+        await d.snapshots.delete(TENANT, "s")
+        assert not d.host.storage.kept
+
+
+async def test_one_is_quarantined_also_where_its_disk_does_not_start(tmp_path: Path) -> None:
+    async with daemon(tmp_path, memory=True) as d:
+        m = await d.machines.create(TENANT, small())
+        await d.snapshots.create(TENANT, m.id, "s")
+        d.host.driver.fail("restore", ConflictError("flipped", code="SNAPSHOT_INVALID"))
+        d.host.driver.fail("start", MachineError("nor this"))
+        with pytest.raises(MachineError):
+            await d.machines.create(TENANT, CreateMachine(snapshot="s"))
+        assert (await d.snapshots.get(TENANT, "s")).status == "quarantined"

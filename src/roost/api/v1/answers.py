@@ -110,6 +110,8 @@ class Snapshot(Answer):
     memory_mib: int
     storage_gib: int
     memory: bool = Field(description="With its processes; false: the disk alone.")
+    status: Literal["ready", "quarantined"]
+    reason: str | None = Field(description="Why it is quarantined: its memory cannot be loaded.")
     size_bytes: int | None
     paused_ms: float | None
     created_at: datetime

@@ -83,6 +83,7 @@ class CreateMachine(Body):
         max_length=64,
         description="Id or name: goes on from there. Template, rung, size and env are then the snapshot's.",
     )
+    memory: bool = Field(True, description="Of the snapshot; false: from its disk alone.")
 
 
 class EnsureMachine(Body):

@@ -51,7 +51,9 @@ def router(s: Services) -> APIRouter:
         began = time.perf_counter()
         if body.snapshot is not None and (named := _TAKEN_OVER & body.model_fields_set):
             raise invalid(sorted(named)[0], "the snapshot's: leave it out")
-        wanted = replace(_create(request, body, body.key), snapshot=body.snapshot)
+        wanted = replace(
+            _create(request, body, body.key), snapshot=body.snapshot, memory=body.memory
+        )
         made = await _named(request, s.machines.create(tenant(request), wanted, wait))
         if wait:
             s.metrics.create_seconds.observe(time.perf_counter() - began)

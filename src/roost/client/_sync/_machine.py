@@ -84,6 +84,7 @@ class Machine:
         hibernate_after: Duration | None = None,
         ttl: Duration | None = None,
         snapshot: Snapshot | str | None = None,
+        memory: bool | None = None,
         egress: object = None,
         wait: bool = True,
         timeout: float | None = None,
@@ -96,7 +97,8 @@ class Machine:
         frozen, and after ``hibernate_after`` ("10m", "never") its memory goes to the disk; what needs it wakes it.
         ``timeout`` bounds the request (s).
         ``template`` is "base" unless named. With ``snapshot`` (itself, its id or name) the machine goes on
-        from there; template, rung, size and env are then the snapshot's and cannot be given.
+        from there (with ``memory=False`` from its disk alone); template, rung, size and env are then the
+        snapshot's and cannot be given.
         Raises InvalidRequestError (what cannot be), ConflictError (the key is taken), LimitError,
         CapacityError, MachineError.
         """
@@ -120,6 +122,7 @@ class Machine:
             hibernate_after=duration(hibernate_after) if hibernate_after is not None else None,
             ttl=duration(ttl) if ttl is not None else None,
             snapshot=snapshot.id if isinstance(snapshot, Snapshot) else snapshot,
+            memory=memory,
         )
         data = client.http.call(
             "POST",

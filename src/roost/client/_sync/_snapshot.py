@@ -66,6 +66,15 @@ class Snapshot:
         return bool(self._data["memory"])
 
     @property
+    def status(self) -> str:
+        """ready, or quarantined: its memory was found damaged or of another version (``reason``)."""
+        return str(self._data["status"])
+
+    @property
+    def reason(self) -> str | None:
+        return self._data.get("reason")
+
+    @property
     def size_bytes(self) -> int | None:
         """Allocated, with what it shares with others."""
         return self._data.get("size_bytes")

@@ -514,6 +514,13 @@ class QemuDriver(Driver):
         await asyncio.shield(self.remove(handle.machine_id))
         return Capture(into, manifest.to_json())
 
+    async def kept(self, directory: Path) -> Capture | None:
+        try:
+            manifest = await self._run(_read_checked, directory)
+        except SnapshotInvalid:
+            return None
+        return Capture(directory, manifest.to_json())
+
     async def _go_on(self, machine: Machine, into: Path) -> None:
         await captures.resume(machine.qmp)
         await self._run(saved.clear, into)
