@@ -11,7 +11,7 @@ import platform
 import time
 from pathlib import Path
 
-from bench import control, create, execs, files, many, memory, microvm, terminal, wakes, warm
+from bench import control, create, execs, files, many, memory, microvm, terminal, tiers, wakes, warm
 from bench.report import Report
 
 BENCHES = {
@@ -23,6 +23,7 @@ BENCHES = {
     "many": many.run,
     "memory": memory.run,
     "microvm": microvm.run,
+    "tiers": tiers.run,
     "wakes": wakes.run,
     "warm": warm.run,
 }

@@ -77,6 +77,15 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="CPU model of microVMs, as QEMU names them; a fixed one, so that snapshots move between hosts.",
     )
+    vm_disk_mib_per_s: int = Field(
+        0,
+        ge=0,
+        le=1 << 20,
+        description="Bandwidth of a microVM's disk, both ways; 0: without limit.",
+    )
+    vm_disk_ops_per_s: int = Field(
+        0, ge=0, le=1 << 24, description="Operations of a microVM's disk; 0: without limit."
+    )
     gvisor_memory: bool = Field(
         True,
         description="Keep gVisor machines' memory in forks, snapshots and sleep; limits: SPECIFICATION.md, 3.",

@@ -55,6 +55,7 @@ from roost.engine.lifecycle import (
 from roost.engine.machine import Machine, capabilities_to_json
 from roost.engine.meter import Meter
 from roost.engine.ports import Agents
+from roost.engine.reconciler import Reconciler
 from roost.engine.reservations import HostSize
 from roost.engine.roster import Roster, Running
 from roost.engine.rungs import Rungs
@@ -123,6 +124,7 @@ class Engine:
         self.timers = Timers(clock, self._expired)
         # Each gives up a little of what nobody uses now; whether there was any.
         self.idle = Idle(self)
+        self.reconciler = Reconciler(self)
         self.room: list[Callable[[], Awaitable[bool]]] = [self.idle.make_room]
         self.changes = Changes(store)
         self._starts = Turns(STARTS_AT_ONCE)
@@ -336,6 +338,17 @@ class Engine:
         machine = await asyncio.shield(self.desk.submit(machine_id, "change", job, join=False))
         self.amended(machine)
         return machine
+
+    def line_up(
+        self, machine_id: str, work: Callable[[], Awaitable[None]]
+    ) -> asyncio.Future[Machine]:
+        """``work`` once nobody else is at work on the machine; await the answer shielded."""
+
+        async def job(_: asyncio.Event) -> Machine:
+            await work()
+            return await self.load(machine_id)
+
+        return self.desk.submit(machine_id, "settle", job, join=False)
 
     async def with_room(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """What may raise CAPACITY_EXCEEDED: again for as long as room can be made for it."""
@@ -679,6 +692,7 @@ class Engine:
                 await self.forget()
                 await self.collect()
                 await self.settle_left_overs()
+                await self.reconciler.look()
             except RoostError as error:
                 log.warning("housekeeping: %s", error)
 
@@ -687,13 +701,7 @@ class Engine:
         before = self.clock.now() - timedelta(seconds=HOUSEKEEPING_S)
         for machine_id in await self.store.read(lambda c: operations.idle_since(c, before)):
             if self.desk.last(machine_id) is None:
-                self.desk.submit(
-                    machine_id, "settle", functools.partial(self._settle, machine_id), join=False
-                )
-
-    async def _settle(self, machine_id: str, _: asyncio.Event) -> Machine:
-        await recovery.settle(self, machine_id)
-        return await self.load(machine_id)
+                self.line_up(machine_id, functools.partial(recovery.settle, self, machine_id))
 
     async def forget(self) -> None:
         """Rows of what is long destroyed or done."""

@@ -98,6 +98,15 @@ def held(
     return float(row[0]), int(row[1]), int(row[2])
 
 
+def astray(connection: sa.Connection) -> list[tuple[str, str]]:
+    """(id, desired state) of those that failed on their way out or to sleep and were left there."""
+    stuck = sa.and_(t.c.desired_state == "sleeping", ~t.c.retryable)
+    query = sa.select(t.c.id, t.c.desired_state).where(
+        t.c.phase == "failed", sa.or_(t.c.desired_state == "destroyed", stuck)
+    )
+    return [(row[0], row[1]) for row in connection.execute(query)]
+
+
 def expiring(connection: sa.Connection) -> list[tuple[str, datetime]]:
     query = sa.select(t.c.id, t.c.expires_at).where(
         t.c.expires_at.is_not(None), t.c.phase.not_in(["destroyed", "destroying"])

@@ -44,9 +44,10 @@ cksum /dev/shm/random
 
 @pytest.fixture(scope="session")
 def tree(host_tree: Path) -> Path:  # noqa: F811
-    path = shutil.which("cksum")
-    assert path is not None
-    shutil.copy(path, host_tree / "usr/bin/cksum")
+    for name in ("cksum", "dd"):
+        path = shutil.which(name)
+        assert path is not None
+        shutil.copy(path, host_tree / "usr/bin" / name)
     return host_tree
 
 

@@ -10,6 +10,7 @@ import signal
 import statistics
 import subprocess
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,6 +162,19 @@ async def test_freeze_stops_it_and_thaw_goes_on(lab: Lab, saved: Saved) -> None:
     os.kill(killed.handle.pid, signal.SIGKILL)
     assert (await asyncio.wait_for(waiting, 2)).reason == "killed"
     await asyncio.wait_for(lab.driver.remove("one"), 10)  # a frozen one goes as well
+
+
+async def test_its_disk_is_as_fast_as_the_operator_allows(lab: Lab, saved: Saved) -> None:
+    """A snapshot that was made without a limit goes on under one."""
+    lab.driver.settings = lab.driver.settings.model_copy(update={"vm_disk_mib_per_s": 2})
+    slow = await child(lab, saved, "slow")
+    begun = time.monotonic()
+    said = await slow.run("dd if=/dev/zero of=/root/file bs=64k count=160 oflag=direct 2>&1")
+    assert "10485760 bytes" in said
+    assert (
+        time.monotonic() - begun > 3.5
+    )  # 10 MiB at 2 MiB/s, of which it may take one second ahead
+    await slow.counts_on()
 
 
 async def test_the_jail(lab: Lab, saved: Saved) -> None:

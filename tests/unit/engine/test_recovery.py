@@ -10,7 +10,8 @@ import sqlalchemy as sa
 
 from roost.clock import FakeClock
 from roost.drivers.interface import Exit
-from roost.engine.journal import Operation
+from roost.engine.engine import HOUSEKEEPING_S
+from roost.engine.journal import TRIES, Operation
 from roost.errors import MachineError, NotFoundError, RoostError
 from roost.services.models import PatchMachine
 from roost.store import machines as rows
@@ -211,5 +212,33 @@ async def test_a_left_over_operation_is_settled_without_a_restart(tmp_path: Path
     assert (await d.machines.get(TENANT, m.id)).phase == "sleeping"
     assert not host.network.slots
     assert (await d.machines.wake(TENANT, m.id)).phase == "running"
+    await d.stop()
+    await host.close()
+
+
+async def test_what_is_stuck_is_taken_to_its_end_without_a_restart(tmp_path: Path) -> None:
+    host = Host(tmp_path, FakeClock())
+    d = await Daemon.start(host)
+    going, sleeping = [await d.machines.create(TENANT, small()) for _ in range(2)]
+    errors = [MachineError("the group is busy") for _ in range(TRIES)]
+    host.driver.fail("remove", *errors)
+    with pytest.raises(MachineError):
+        await d.machines.delete(TENANT, going.id)
+    host.driver.fail("remove", *errors)
+    with pytest.raises(MachineError):
+        await d.machines.sleep(TENANT, sleeping.id)
+    host.driver.fail("remove", *errors)  # and once more, when it is tried first
+    assert isinstance(host.clock, FakeClock)
+    seen = []
+    for _ in range(4):
+        await host.clock.advance(HOUSEKEEPING_S + 1)
+        for _ in range(40):
+            await asyncio.sleep(0.005)
+        phases = {m.id: m.phase for m in await d.all()}
+        seen.append((phases[going.id], phases[sleeping.id]))
+    assert "failed" in seen[0]
+    assert seen[-1] == ("destroyed", "sleeping")
+    assert await d.engine.stuck() == []
+    assert not host.leaks(await d.all())
     await d.stop()
     await host.close()

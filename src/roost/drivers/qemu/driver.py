@@ -278,6 +278,8 @@ class QemuDriver(Driver):
                 features=() if accelerated else options.NOT_EMULATED,
                 count=max(1, math.ceil(spec.size.vcpu)),
             ),
+            io_bytes_per_s=self.settings.vm_disk_mib_per_s << 20,
+            io_ops_per_s=self.settings.vm_disk_ops_per_s,
             **more,
         )
 
