@@ -11,7 +11,7 @@ import platform
 import time
 from pathlib import Path
 
-from bench import create, execs, files, many, memory, microvm, terminal, warm
+from bench import create, execs, files, gvisor, many, memory, microvm, terminal, warm
 from bench.report import Report
 
 BENCHES = {
@@ -22,6 +22,7 @@ BENCHES = {
     "many": many.run,
     "memory": memory.run,
     "microvm": microvm.run,
+    "gvisor": gvisor.run,
     "warm": warm.run,
 }
 
@@ -29,7 +30,7 @@ BENCHES = {
 def _fitting() -> list[str]:
     """Those that the running daemon's warm machines do not spoil, or that measure just them."""
     if warm.kept():
-        return [name for name in BENCHES if name not in ("create", "microvm")]
+        return [name for name in BENCHES if name not in ("create", "microvm", "gvisor")]
     return [name for name in BENCHES if name != "warm"]
 
 
