@@ -11,7 +11,20 @@ import platform
 import time
 from pathlib import Path
 
-from bench import control, create, execs, files, many, memory, microvm, terminal, tiers, wakes, warm
+from bench import (
+    control,
+    create,
+    execs,
+    files,
+    gvisor,
+    many,
+    memory,
+    microvm,
+    terminal,
+    tiers,
+    wakes,
+    warm,
+)
 from bench.report import Report
 
 BENCHES = {
@@ -23,6 +36,7 @@ BENCHES = {
     "many": many.run,
     "memory": memory.run,
     "microvm": microvm.run,
+    "gvisor": gvisor.run,
     "tiers": tiers.run,
     "wakes": wakes.run,
     "warm": warm.run,
@@ -32,7 +46,7 @@ BENCHES = {
 def _fitting() -> list[str]:
     """Those that the running daemon's warm machines do not spoil, or that measure just them."""
     if warm.kept():
-        return [name for name in BENCHES if name not in ("create", "microvm")]
+        return [name for name in BENCHES if name not in ("create", "microvm", "gvisor")]
     return [name for name in BENCHES if name != "warm"]
 
 

@@ -561,10 +561,13 @@ class ContainerDriver(Driver):
         ) as disk:
             if memory:
                 self._settle(handle)
-            with self._held(machine_id, disk.get_ready) as since:
-                if memory:
-                    self._save(machine_id, into, disk.get_ready)
-                disk.copy(disk_to)
+            with self._held(machine_id):
+                if not memory:  # else while it is saved, which takes longer
+                    disk.get_ready()
+                with self._standing(machine_id) as since:
+                    if memory:
+                        self._save(machine_id, into, disk.get_ready)
+                    disk.copy(disk_to)
             return (time.monotonic() - since) * 1000
 
     async def hibernate(self, handle: Handle, into: Path) -> Capture:
@@ -618,21 +621,25 @@ class ContainerDriver(Driver):
         return {"driver": self.name, "host": self._traits(), "files": sealed}
 
     @contextlib.contextmanager
-    def _held(self, machine_id: str, before: Callable[[], None]) -> Iterator[float]:
-        """Within it the machine stands still, since the time it gives; after it the machine runs on,
-        whatever happens. A daemon that dies in it, or in what is to be done before, leaves a mark for the next one."""
+    def _held(self, machine_id: str) -> Iterator[None]:
+        """A daemon that dies in it leaves a mark for the next one: the machine or its disk may stand still."""
         mark = self._directory(machine_id) / _HELD
         mark.touch()
         try:
-            before()
-            since = time.monotonic()
-            self._stop(machine_id)
-            try:
-                yield since
-            finally:
-                self._go_on(machine_id)
+            yield
         finally:
             mark.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _standing(self, machine_id: str) -> Iterator[float]:
+        """Within it the machine stands still, since the time it gives; after it the machine runs on, whatever
+        happens."""
+        since = time.monotonic()
+        self._stop(machine_id)
+        try:
+            yield since
+        finally:
+            self._go_on(machine_id)
 
     def _release(self, handle: Handle) -> None:
         """What a daemon that died in a capture left standing still."""

@@ -2,8 +2,8 @@
 
 A CRC tells of damage, which is all it is for: nobody but the daemon can write here. It costs an eighth of
 what a cryptographic digest does, on the way to a machine that somebody waits for. What was read whole a moment ago
-is not read again: siblings of one capture, and a machine woken soon after it slept, are told apart from a damaged one
-by their files' identity (inode, size, times), which whatever writes to them changes.
+is not read again: the files' identity (inode, size, times), which whatever writes to them changes, tells siblings of
+one capture, and a machine woken soon after it slept, that nothing did.
 """
 
 from __future__ import annotations
@@ -48,19 +48,21 @@ class Known:
 
 
 def seal(directory: Path, known: Known, *, durable: bool = True) -> dict[str, Any]:
-    """Durable on return where asked; name -> size in bytes and CRC-32."""
-    found: dict[str, Any] = {}
+    """Name -> size in bytes and CRC-32, durable on return; or else, for what is of use for moments only and comes back
+    from memory, size and identity."""
     paths = sorted(directory.iterdir())
+    if not durable:
+        return {path.name: _unread(path.stat()) for path in paths}
+    found: dict[str, Any] = {}
     with ThreadPoolExecutor(1, thread_name_prefix="seal") as other:
-        writing = [other.submit(files.sync, path) for path in paths] if durable else []
+        writing = [other.submit(files.sync, path) for path in paths]
         for path in paths:
             identity, crc = _read(path)
             known.add(identity, crc)
             found[path.name] = {"size": path.stat().st_size, "crc32": crc}
         for each in writing:
             each.result()
-    if durable:
-        files.sync_dir(directory)
+    files.sync_dir(directory)
     return found
 
 
@@ -74,11 +76,7 @@ def check(directory: Path, sealed: Mapping[str, Any], known: Known) -> None:
                 raise invalid(
                     f"its file {path.name} has {found.st_size} bytes instead of {was['size']}"
                 )
-            crc = known.crc(_identity(found))
-            if crc is None:
-                identity, crc = _read(path)
-                known.add(identity, crc)
-            if crc != was["crc32"]:
+            if not _is_whole(path, found, was, known):
                 raise invalid(f"its file {path.name} is damaged")
         except OSError as exc:
             raise invalid(f"its file {path.name} cannot be read ({exc.strerror})") from exc
@@ -97,6 +95,20 @@ def invalid(why: str, **details: Any) -> ConflictError:
         code="SNAPSHOT_INVALID",
         details=details,
     )
+
+
+def _is_whole(path: Path, found: os.stat_result, was: Mapping[str, Any], known: Known) -> bool:
+    if "crc32" not in was:
+        return was == _unread(found)
+    crc = known.crc(_identity(found))
+    if crc is None:
+        identity, crc = _read(path)
+        known.add(identity, crc)
+    return bool(crc == was["crc32"])
+
+
+def _unread(found: os.stat_result) -> dict[str, Any]:
+    return {"size": found.st_size, "identity": list(_identity(found))}
 
 
 def _identity(found: os.stat_result) -> Identity:

@@ -70,7 +70,8 @@ def _call(
             os.close(directory)
         request = json.dumps({"method": method, "arg": argument}).encode()
         sent = socket.send_fds(sock, [request], files) if files else sock.send(request)
-        sock.sendall(request[sent:])
+        if request[sent:]:
+            sock.sendall(request[sent:])
         deadline = time.monotonic() + timeout_s
         while meanwhile and time.monotonic() < deadline and not _readable(sock, _MEANWHILE_S):
             meanwhile()

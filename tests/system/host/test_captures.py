@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from roost.drivers import urpc
 from roost.drivers.container import ContainerDriver
 from roost.drivers.interface import Capture
 from roost.errors import ConflictError, RoostError, UnsupportedError
@@ -332,6 +333,74 @@ async def test_what_a_dead_daemon_left_standing_goes_on(
         else:
             await asyncio.wait_for(later.remove(parent.id), 15)
             assert not loop.devices_of(parent.disk)
+
+
+async def test_what_is_held_once_or_never_stopped_is_not_resumed_twice(
+    world: World, gvisor: ContainerDriver
+) -> None:
+    """A Resume too many ends a sandbox of the release whose control socket is spoken to."""
+    machine = await world.start(gvisor)
+    for standing in (True, False, True):
+        await world.hang_up(machine)
+        (gvisor._directory(machine.id) / "held").touch()
+        if standing:
+            gvisor._stop(machine.id)
+        assert await world.driver("gvisor").adopt(machine.handle)
+        assert not (gvisor._directory(machine.id) / "held").exists()
+        assert await machine.run("echo on") == (0, "on\n")
+
+
+async def test_a_release_that_was_not_tried_gets_the_program(
+    world: World, gvisor: ContainerDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("its control socket was used")
+
+    monkeypatch.setattr(urpc, "RELEASES", frozenset({"another"}))
+    monkeypatch.setattr(urpc, "_call", never)
+    machine = await world.start(gvisor)
+    await _start_counter(machine)
+    kept = await world.capture(machine)
+    await _runs_on(machine)
+    await _runs_on(await world.child(kept, machine))
+    await world.hang_up(machine)
+    gvisor._stop(machine.id)
+    (gvisor._directory(machine.id) / "held").touch()
+    assert await world.driver("gvisor").adopt(machine.handle)
+    await _runs_on(machine)
+    await _drop(kept)
+
+
+async def test_the_tried_release_is_the_one_in_use(gvisor: ContainerDriver) -> None:
+    """With another one captures work, but pause three times as long: try its control socket, then add it."""
+    assert (await gvisor.probe()).version in urpc.RELEASES
+
+
+async def test_a_capture_for_a_fork_is_known_by_its_files(
+    world: World, gvisor: ContainerDriver
+) -> None:
+    parent = await world.start(gvisor)
+    await _start_counter(parent)
+    _, total = await _ask(parent)
+    await world.hang_up(parent)
+    into = world.storage.pool.tmp / "fork"
+    into.mkdir()
+    disk = into.with_suffix(".ext4")
+    capture = await gvisor.capture(parent.handle, into, disk, durable=False)
+    capture = replace(capture, manifest=json.loads(json.dumps(capture.manifest)))
+    child = await world.child((capture, disk), parent)
+    assert (await _ask(child))[1] == total
+    with (into / "pages.img").open("r+b") as file:
+        was = file.read(1)
+        file.seek(0)
+        file.write(was)
+    with pytest.raises(ConflictError) as caught:
+        await world.child((capture, disk), parent)
+    assert caught.value.code == "SNAPSHOT_INVALID"
+    last = f"test{world.made}"
+    await world.network.release(last)
+    await world.storage.delete(last)
+    await _drop((capture, disk))
 
 
 async def test_a_caller_that_keeps_its_connection_is_told(
