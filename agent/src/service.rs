@@ -15,12 +15,12 @@ use crate::machine::Machine;
 use crate::memory;
 use crate::pb::{self, agent_server::Agent};
 use crate::program::Programs;
-use crate::terminal::Terminals;
+use crate::terminal::{Begin, Terminals};
 use crate::upload::{self, Chunk, Parts};
 use crate::{auth::Token, clock, dial, identity, stats, tar, watch};
 
 pub const CONTRACT_MAJOR: u32 = 1;
-pub const CONTRACT_MINOR: u32 = 1;
+pub const CONTRACT_MINOR: u32 = 2;
 
 pub struct Service {
     pub programs: Arc<Programs>,
@@ -247,7 +247,13 @@ impl Agent for Service {
             .await?
             .ok_or_else(|| missing("name the terminal"))?;
         let terminal = self.terminals.get(&first.terminal_id)?;
-        let frames = terminal.view(!first.no_scrollback);
+        let begin = match first.resume_offset {
+            Some(offset) => Begin::Offset(offset),
+            None if first.no_scrollback => Begin::Now,
+            None => Begin::Scrollback,
+        };
+        let (left, leaving) = tokio::sync::oneshot::channel();
+        let frames = terminal.view(begin, leaving)?;
         tokio::spawn(async move {
             let mut input = first;
             loop {
@@ -259,7 +265,11 @@ impl Agent for Service {
                 }
                 match inputs.message().await {
                     Ok(Some(next)) => input = next,
-                    _ => return,
+                    Ok(None) => {
+                        let _ = left.send(());
+                        return;
+                    }
+                    Err(_) => return,
                 }
             }
         });

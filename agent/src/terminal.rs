@@ -1,11 +1,13 @@
 //! Terminals: a shell on a pseudo-terminal, its scrollback, and any number of viewers.
 //!
 //! A viewer that stalls holds the terminal back a moment, as a slow screen would; then it is dropped and the
-//! terminal goes on.
+//! terminal goes on. One that leaves to come back has its place kept a while: the terminal waits rather than forget
+//! what that viewer has not seen.
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +16,7 @@ use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, open};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{InputModes, OptionalActions, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::clock::unix_ms;
 use crate::errors::{Code, Context, Result, fail};
@@ -31,6 +33,9 @@ const VIEWER_QUEUE: usize = 64;
 const VIEWER_PATIENCE: Duration = Duration::from_secs(2);
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a place is kept: so many ticks, which a machine that stands still does not hear.
+const PLACE_TICKS: u32 = 50;
+const TICK: Duration = Duration::from_millis(100);
 /// How long a background process that keeps writing can hold up the end of a terminal.
 const DRAIN: Duration = Duration::from_millis(100);
 
@@ -46,6 +51,8 @@ pub struct Terminal {
     pid: i32,
     created: SystemTime,
     screen: Mutex<Screen>,
+    /// A place is not kept any more.
+    moved: Notify,
     master: AsyncFd<OwnedFd>,
     /// One message of input is written as a whole.
     input: tokio::sync::Mutex<()>,
@@ -56,9 +63,19 @@ pub struct Terminal {
 struct Screen {
     scrollback: Ring,
     viewers: HashMap<u64, mpsc::Sender<pb::TerminalOutput>>,
+    /// Of viewers that are to come back: the first byte that they have not seen.
+    places: HashMap<u64, u64>,
     next_viewer: u64,
     size: (u32, u32),
     closed: bool,
+}
+
+/// Where a viewer begins.
+#[derive(Clone, Copy, Debug)]
+pub enum Begin {
+    Scrollback,
+    Now,
+    Offset(u64),
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -147,10 +164,12 @@ impl Terminals {
             screen: Mutex::new(Screen {
                 scrollback: Ring::new(0, limits::SCROLLBACK_BYTES),
                 viewers: HashMap::new(),
+                places: HashMap::new(),
                 next_viewer: 0,
                 size,
                 closed: false,
             }),
+            moved: Notify::new(),
             master: async_fd(master).at("terminal")?,
             input: tokio::sync::Mutex::default(),
             state: watch::Sender::new(State::default()),
@@ -315,66 +334,51 @@ impl Terminal {
         Ok(())
     }
 
-    /// A viewer: the scrollback, then what comes. Ends with the frame `closed`, or LIMIT_EXCEEDED for a
-    /// viewer that does not keep up.
-    pub fn view(self: &Arc<Self>, scrollback: bool) -> mpsc::Receiver<Result<pb::TerminalOutput>> {
-        let (frames, mut queue) = mpsc::channel(VIEWER_QUEUE);
-        let (replay, closed, number) = {
-            let mut screen = lock(&self.screen);
-            let replay = if scrollback {
-                replay(&screen.scrollback)
-            } else {
-                Vec::new()
-            };
-            screen.next_viewer += 1;
-            let number = screen.next_viewer;
-            if !screen.closed {
-                screen.viewers.insert(number, frames);
+    /// A viewer: what was shown before, then what comes. Ends with the frame `closed`; once `leaving` says that the
+    /// viewer is to come back; or with LIMIT_EXCEEDED for one that does not keep up.
+    pub fn view(
+        self: &Arc<Self>,
+        begin: Begin,
+        leaving: oneshot::Receiver<()>,
+    ) -> Result<mpsc::Receiver<Result<pb::TerminalOutput>>> {
+        let (frames, queue) = mpsc::channel(VIEWER_QUEUE);
+        let mut screen = lock(&self.screen);
+        let total = screen.scrollback.total();
+        let (replayed, dropped) = match begin {
+            Begin::Scrollback => (replay(&screen.scrollback), 0),
+            Begin::Now => (Vec::new(), 0),
+            Begin::Offset(offset) if offset > total => {
+                let message = "the offset lies beyond the output so far";
+                return Err(fail(Code::InvalidArgument, message));
             }
-            (replay, screen.closed, number)
+            Begin::Offset(offset) => {
+                screen.places.retain(|_, place| *place != offset);
+                self.moved.notify_waiters();
+                since(&screen.scrollback, offset)
+            }
         };
+        screen.next_viewer += 1;
+        let number = screen.next_viewer;
+        if !screen.closed {
+            screen.viewers.insert(number, frames);
+        }
+        let closed = screen.closed;
+        drop(screen);
         let (sender, receiver) = mpsc::channel(1);
-        let terminal = self.clone();
-        tokio::spawn(async move {
-            for piece in replay.chunks(limits::FRAME_BYTES) {
-                let data = Bytes::copy_from_slice(piece);
-                let frame = pb::TerminalOutput {
-                    data,
-                    scrollback: true,
-                    closed: None,
-                };
-                if sender.send(Ok(frame)).await.is_err() {
-                    break;
-                }
-            }
-            drop(replay);
-            let mut last = closed.then(|| terminal.last_frame());
-            while last.is_none() {
-                let next = tokio::select! {
-                    next = queue.recv() => next,
-                    () = sender.closed() => break,
-                };
-                match next {
-                    Some(frame) if frame.closed.is_some() => last = Some(frame),
-                    Some(frame) => {
-                        if sender.send(Ok(frame)).await.is_err() {
-                            break;
-                        }
-                    }
-                    None if lock(&terminal.screen).closed => last = Some(terminal.last_frame()),
-                    None => {
-                        let status = fail(Code::LimitExceeded, "this viewer did not keep up");
-                        let _ = sender.send(Err(status)).await;
-                        break;
-                    }
-                }
-            }
-            if let Some(frame) = last {
-                let _ = sender.send(Ok(frame)).await;
-            }
-            lock(&terminal.screen).viewers.remove(&number);
-        });
-        receiver
+        let viewer = Viewer {
+            terminal: self.clone(),
+            number,
+            at: total - replayed.len() as u64,
+            sender,
+        };
+        let scrollback = matches!(begin, Begin::Scrollback);
+        let before = Before {
+            data: replayed,
+            dropped,
+            scrollback,
+        };
+        tokio::spawn(viewer.follow(before, queue, closed, leaving));
+        Ok(receiver)
     }
 
     fn last_frame(&self) -> pb::TerminalOutput {
@@ -386,14 +390,13 @@ impl Terminal {
 
     /// To the scrollback and to every viewer.
     async fn show(&self, data: &[u8]) {
-        let viewers: Vec<_> = {
+        let (offset, viewers): (u64, Vec<_>) = {
             let mut screen = lock(&self.screen);
+            let offset = screen.scrollback.total();
             screen.scrollback.push(data);
-            screen
-                .viewers
-                .iter()
-                .map(|(number, viewer)| (*number, viewer.clone()))
-                .collect()
+            let viewers = screen.viewers.iter();
+            let viewers = viewers.map(|(number, viewer)| (*number, viewer.clone()));
+            (offset, viewers.collect())
         };
         if viewers.is_empty() {
             return;
@@ -402,6 +405,7 @@ impl Terminal {
         for (number, viewer) in viewers {
             let frame = pb::TerminalOutput {
                 data: data.clone(),
+                offset,
                 ..Default::default()
             };
             let kept = tokio::time::timeout(VIEWER_PATIENCE, viewer.send(frame)).await;
@@ -410,6 +414,149 @@ impl Terminal {
             }
         }
     }
+}
+
+struct Before {
+    data: Vec<u8>,
+    dropped: u64,
+    scrollback: bool,
+}
+
+/// One viewer on its way.
+struct Viewer {
+    terminal: Arc<Terminal>,
+    number: u64,
+    /// The next byte it is to see.
+    at: u64,
+    sender: mpsc::Sender<Result<pb::TerminalOutput>>,
+}
+
+impl Viewer {
+    async fn follow(
+        mut self,
+        before: Before,
+        mut queue: mpsc::Receiver<pb::TerminalOutput>,
+        closed: bool,
+        leaving: oneshot::Receiver<()>,
+    ) {
+        let last = self.watch(before, &mut queue, closed, leaving).await;
+        if let Some(frame) = last {
+            let _ = self.sender.send(frame).await;
+        }
+        lock(&self.terminal.screen).viewers.remove(&self.number);
+    }
+
+    /// Until it has seen all or is gone; what it is still to be told then.
+    async fn watch(
+        &mut self,
+        mut before: Before,
+        queue: &mut mpsc::Receiver<pb::TerminalOutput>,
+        closed: bool,
+        leaving: oneshot::Receiver<()>,
+    ) -> Option<Result<pb::TerminalOutput>> {
+        let mut dropped = std::mem::take(&mut before.dropped);
+        for piece in before.data.chunks(limits::FRAME_BYTES) {
+            let frame = pb::TerminalOutput {
+                data: Bytes::copy_from_slice(piece),
+                scrollback: before.scrollback,
+                offset: self.at,
+                dropped: std::mem::take(&mut dropped),
+                closed: None,
+            };
+            if !self.show(frame).await {
+                return None;
+            }
+        }
+        drop(before);
+        if closed {
+            return Some(Ok(self.terminal.last_frame()));
+        }
+        // Who hangs up without a word does not come back.
+        let leaving = async {
+            if leaving.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let mut leaving = pin!(leaving);
+        loop {
+            let next = tokio::select! {
+                next = queue.recv() => next,
+                () = self.sender.closed() => return None,
+                () = &mut leaving => break,
+            };
+            match next {
+                Some(frame) if frame.closed.is_some() => return Some(Ok(frame)),
+                Some(frame) => {
+                    if !self.show(frame).await {
+                        return None;
+                    }
+                }
+                None if lock(&self.terminal.screen).closed => {
+                    return Some(Ok(self.terminal.last_frame()));
+                }
+                None => {
+                    let message = "this viewer did not keep up";
+                    return Some(Err(fail(Code::LimitExceeded, message)));
+                }
+            }
+        }
+        self.keep_place();
+        queue.close();
+        while let Some(frame) = queue.recv().await {
+            if frame.closed.is_some() {
+                return Some(Ok(frame));
+            }
+            if !self.show(frame).await {
+                return None;
+            }
+            self.move_place();
+        }
+        None
+    }
+
+    async fn show(&mut self, frame: pb::TerminalOutput) -> bool {
+        let next = frame.offset + frame.data.len() as u64;
+        let shown = self.sender.send(Ok(frame)).await.is_ok();
+        if shown {
+            self.at = next;
+        }
+        shown
+    }
+
+    fn keep_place(&self) {
+        let (terminal, number) = (self.terminal.clone(), self.number);
+        {
+            let mut screen = lock(&terminal.screen);
+            screen.viewers.remove(&number);
+            screen.places.insert(number, self.at);
+        }
+        tokio::spawn(async move {
+            for _ in 0..PLACE_TICKS {
+                tokio::time::sleep(TICK).await;
+            }
+            lock(&terminal.screen).places.remove(&number);
+            terminal.moved.notify_waiters();
+        });
+    }
+
+    fn move_place(&self) {
+        let mut screen = lock(&self.terminal.screen);
+        if let Some(place) = screen.places.get_mut(&self.number) {
+            *place = self.at;
+        }
+        self.terminal.moved.notify_waiters();
+    }
+}
+
+/// What is kept from an offset on, and how much of it is not.
+fn since(scrollback: &Ring, mut offset: u64) -> (Vec<u8>, u64) {
+    let (mut kept, mut dropped) = (Vec::new(), 0);
+    while let Some(piece) = scrollback.piece(offset, usize::MAX) {
+        dropped += piece.dropped;
+        kept.extend_from_slice(piece.data);
+        offset = piece.offset + piece.data.len() as u64;
+    }
+    (kept, dropped)
 }
 
 /// The scrollback, from the start of a line where its beginning has fallen out.
@@ -461,7 +608,20 @@ async fn pump(terminal: Arc<Terminal>) {
         if ended {
             deadline.get_or_insert_with(|| tokio::time::Instant::now() + DRAIN);
         }
-        match rustix::io::read(&terminal.master, &mut buffer) {
+        let mut moved = pin!(terminal.moved.notified());
+        moved.as_mut().enable();
+        let room = {
+            let screen = lock(&terminal.screen);
+            let place = screen.places.values().copied().min();
+            place.map_or(CHUNK as u64, |place| screen.scrollback.room(place))
+        };
+        if room == 0 {
+            moved.await;
+            deadline = None;
+            continue;
+        }
+        let space = CHUNK.min(room as usize);
+        match rustix::io::read(&terminal.master, &mut buffer[..space]) {
             Ok(count @ 1..) => {
                 terminal.show(&buffer[..count]).await;
                 tokio::task::consume_budget().await;

@@ -37,6 +37,64 @@ async fn until(screen: &mut Screen, wanted: &str) -> String {
     seen
 }
 
+#[tokio::test]
+async fn a_viewer_that_leaves_to_come_back_misses_nothing() {
+    let mut agent = Agent::start().await;
+    // More than the scrollback keeps, and no pause in it.
+    let shell = "stty -onlcr; read go; seq 1 200000; echo over; read end";
+    let open = OpenTerminalRequest {
+        terminal_id: "t".into(),
+        argv: vec!["/bin/sh".into(), "-c".into(), shell.into()],
+        ..Default::default()
+    };
+    agent.client.open_terminal(open).await.expect("open");
+    let (keys, mut screen) = view(&mut agent.client, "t").await;
+    keys.send(typed("\n")).await.expect("send");
+    let mut keys = Some(keys);
+    let (mut at, mut seen, mut times) = (0, String::new(), 0);
+    while !seen.contains("over") {
+        let next = tokio::time::timeout(Duration::from_secs(20), screen.message()).await;
+        match next.expect("in time").expect("ok") {
+            Some(frame) => {
+                assert_eq!((frame.offset, frame.dropped), (at, 0));
+                at += frame.data.len() as u64;
+                seen.push_str(&String::from_utf8_lossy(&frame.data));
+                if times < 5 && seen.len() > (times + 1) * 200_000 {
+                    times += 1;
+                    keys.take(); // its half
+                }
+            }
+            None => {
+                // While it is away the terminal waits.
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                let (sender, receiver) = tokio::sync::mpsc::channel(8);
+                let first = TerminalInput {
+                    terminal_id: "t".into(),
+                    resume_offset: Some(at),
+                    ..Default::default()
+                };
+                sender.send(first).await.expect("send");
+                let again = agent.client.attach_terminal(ReceiverStream::new(receiver));
+                screen = again.await.expect("attach").into_inner();
+                keys = Some(sender);
+            }
+        }
+    }
+    assert_eq!(times, 5);
+    let counted: Vec<_> = seen.lines().filter_map(|line| line.parse().ok()).collect();
+    assert_eq!(counted, (1..=200_000).collect::<Vec<u32>>());
+    // One that does not come back is not waited for for ever.
+    let (sender, receiver) = tokio::sync::mpsc::channel(8);
+    let first = TerminalInput {
+        terminal_id: "t".into(),
+        resume_offset: Some(at + 1),
+        ..Default::default()
+    };
+    sender.send(first).await.expect("send");
+    let beyond = agent.client.attach_terminal(ReceiverStream::new(receiver));
+    assert_eq!(code(beyond.await), "INVALID_ARGUMENT");
+}
+
 fn typed(data: &str) -> TerminalInput {
     TerminalInput {
         data: data.to_owned().into(),

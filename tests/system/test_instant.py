@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from roost import CapacityError, Client, Machine
+from roost import CapacityError, Client, Machine, Terminal
 from roost.settings import Settings
 
 from .conftest import Daemon
@@ -277,3 +277,70 @@ def test_a_pool_that_is_full_in_the_middle_of_a_capture(daemon: Daemon, parent: 
     with fork(parent) as child:  # what failed spoils no later one
         assert held(child) == digest
         writes_on(child)
+
+
+# Prints so many numbered lines at a time until a word comes, and then how many they were.
+PRINT = """
+import select, sys, time
+n = 0
+while not select.select([sys.stdin], [], [], 0.005)[0]:
+    for _ in range(%d):
+        n += 1
+        sys.stdout.write(f"line {n}\\n")
+    sys.stdout.flush()
+print("end", n)
+"""
+ECHO = "import sys\nfor line in sys.stdin:\n    print('heard', line.strip(), flush=True)\n"
+
+
+def numbered(text: str) -> int:
+    """How many lines, of which none is missing or double."""
+    lines = text.replace("\r", "").splitlines()
+    end = lines.index(next(line for line in lines if line.startswith("end ")))
+    assert lines[end] == f"end {end}", (end, lines[end])
+    for number, line in enumerate(lines[:end], 1):
+        assert line == f"line {number}"
+    return end
+
+
+def to_the_end(terminal: Terminal) -> str:
+    heard = []
+    deadline = time.monotonic() + PATIENCE_S
+    while not terminal.closed:
+        assert time.monotonic() < deadline, heard[-3:]
+        heard.append(terminal.read(PATIENCE_S))
+    return "".join(heard)
+
+
+def test_who_listens_to_the_parent_or_types_misses_nothing(parent: Machine) -> None:
+    """gVisor cuts every connection to the agent for its capture."""
+    parent.files.write("/root/fast.py", PRINT % 200)
+    parent.files.write("/root/slow.py", PRINT % 1)
+    parent.files.write("/root/echo.py", ECHO)
+    fast = parent.terminal(shell="/bin/sh")
+    typed = parent.terminal(shell="/bin/sh")
+    fast.send("stty -echo; echo rea''dy; exec python3 /root/fast.py\n")
+    fast.read_until("ready\r\n")
+    typed.send("stty -echo; echo rea''dy; exec python3 /root/echo.py\n")
+    typed.read_until("ready\r\n")
+    stream = parent.exec_stream(["python3", "/root/slow.py"], stdin_stream=True)
+    execution = stream.start()
+    with ThreadPoolExecutor(3) as pool:
+        from_exec = pool.submit(lambda: "".join(chunk.text for chunk in stream))
+        from_terminal = pool.submit(to_the_end, fast)
+        forking = pool.submit(lambda: [fork(parent) for _ in range(3)])
+        words = 0
+        while not forking.done():
+            words += 1
+            typed.send(f"{words}\n")
+            time.sleep(0.005)
+        for child in forking.result():
+            child.destroy()
+        fast.send("enough\n")
+        execution.write_stdin(b"enough\n")
+        assert numbered(from_terminal.result()) > 1000
+        assert numbered(from_exec.result()) > 50
+        heard = typed.read_until(f"heard {words}\r\n", PATIENCE_S).split("heard ")[1:]
+        assert [int(word) for word in heard] == list(range(1, words + 1))
+    fast.close()
+    typed.close()

@@ -368,7 +368,7 @@ def test_one_whose_disk_finds_no_space_waits_and_goes_on(daemon: Daemon, machine
         boot = boots(m)
         with pool_with(daemon, free=4 << 20):
             written = m.start("head -c 24M /dev/urandom | tee /root/more | md5sum; sync")
-            until(lambda: asyncio.run(status(daemon, m)) == "io-error")
+            until(lambda: f"{m.id} waits: no space" in daemon.tail())
         assert written.wait(timeout=PATIENCE_S).exit_code == 0
         run(m, "echo 3 > /proc/sys/vm/drop_caches")
         assert run(m, "md5sum < /root/more") == written.output().stdout.strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -24,6 +25,7 @@ T = TypeVar("T")
 
 CONTRACT_MAJOR = 1
 UNARY_S = 30.0
+LEAVE_S = 1.0
 LONG_S = 600.0  # a walk over a whole tree
 _RETRY_S = 0.005
 _EMPTY = pb.Empty()
@@ -41,6 +43,7 @@ class AgentClient:
         self.target = target
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._calls = Calls()
+        self._terminals: weakref.WeakSet[TerminalStream] = weakref.WeakSet()
         self.hello: pb.HelloReply | None = None
         self._foreign: int | None = None  # the contract of an agent that is of another
         self._connect()
@@ -62,8 +65,13 @@ class AgentClient:
         self._metadata = (("authorization", f"Bearer {token}"),)
 
     async def close(self) -> None:
-        """Ends every call under way (AGENT_LOST for its callers)."""
+        """Ends every call under way (AGENT_LOST for its callers); those who watch terminals hear what was shown
+        up to then, if they listen."""
         self._calls.closed = True
+        if leaving := [asyncio.ensure_future(each.leave()) for each in self._terminals]:
+            _, late = await asyncio.wait(leaving, timeout=LEAVE_S)
+            for each in late:
+                each.cancel()
         await self._channel.close()
 
     async def wait_ready(self, timeout_s: float) -> pb.HelloReply:
@@ -192,9 +200,13 @@ class AgentClient:
         call = self._stub.OpenTerminal(request, timeout=UNARY_S, metadata=self._metadata)
         return check.terminal(await self._calls.one("OpenTerminal", call), request.terminal_id)
 
-    def attach_terminal(self, terminal_id: str, scrollback: bool = True) -> TerminalStream:
+    def attach_terminal(
+        self, terminal_id: str, scrollback: bool = True, resume: int | None = None
+    ) -> TerminalStream:
         call = self._stub.AttachTerminal(metadata=self._metadata)
-        return TerminalStream(self._calls, call, terminal_id, scrollback)
+        stream = TerminalStream(self._calls, call, terminal_id, scrollback, resume)
+        self._terminals.add(stream)
+        return stream
 
     async def resize_terminal(self, terminal_id: str, cols: int, rows: int) -> pb.Terminal:
         request = pb.ResizeRequest(terminal_id=terminal_id, cols=cols, rows=rows)

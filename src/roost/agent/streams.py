@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Sequence
 from typing import Any
+
+import grpc
 
 from roost.agent.calls import Calls, cut, push
 from roost.agent.v1 import agent_pb2 as pb
@@ -11,32 +16,71 @@ PIECE = 256 * 1024
 
 
 class TerminalStream:
-    """One viewer of a terminal. One task may write while another reads."""
+    """One viewer of a terminal. One task may write while another reads.
 
-    def __init__(self, calls: Calls, call: Any, terminal_id: str, scrollback: bool) -> None:
+    ``resume``: the byte of its output to go on from, instead of the scrollback."""
+
+    def __init__(
+        self, calls: Calls, call: Any, terminal_id: str, scrollback: bool, resume: int | None = None
+    ) -> None:
         self._calls = calls
         self._call = call
-        self._first = pb.TerminalInput(terminal_id=terminal_id, no_scrollback=not scrollback)
+        self._first = pb.TerminalInput(
+            terminal_id=terminal_id, no_scrollback=not scrollback, resume_offset=resume
+        )
         self._id = terminal_id
+        self._writing = asyncio.Lock()
+        self._ended = asyncio.Event()
+        self.left = False  # nothing is sent any more; the rest of what it was shown can be read
 
     async def open(self) -> None:
-        await _write(self._call, self._first)
+        await self._write([self._first])
 
-    async def send(self, data: bytes) -> None:
-        for part in cut(data, PIECE):
-            await _write(self._call, pb.TerminalInput(data=part))
+    async def send(self, data: bytes) -> bool:
+        """False where it has ``left``: then nothing of it was sent."""
+        return await self._write([pb.TerminalInput(data=part) for part in cut(data, PIECE)])
 
-    async def resize(self, cols: int, rows: int) -> None:
+    async def resize(self, cols: int, rows: int) -> bool:
+        """As ``send``."""
         size = pb.ResizeRequest(terminal_id=self._id, cols=cols, rows=rows)
-        await _write(self._call, pb.TerminalInput(resize=size))
+        return await self._write([pb.TerminalInput(resize=size)])
+
+    async def _write(self, messages: Sequence[pb.TerminalInput]) -> bool:
+        async with self._writing:
+            if self.left:
+                return False
+            for message in messages:
+                await _write(self._call, message)
+            return True
 
     async def read(self) -> pb.TerminalOutput | None:
         """None at the end. Raises RoostError: TERMINAL_NOT_FOUND, LIMIT_EXCEEDED (too slow), AGENT_LOST."""
-        return await self._calls.next("AttachTerminal", self._call)
+        try:
+            frame = await self._calls.next("AttachTerminal", self._call)
+        except BaseException:
+            self._ended.set()
+            raise
+        if frame is None:
+            self._ended.set()
+        return frame
+
+    async def leave(self) -> None:
+        """To come back: what was typed has been taken, and what was shown up to then read, on return; the agent
+        keeps the place for some seconds. As long as that takes."""
+        self.left = True
+        async with self._writing:
+            if self._call is not None:
+                with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+                    await self._call.done_writing()
+        await self._ended.wait()
 
     def close(self) -> None:
-        """The viewer leaves; the terminal stays."""
-        self._call.cancel()
+        """The viewer leaves for good; the terminal stays."""
+        self.left = True
+        self._ended.set()
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None  # a call holds its connection
 
 
 class DialStream:

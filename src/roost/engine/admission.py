@@ -27,11 +27,12 @@ def reserve(
     values: Mapping[str, Any],
     *,
     placing: bool,
+    in_place_of: str | None = None,
 ) -> tuple[Machine, Operation]:
-    """``placing``: its turn is now, so that its first stage begins with this. Raises QUOTA_EXCEEDED,
-    CAPACITY_EXCEEDED, IntegrityError (the key)."""
+    """``placing``: its turn is now, so that its first stage begins with this. ``in_place_of``: a machine that waits
+    for this one to be gone again. Raises QUOTA_EXCEEDED, CAPACITY_EXCEEDED, IntegrityError (the key)."""
     quotas.check(connection, values["tenant_id"], quotas.of_machine(values))
-    held = Held(*machines.held(connection, HOLDING))
+    held = Held(*machines.held(connection, HOLDING, without=in_place_of))
     reservations.admit(settings, host, held, values["vcpu"], values["memory_mib"])
     state = initial()
     if placing:

@@ -76,6 +76,9 @@ REMEMBER_DESTROYED = timedelta(hours=1)
 REMEMBER_OPERATIONS = timedelta(days=1)
 
 
+Source = Callable[[Machine], contextlib.AbstractAsyncContextManager[Mapping[str, Any]]]
+
+
 class Engine:
     """``open`` before anything else, ``close`` last; machines live on in between and after."""
 
@@ -127,6 +130,7 @@ class Engine:
         self.reconciler = Reconciler(self)
         self.room: list[Callable[[], Awaitable[bool]]] = [self.idle.make_room]
         self.changes = Changes(store)
+        self.source: Source | None = None  # where a machine begins that was not told
         self._starts = Turns(STARTS_AT_ONCE)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._held: Counter[str] = Counter()  # snapshots somebody is about to make machines from
@@ -165,15 +169,24 @@ class Engine:
     # --- what can be asked ----------------------------------------------------------------------
 
     async def create(
-        self, values: Mapping[str, Any], config: Mapping[str, Any], make_room: bool = True
+        self,
+        values: Mapping[str, Any],
+        config: Mapping[str, Any],
+        make_room: bool = True,
+        *,
+        find_source: bool = False,
+        in_place_of: str | None = None,
     ) -> Machine:
         """Reserves the machine (row, memory, CPU) and lines up its making; ``settled`` waits for that.
+
+        ``find_source``: where it begins is asked of ``source`` in its line, which may take long. ``in_place_of``:
+        a machine whose reservation is this one's as long, since it waits for it.
 
         Raises QUOTA_EXCEEDED, CAPACITY_EXCEEDED; sqlalchemy's IntegrityError for a key in use.
         """
         self.desk.check()
         host = self.host()
-        placing = self._starts.free
+        placing = self._starts.free and not find_source
 
         async def reserve() -> tuple[Machine, Operation]:
             return await self.store.write(
@@ -185,6 +198,7 @@ class Engine:
                     host,
                     values,
                     placing=placing,
+                    in_place_of=in_place_of,
                 )
             )
 
@@ -193,7 +207,7 @@ class Engine:
         self.desk.submit(
             machine.id,
             "create",
-            lambda interrupt: self._create(machine, operation, config, interrupt),
+            lambda interrupt: self._create(machine, operation, config, interrupt, find_source),
         )
         return machine
 
@@ -393,8 +407,13 @@ class Engine:
         operation: Operation,
         config: Mapping[str, Any],
         interrupt: asyncio.Event,
+        find_source: bool,
     ) -> Machine:
+        failure: Exception | None = None
+        if find_source:
+            machine, failure = await self._found(machine, interrupt)
         start = flows.Start(self.parts, machine, config, fresh_disk=True)
+        start.failure = failure
         async with self._starts.turn(interrupt):
             try:
                 return await self._run_start(operation, flows.create(start), start, interrupt)
@@ -402,6 +421,36 @@ class Engine:
                 raise
             except RoostError as error:
                 raise failed(machine.id, "created", error) from error
+
+    async def _found(
+        self, machine: Machine, interrupt: asyncio.Event
+    ) -> tuple[Machine, Exception | None]:
+        """The machine once its row says where it begins, or why that cannot be: for its flow to undo. An interrupt
+        ends the waiting, and the flow."""
+        if self.source is None or machine.snapshot_id is not None:
+            return machine, None
+        finding = asyncio.ensure_future(self._find(self.source, machine))
+        told = asyncio.ensure_future(interrupt.wait())
+        try:
+            await asyncio.wait({finding, told}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            told.cancel()
+            finding.cancel()  # of no effect on one that is done
+            await asyncio.wait({finding})
+        if finding.cancelled():
+            return machine, None
+        failure = finding.exception()
+        if failure is None:
+            return finding.result(), None
+        if not isinstance(failure, Exception):
+            raise failure
+        return machine, failure
+
+    async def _find(self, source: Source, machine: Machine) -> Machine:
+        async with source(machine) as values:
+            if values:
+                await self.store.write(lambda c: machines.update(c, machine.id, values))
+        return await self.load(machine.id)
 
     async def _wake(self, machine_id: str, from_failed: bool, interrupt: asyncio.Event) -> Machine:
         machine = await self.load(machine_id)
@@ -451,7 +500,12 @@ class Engine:
         machine = change.machine
         if operation.kind == "thaw":
             return await self._thaw(machine, operation)
-        start = flows.Start(self.parts, machine, config, bool(operation.context["fresh_disk"]))
+        fresh = bool(operation.context["fresh_disk"])
+        failure: Exception | None = None
+        if fresh:
+            machine, failure = await self._found(machine, interrupt)
+        start = flows.Start(self.parts, machine, config, fresh)
+        start.failure = failure
         async with self._starts.turn(interrupt):
             try:
                 return await self._run_start(operation, flows.wake(start), start, interrupt)

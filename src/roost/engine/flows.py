@@ -93,6 +93,7 @@ class Start:
         self.generation = machine.generation + 1
         self.slot: NetworkSlot | None = None
         self.handle: Handle | None = None
+        self.failure: Exception | None = None  # known before its first step, which raises it
         image = machine.memory_image
         self.spent = image is not None and image.used and not fresh_disk  # its disk has moved on
         self.image = None if self.spent else image
@@ -111,6 +112,8 @@ class Start:
         return linux_machine_id(self.machine.id)
 
     async def clone(self, context: Context) -> None:
+        if self.failure is not None:
+            raise self.failure
         if self.machine.snapshot_id is not None:
             await self.parts.storage.clone_snapshot(self.machine.snapshot_id, self.machine.id)
             return

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,10 +23,10 @@ from roost import ids
 from roost.agent.v1 import agent_pb2 as pb
 from roost.drivers.interface import Capabilities, Size
 from roost.engine.engine import Engine
-from roost.engine.machine import capabilities_to_json
+from roost.engine.machine import Machine, capabilities_to_json
 from roost.errors import MachineError, RoostError
 from roost.services.models import Template
-from roost.store import keys
+from roost.store import keys, templates
 from roost.store import snapshots as rows
 
 if TYPE_CHECKING:
@@ -59,13 +60,30 @@ class Bakes:
         self._making: dict[str, asyncio.Task[rows.Row]] = {}
         self._since = engine.clock.now()
         self._used: dict[str, datetime] = {}  # snapshot id -> when, since then
+        engine.source = self.of
+
+    @contextlib.asynccontextmanager
+    async def of(self, machine: Machine) -> AsyncIterator[Mapping[str, Any]]:
+        """As ``source``, for a machine that is there and waits, with what its driver turned out to be. One of nobody
+        begins where it was told."""
+        engine = self._engine
+        if machine.tenant_id == NOBODY or not engine.rungs.driver(machine.driver).bakes:
+            yield {}
+            return
+        capabilities = await engine.rungs.prepared(machine.driver)
+        row = await self._store.read(lambda c: templates.get(c, machine.template_id))
+        # Of the image that it was promised; its template may have another by now.
+        template = replace(Template(**row), digest=machine.image_digest)
+        async with self.source(template, machine.driver, machine.size, machine.id) as source:
+            yield {**source, "capabilities": capabilities_to_json(capabilities)}
 
     @contextlib.asynccontextmanager
     async def source(
-        self, template: Template, driver: str, size: Size
+        self, template: Template, driver: str, size: Size, waiting: str | None = None
     ) -> AsyncIterator[dict[str, Any]]:
         """The columns that tell a new machine where it begins: none for a driver that boots each, else those of
-        a bake, which stays meanwhile; made where there is none, once for all who wait.
+        a bake, which stays meanwhile; made where there is none, once for all who wait. ``waiting``: the machine
+        that does, and has its reservation.
 
         Raises HOST_UNSUPPORTED, DEPENDENCY_UNAVAILABLE, CAPACITY_EXCEEDED, MACHINE_FAILED (with the console's last
         lines), STORAGE_FULL."""
@@ -78,7 +96,7 @@ class Bakes:
         if row is None:
             task = self._making.get(name)
             if task is None:
-                task = asyncio.ensure_future(self._make(name, template, driver, size))
+                task = asyncio.ensure_future(self._make(name, template, driver, size, waiting))
                 self._making[name] = task
                 task.add_done_callback(lambda _: self._making.pop(name, None))
             row = await asyncio.shield(task)
@@ -104,7 +122,9 @@ class Bakes:
         good = row is not None and row["status"] == "ready" and row["memory_image"] is not None
         return row if good else None
 
-    async def _make(self, name: str, template: Template, driver: str, size: Size) -> rows.Row:
+    async def _make(
+        self, name: str, template: Template, driver: str, size: Size, waiting: str | None
+    ) -> rows.Row:
         engine = self._engine
         if (row := await self._find(name)) is not None:
             return row
@@ -116,7 +136,7 @@ class Bakes:
         log.info("bake.begin", template=template.name, driver=driver, memory_mib=size.memory_mib)
         _, capabilities = engine.rungs.choose("auto", driver)
         try:
-            await self._bake(name, template, driver, size, capabilities)
+            await self._bake(name, template, driver, size, capabilities, waiting)
         except RoostError as error:
             error.details.pop("machine_id", None)  # nobody's, and gone
             raise
@@ -126,7 +146,13 @@ class Bakes:
         return row
 
     async def _bake(
-        self, name: str, template: Template, driver: str, size: Size, capabilities: Capabilities
+        self,
+        name: str,
+        template: Template,
+        driver: str,
+        size: Size,
+        capabilities: Capabilities,
+        waiting: str | None,
     ) -> None:
         engine = self._engine
         machine = await engine.create(
@@ -137,6 +163,7 @@ class Bakes:
                 "env": {},
             },
             template.config,
+            in_place_of=waiting,
         )
         try:
             await engine.settled(machine.id)

@@ -91,13 +91,16 @@ class Machines:
         engine = self._engine
         if req.isolation == "auto" and req.driver is None:
             await engine.rungs.decide()
-        driver, _ = engine.rungs.choose(req.isolation, req.driver)
+        driver, capabilities = engine.rungs.choose(req.isolation, req.driver)
         asked = Size(float(req.vcpu), req.memory_mib, req.storage_gib)
         size = engine.rungs.driver(driver).fit(asked)
         reservations.check_size(engine.host(), size.vcpu, size.memory_mib)
         template = await self._templates.resolve(tenant, req.template)
         await engine.parts.storage.require(ROOM_BYTES)
-        capabilities = await engine.rungs.prepared(driver)
+        # Who does not wait is answered at once: what may take minutes is then done in the machine's line.
+        later = not wait and engine.rungs.driver(driver).bakes
+        if not (later and engine.rungs.driver(driver).undecided):
+            capabilities = await engine.rungs.prepared(driver)
         values = {
             **self._asked(tenant, req),
             **columns(template, driver, capabilities, size),
@@ -109,7 +112,9 @@ class Machines:
             machine = await self._warm.take(values)
         except IntegrityError as error:
             raise await self._taken(tenant, req.key, error) from error
-        if machine is None:
+        if machine is None and later:
+            machine = await self._make(tenant, values, template.config, wait, find_source=True)
+        elif machine is None:
             async with self._bakes.source(template, driver, size) as source:
                 machine = await self._make(tenant, {**values, **source}, template.config, wait)
         self._warm.want(template, values)
@@ -226,10 +231,15 @@ class Machines:
         }
 
     async def _make(
-        self, tenant: str, values: Mapping[str, Any], config: Mapping[str, Any], wait: bool
+        self,
+        tenant: str,
+        values: Mapping[str, Any],
+        config: Mapping[str, Any],
+        wait: bool,
+        find_source: bool = False,
     ) -> Machine:
         try:
-            machine = await self._engine.create(values, config)
+            machine = await self._engine.create(values, config, find_source=find_source)
         except IntegrityError as error:
             raise await self._taken(tenant, values["key"], error) from error
         return await self._engine.settled(machine.id) if wait else machine

@@ -5,6 +5,7 @@ The agent holds them; they end with the machine's boot. A viewer that leaves doe
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import contextlib
 from collections.abc import Mapping
@@ -14,12 +15,13 @@ from datetime import UTC, datetime
 from roost import ids
 from roost.agent.streams import TerminalStream
 from roost.agent.v1 import agent_pb2 as pb
-from roost.errors import InvalidRequestError, NotFoundError
+from roost.errors import InvalidRequestError, MachineError, NotFoundError, RoostError, error
 from roost.services import launching
 from roost.services.machines import Machines
 from roost.services.models import Live
 
 MAX_SIDE = 1000
+REATTACH = 3  # times in a row that it is asked for again without a byte between
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class Terminals:
         live = await self._machines.awake(tenant, machine_id)
         stream = live.agent.attach_terminal(terminal_id, scrollback)
         await stream.open()
-        return Viewer(self._machines, machine_id, stream)
+        return Viewer(self._machines, live, terminal_id, stream)
 
     async def _if_there(self, tenant: str, machine_id: str) -> Live | None:
         """Its terminals sleep with its memory."""
@@ -130,23 +132,98 @@ class Terminals:
 
 
 class Viewer:
-    """One viewer: a task may ``send`` while another ``read``s. Its presence keeps the machine awake."""
+    """One viewer: a task may ``send`` while another ``read``s, which must go on for either. Its presence keeps the
+    machine awake. Where a capture hangs up, the viewer is attached again at the byte it had come to."""
 
-    def __init__(self, machines: Machines, machine_id: str, stream: TerminalStream) -> None:
+    def __init__(
+        self, machines: Machines, live: Live, terminal_id: str, stream: TerminalStream
+    ) -> None:
+        self._machines = machines
+        self._machine = live.machine
+        self._terminal_id = terminal_id
         self._stream = stream
+        self._at = 0  # in the terminal's output: the next byte
+        self._resumed = self._closed = False
+        self._attached = asyncio.Event()
+        self._attached.set()
+        self._over: RoostError | None = None
         self._present = contextlib.ExitStack()
-        self._present.enter_context(machines.using(machine_id))
+        self._present.enter_context(machines.using(live.machine.id))
 
     async def send(self, data: bytes) -> None:
-        await self._stream.send(data)
+        """All of it or, with an error, nothing that is known."""
+        while not await self._stream.send(data):
+            await self._back()
 
     async def resize(self, width: int, height: int) -> None:
         check_size(width, height)
-        await self._stream.resize(width, height)
+        while not await self._stream.resize(width, height):
+            await self._back()
 
     async def read(self) -> pb.TerminalOutput | None:
         """None when the terminal is gone. Raises LIMIT_EXCEEDED for a viewer that cannot keep up."""
-        return await self._stream.read()
+        tries = 0
+        while not self._closed:
+            frame, failure = await self._next()
+            if frame is None:
+                tries += 1
+                if tries > REATTACH or not await self._again():
+                    raise self._end(failure)
+                continue
+            if self._resumed and frame.data and frame.offset != self._at + frame.dropped:
+                # An agent of before, which knows of no offsets.
+                raise self._end(None)
+            if frame.data:
+                self._at = frame.offset + len(frame.data)
+            self._closed = frame.HasField("closed")
+            return frame
+        return None
+
+    async def _next(self) -> tuple[pb.TerminalOutput | None, RoostError | None]:
+        """A frame, or what was heard instead. No error that was caught is kept: it would hold the connection that a
+        capture waits to see closed."""
+        try:
+            return await self._stream.read(), None
+        except RoostError as failure:
+            if failure.code != "AGENT_LOST":
+                self._end(failure)
+                raise
+            return None, error(failure.code, failure.message)
+
+    async def _again(self) -> bool:
+        """Attached once more, when a capture is over. False where there is nothing to come back to: the machine
+        ended or sleeps."""
+        tenant, machine_id = self._machine.tenant_id, self._machine.id
+        self._stream.close()
+        try:
+            now = await self._machines.get(tenant, machine_id)
+            if now.phase != "running" or now.generation != self._machine.generation:
+                return False
+            live = await self._machines.awake(tenant, machine_id)
+            if live.machine.generation != self._machine.generation:
+                return False
+            stream = live.agent.attach_terminal(self._terminal_id, resume=self._at)
+            await stream.open()
+        except RoostError:
+            return False
+        self._stream, self._resumed = stream, True
+        self._attached.set()
+        return True
+
+    async def _back(self) -> None:
+        """Until it is attached again. Raises what it ended with."""
+        if self._stream.left and self._over is None:
+            self._attached.clear()
+            await self._attached.wait()
+        if self._over is not None:
+            raise self._over
+
+    def _end(self, failure: RoostError | None) -> RoostError:
+        self._over = failure or MachineError(
+            "The connection to the terminal was lost; attach again.", code="AGENT_LOST"
+        )
+        self._attached.set()
+        return self._over
 
     async def close(self) -> None:
         self._stream.close()

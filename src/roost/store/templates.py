@@ -23,6 +23,10 @@ def visible(connection: sa.Connection, tenant: str) -> list[sa.RowMapping]:
     return list(connection.execute(query).mappings())
 
 
+def get(connection: sa.Connection, template_id: str) -> sa.RowMapping:
+    return connection.execute(sa.select(t).where(t.c.id == template_id)).mappings().one()
+
+
 def shipped(connection: sa.Connection, name: str) -> sa.RowMapping | None:
     query = sa.select(t).where(t.c.tenant_id.is_(None), t.c.name == name)
     return connection.execute(query).mappings().one_or_none()

@@ -14,6 +14,7 @@ import pytest
 from roost.clock import FakeClock
 from roost.drivers.fake import FakeDriver
 from roost.drivers.interface import Size
+from roost.engine.reservations import HostSize
 from roost.errors import CapacityError, ConflictError, MachineError, NotFoundError, RoostError
 from roost.services import bakes
 from roost.services.models import CreateMachine
@@ -198,6 +199,69 @@ async def test_those_who_wait_may_go_away(d: Daemon) -> None:
     assert (await second).phase == "running"
     assert d.host.driver.calls["capture"] == 1
     assert len((await d.machines.list(TENANT)).items) == 1
+
+
+async def test_who_does_not_wait_is_answered_before_it_is_made(d: Daemon) -> None:
+    driver = d.host.driver
+    gate = driver.hang("start")
+    m = await d.machines.create(TENANT, small(), wait=False)
+    assert m.phase == "accepted"
+    await until(lambda: driver.calls["start"])
+    # Others wait for the same, and who deletes one does not wait for it.
+    other = await d.machines.create(TENANT, small(), wait=False)
+    unwanted = await d.machines.create(TENANT, small(), wait=False)
+    assert (await d.machines.delete(TENANT, unwanted.id)).phase == "destroyed"
+    assert (await d.machines.get(TENANT, m.id)).phase == "accepted"
+    gate.set()
+    for each in (m, other):
+        assert (await d.engine.settled(each.id)).phase == "running"
+        assert driver.machines[each.id].restored_from is not None
+    assert driver.calls["capture"] == 1
+    assert set(driver.machines) == {m.id, other.id}
+    assert not d.host.leaks(await d.all())
+
+
+async def test_who_does_not_wait_finds_a_failed_machine_where_it_cannot_be_made(d: Daemon) -> None:
+    d.host.driver.fail("start", MachineError("no kernel", code="MACHINE_FAILED"))
+    m = await d.machines.create(TENANT, small(), wait=False)
+    with pytest.raises(RoostError):
+        await d.engine.settled(m.id)
+    failed = await d.machines.get(TENANT, m.id)
+    assert (failed.phase, failed.retryable) == ("failed", True)
+    assert "no kernel" in (failed.reason or "")
+    assert not d.host.leaks(await d.all())
+    assert (await d.machines.wake(TENANT, m.id)).phase == "running"
+    assert d.host.driver.machines[m.id].restored_from is not None, "from a bake"
+
+
+async def test_it_fits_where_the_machine_that_waits_for_it_does(tmp_path: Path) -> None:
+    room = {"memory_overcommit": 1.0}
+    async with daemon(tmp_path, clock=FakeClock(), driver=baking(), **room) as d:
+        d.host.size = HostSize(4.0, small().memory_mib + 1)
+        m = await d.machines.create(TENANT, small(), wait=False)
+        assert (await d.engine.settled(m.id)).phase == "running"
+
+
+async def test_a_daemon_that_is_killed_while_one_waits_says_so(tmp_path: Path) -> None:
+    host = Host(tmp_path, FakeClock(), driver=baking())
+    try:
+        d = await Daemon.start(host)
+        host.driver.hang("start")
+        m = await d.machines.create(TENANT, small(), wait=False)
+        await until(lambda: host.driver.calls["start"])
+        await d.kill()
+        host.driver.script.hangs.clear()
+        d = await Daemon.start(host)
+        failed = await d.machines.get(TENANT, m.id)
+        assert (failed.phase, failed.retryable) == ("failed", True)
+        assert failed.reason
+        assert not host.leaks(await d.all())
+        assert not host.driver.machines
+        assert (await d.machines.wake(TENANT, m.id)).phase == "running"
+        assert host.driver.machines[m.id].restored_from is not None
+        await d.stop()
+    finally:
+        await host.close()
 
 
 async def test_no_tenant_sees_it(d: Daemon) -> None:

@@ -718,11 +718,14 @@ class TerminalInput(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     RESIZE_FIELD_NUMBER: _builtins.int
     NO_SCROLLBACK_FIELD_NUMBER: _builtins.int
+    RESUME_OFFSET_FIELD_NUMBER: _builtins.int
     terminal_id: _builtins.str
     """first message"""
     data: _builtins.bytes
     no_scrollback: _builtins.bool
     """first message"""
+    resume_offset: _builtins.int
+    """First message: instead of the scrollback, the output from this byte on. Since contract 1.2."""
     @_builtins.property
     def resize(self) -> Global___ResizeRequest: ...
     def __init__(
@@ -732,12 +735,15 @@ class TerminalInput(_message.Message):
         data: _builtins.bytes = ...,
         resize: Global___ResizeRequest | None = ...,
         no_scrollback: _builtins.bool = ...,
+        resume_offset: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["resize", b"resize"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_resume_offset", b"_resume_offset", "resize", b"resize", "resume_offset", b"resume_offset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "no_scrollback", b"no_scrollback", "resize", b"resize", "terminal_id", b"terminal_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume_offset", b"_resume_offset", "data", b"data", "no_scrollback", b"no_scrollback", "resize", b"resize", "resume_offset", b"resume_offset", "terminal_id", b"terminal_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__resume_offset: _TypeAlias = _typing.Literal["resume_offset"]  # noqa: Y015
+    _WhichOneofArgType__resume_offset: _TypeAlias = _typing.Literal["_resume_offset", b"_resume_offset"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resume_offset) -> _WhichOneofReturnType__resume_offset | None: ...
 
 Global___TerminalInput: _TypeAlias = TerminalInput  # noqa: Y015
 
@@ -748,9 +754,15 @@ class TerminalOutput(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     SCROLLBACK_FIELD_NUMBER: _builtins.int
     CLOSED_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     scrollback: _builtins.bool
     """this frame is replayed"""
+    offset: _builtins.int
+    """of data[0] in all the terminal's output"""
+    dropped: _builtins.int
+    """bytes lost right before this frame, where one resumed"""
     @_builtins.property
     def closed(self) -> Global___Terminal:
         """last frame"""
@@ -761,10 +773,12 @@ class TerminalOutput(_message.Message):
         data: _builtins.bytes = ...,
         scrollback: _builtins.bool = ...,
         closed: Global___Terminal | None = ...,
+        offset: _builtins.int = ...,
+        dropped: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "data", b"data", "scrollback", b"scrollback"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "data", b"data", "dropped", b"dropped", "offset", b"offset", "scrollback", b"scrollback"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -288,7 +288,9 @@ class AgentServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AttachTerminal(self, request_iterator, context):
-        """First message names the terminal. Many viewers at once; each gets the scrollback, then live output.
+        """First message names the terminal. Many viewers at once; each gets the scrollback, then live output. One that
+        closes its own half leaves to come back: its stream ends, with no `closed`, once it has what was shown, and for
+        some seconds nothing falls out of the scrollback that it has not seen (`resume_offset`).
         A viewer that cannot keep up is dropped with LIMIT_EXCEEDED, never the terminal.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -79,7 +79,9 @@ class AgentStub:
     OpenTerminal: _grpc.UnaryUnaryMultiCallable[_agent_pb2.OpenTerminalRequest, _agent_pb2.Terminal]
     """--- terminals --------------------------------------------------------------------------------"""
     AttachTerminal: _grpc.StreamStreamMultiCallable[_agent_pb2.TerminalInput, _agent_pb2.TerminalOutput]
-    """First message names the terminal. Many viewers at once; each gets the scrollback, then live output.
+    """First message names the terminal. Many viewers at once; each gets the scrollback, then live output. One that
+    closes its own half leaves to come back: its stream ends, with no `closed`, once it has what was shown, and for
+    some seconds nothing falls out of the scrollback that it has not seen (`resume_offset`).
     A viewer that cannot keep up is dropped with LIMIT_EXCEEDED, never the terminal.
     """
     ResizeTerminal: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ResizeRequest, _agent_pb2.Terminal]
@@ -152,7 +154,9 @@ class AgentAsyncStub(AgentStub):
     OpenTerminal: _aio.UnaryUnaryMultiCallable[_agent_pb2.OpenTerminalRequest, _agent_pb2.Terminal]  # type: ignore[assignment]
     """--- terminals --------------------------------------------------------------------------------"""
     AttachTerminal: _aio.StreamStreamMultiCallable[_agent_pb2.TerminalInput, _agent_pb2.TerminalOutput]  # type: ignore[assignment]
-    """First message names the terminal. Many viewers at once; each gets the scrollback, then live output.
+    """First message names the terminal. Many viewers at once; each gets the scrollback, then live output. One that
+    closes its own half leaves to come back: its stream ends, with no `closed`, once it has what was shown, and for
+    some seconds nothing falls out of the scrollback that it has not seen (`resume_offset`).
     A viewer that cannot keep up is dropped with LIMIT_EXCEEDED, never the terminal.
     """
     ResizeTerminal: _aio.UnaryUnaryMultiCallable[_agent_pb2.ResizeRequest, _agent_pb2.Terminal]  # type: ignore[assignment]
@@ -300,7 +304,9 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_agent_pb2.TerminalInput],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.TerminalOutput], _abc.AsyncIterator[_agent_pb2.TerminalOutput]]:
-        """First message names the terminal. Many viewers at once; each gets the scrollback, then live output.
+        """First message names the terminal. Many viewers at once; each gets the scrollback, then live output. One that
+        closes its own half leaves to come back: its stream ends, with no `closed`, once it has what was shown, and for
+        some seconds nothing falls out of the scrollback that it has not seen (`resume_offset`).
         A viewer that cannot keep up is dropped with LIMIT_EXCEEDED, never the terminal.
         """
 

@@ -72,6 +72,8 @@ async def execution(
 async def terminal(ws: WebSocket, viewer: Viewer, binary: bool) -> None:
     async def out() -> None:
         while (frame := await viewer.read()) is not None:
+            if frame.dropped and not binary:
+                await _send(ws, {"type": "dropped", "bytes": frame.dropped})
             if frame.data:
                 if binary:
                     await ws.send({"type": "websocket.send", "bytes": frame.data})
