@@ -94,6 +94,8 @@ def test_json_of_everything(roost: Roost, machine: Machine) -> None:
         ["show", machine.key],
         ["ps", machine.key, "--all"],
         ["usage", machine.key],
+        ["usage"],
+        ["usage", "--by", "machine,key"],
         ["logs", machine.key],
         ["logs", "--daemon"],
         ["template", "ls"],

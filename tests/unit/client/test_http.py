@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import date
 
 import pytest
 
@@ -140,3 +141,14 @@ def test_a_wrong_key(stub: Stub, client: Client) -> None:
     stub.on("GET", "/v1/host", lambda _: Answer(wire("AUTH_INVALID"), 401))
     with pytest.raises(AuthError):
         client.host()
+
+
+def test_usage_asks_for_days_and_groups(stub: Stub, client: Client) -> None:
+    found = {"items": [], "total": {"cost": "0.000000"}}
+    stub.on("GET", "/v1/usage", lambda _: found)
+    assert client.usage() == found
+    assert stub.seen[-1].query == {"group_by": "day"}
+    client.usage(date(2026, 3, 1), "2026-03-02", group_by=["day", "key"], tenant="t")
+    assert stub.seen[-1].query == {
+        "from": "2026-03-01", "to": "2026-03-02", "group_by": "day,key", "tenant": "t",
+    }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -411,24 +411,30 @@ def test_days_added_up_are_the_days_gone_through(
     assert {g: a for g, a in found.items() if a != Amounts()} == want
 
 
+async def _all_measured(d: Daemon) -> bool:
+    return not await d.store.read(rows.unmeasured)
+
+
 async def test_storage_is_looked_at_soon_after_a_sleep_a_fork_and_a_snapshot(
     tmp_path: Path,
 ) -> None:
     async with daemon(tmp_path, FakeClock(START), usage_interval_s=3600.0) as d:
-        clock = clock_of(d)
-        made = await d.machines.create(TENANT, sized())
-        for act in (
-            d.machines.sleep(TENANT, made.id),
-            d.machines.wake(TENANT, made.id),
-            d.machines.fork(TENANT, made.id, ForkMachine()),
-            d.snapshots.create(TENANT, made.id, "s"),
-        ):
-            await act
+        calls = d.host.storage.calls
+
+        async def looked_at(act: Callable[[], Awaitable[Any]]) -> Any:
+            before = calls["shares"]
+            done = await act()
             await asyncio.sleep(0.02)
-            calls = d.host.storage.calls["shares"]
-            await clock.advance(meter.SOON_S)
-            await until(lambda calls=calls: d.host.storage.calls["shares"] == calls + 1)
-            await until(lambda: d.store.read(lambda c: not rows.unmeasured(c)))
+            await clock_of(d).advance(meter.SOON_S)
+            await until(lambda: calls["shares"] == before + 1)
+            await until(lambda: _all_measured(d))
+            return done
+
+        made = await looked_at(lambda: d.machines.create(TENANT, sized()))
+        await looked_at(lambda: d.machines.sleep(TENANT, made.id))
+        await looked_at(lambda: d.machines.wake(TENANT, made.id))
+        await looked_at(lambda: d.machines.fork(TENANT, made.id, ForkMachine()))
+        await looked_at(lambda: d.snapshots.create(TENANT, made.id, "s"))
 
 
 async def test_a_round_that_fails_is_made_up_for_by_the_next(tmp_path: Path) -> None:
