@@ -30,7 +30,7 @@ def upgrade() -> None:
     op.execute("UPDATE keys SET role = 'admin' WHERE tenant_id = 'default'")
 
     # Answers kept for repeated requests held keys in clear; these are answered anew.
-    op.execute("DELETE FROM idempotency WHERE CAST(body AS TEXT) LIKE '%\"key\":\"roost_%'")
+    op.execute('DELETE FROM idempotency WHERE CAST(body AS TEXT) LIKE \'%"key":"roost_%\'')
 
     op.create_table(
         "audit",
