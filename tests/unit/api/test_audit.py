@@ -41,6 +41,7 @@ async def test_who_did_what_to_what_and_how_it_ended(bare: Served) -> None:
     await bare.http.put("/v1/machines/by-key/user-1", json={})
     await bare.http.delete(f"/v1/machines/{mid}", params={"wait": "true", "x": SECRET})
     await bare.http.post("/v1/nothing", json={})
+    assert (await bare.http.put("/v1/machines", json={})).status_code == 405
     entries = await log(bare.http)
     assert [(e["action"], e["status"], e["error_code"]) for e in reversed(entries)] == [
         ("machines_create", 201, None),

@@ -44,6 +44,9 @@ class Actions:
         route = scope.get("route")
         if route is None:
             return self._refused(scope.get("method", "WEBSOCKET"), scope["path"])
+        methods = getattr(route, "methods", None)  # none of a WebSocket's
+        if methods and scope.get("method") not in methods:  # a path there is, a call there is not
+            return None
         path = route.path
         tags = getattr(route, "tags", None)
         name = f"{tags[0] if tags else resource_of(path)}_{route.name.strip('_')}"
