@@ -14,6 +14,7 @@ from roost.drivers.interface import Exit
 from roost.engine.journal import TRIES
 from roost.errors import MachineError, RoostError
 from roost.services.models import ForkMachine
+from roost.store import snapshots
 from tests.unit.engine.kit import TENANT, Daemon, Host, small, until
 
 
@@ -252,6 +253,7 @@ async def test_the_daemon_is_killed(host: Host, name: str) -> None:
         await _die_in_recovery(host, n % 5)
         hook = Points()
         d = await Daemon.start(host, hook=hook)
+        assert not await d.store.read(lambda c: snapshots.of_forks(c, whole=False))
         await _accept(d, allowed)
     await d.stop()
 

@@ -216,7 +216,8 @@ class CutSleep(flows.End):
 
 
 async def _end_half_made_forks(engine: Engine) -> None:
-    """A fork that was cut off made no children: what they would start from need not have reached the disk."""
+    """A fork that was cut off made no children: what they would start from need not have reached the disk. Nor does
+    anything need its snapshot any more."""
 
     def fn(connection: sa.Connection) -> list[str]:
         made = snapshots.of_forks(connection, whole=False)
@@ -224,6 +225,7 @@ async def _end_half_made_forks(engine: Engine) -> None:
 
     for machine_id in await engine.store.read(fn):
         await _quietly(engine.destroy(machine_id))
+    await _quietly(engine.collect())
 
 
 async def _sweep(engine: Engine) -> None:
