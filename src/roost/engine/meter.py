@@ -65,6 +65,8 @@ class Meter:
             yield
         except (RoostError, OSError) as error:
             log.warning("usage could not be counted now: %s", error)
+        except Exception:
+            log.exception("usage could not be counted now")
 
     async def round(self) -> None:
         """Counts up to now what holds memory, and what was sent; measures what changes."""
