@@ -205,7 +205,7 @@ def leftovers(daemon: Daemon) -> dict[str, list[str]]:
         except OSError:
             continue
         # One that has ended and waits for whoever inherited it from a daemon that was killed has no command line.
-        if text and (ours or str(daemon.run_dir) in text) and "roost.daemon" not in text:
+        if text and (ours or f"{daemon.run_dir}/" in text) and "roost.daemon" not in text:
             processes.append(f"{cmdline.parent.name}: {text[:200]}")
     disks = [str(p) for p in (daemon.data_dir / "pool" / "disks").glob("*")]
     places = [str(p) for p in daemon.run_dir.glob("machines/*/*")]

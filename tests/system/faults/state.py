@@ -144,7 +144,7 @@ def _strays(daemon: Daemon, running: set[str]) -> Iterator[str]:
             )
         except OSError:
             continue
-        if str(daemon.run_dir) not in text or grouped or int(path.parent.name) == daemon.pid:
+        if f"{daemon.run_dir}/" not in text or grouped or int(path.parent.name) == daemon.pid:
             continue
         if not any(machine_id in text for machine_id in running):
             yield f"leaked process {path.parent.name}: {text[:200]}"
