@@ -28,7 +28,10 @@ def baking(**changes: Any) -> FakeDriver:
 
 @pytest.fixture
 async def d(tmp_path: Path) -> AsyncIterator[Daemon]:
-    async with daemon(tmp_path, clock=FakeClock(), driver=baking()) as running:
+    day = 86400.0  # weeks pass here: not a minute at a time
+    async with daemon(
+        tmp_path, clock=FakeClock(), driver=baking(), usage_interval_s=day
+    ) as running:
         yield running
 
 
