@@ -277,4 +277,4 @@ def _by_daemon(report: Report, n: int, raw: list[float]) -> None:
     report.add("  95th percentile", "ms", [sorted(pauses)[int(len(pauses) * 0.95)]])
     report.add("fork -> first exec in the child, gvisor", "ms", forks)
     report.add("sleep with memory, gvisor", "ms", sleeps)
-    report.add("wake -> first exec, gvisor", "ms", wakes, raw, bound=1.3)
+    report.add("wake -> first exec, to raw restore -> exec", "ms", wakes, raw)

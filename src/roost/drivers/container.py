@@ -544,10 +544,7 @@ class ContainerDriver(Driver):
             with _told(handle), self._freezing(handle):
                 self._must_run(handle)
                 paused_ms = apart.run(lambda: self._instant(handle, into, disk_to, memory))
-                manifest = self._manifest(into, durable=durable)
-                if durable:
-                    files.sync(disk_to)
-                    files.sync_dir(disk_to.parent)
+                manifest = self._manifest(into, disk_to, durable=durable)
         except BaseException:
             _discard(into, disk_to)
             raise
@@ -616,8 +613,8 @@ class ContainerDriver(Driver):
         if self._mark(handle).exists():
             raise InternalError(f"Machine {handle.machine_id} is frozen; thaw it first.")
 
-    def _manifest(self, into: Path, *, durable: bool = True) -> dict[str, Any]:
-        sealed = saved.seal(into, self._known, durable=durable)
+    def _manifest(self, into: Path, *beside: Path, durable: bool = True) -> dict[str, Any]:
+        sealed = saved.seal(into, self._known, durable=durable, beside=beside)
         return {"driver": self.name, "host": self._traits(), "files": sealed}
 
     @contextlib.contextmanager

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,22 +47,26 @@ class Known:
             return crc if time.monotonic() - at < _MOMENT_S else None
 
 
-def seal(directory: Path, known: Known, *, durable: bool = True) -> dict[str, Any]:
-    """Name -> size in bytes and CRC-32, durable on return; or else, for what is of use for moments only and comes back
-    from memory, size and identity."""
+def seal(
+    directory: Path, known: Known, *, durable: bool = True, beside: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """Name -> size in bytes and CRC-32, durable on return, as are the files ``beside`` it; or else, for what is of use
+    for moments only and comes back from memory, size and identity."""
     paths = sorted(directory.iterdir())
     if not durable:
         return {path.name: _unread(path.stat()) for path in paths}
     found: dict[str, Any] = {}
     with ThreadPoolExecutor(1, thread_name_prefix="seal") as other:
-        writing = [other.submit(files.sync, path) for path in paths]
+        # Reading is the processor's work, this the disk's.
+        writing = [other.submit(files.sync, path) for path in (*paths, *beside)]
         for path in paths:
             identity, crc = _read(path)
             known.add(identity, crc)
             found[path.name] = {"size": path.stat().st_size, "crc32": crc}
-        for each in writing:
-            each.result()
-    files.sync_dir(directory)
+        for done in writing:
+            done.result()
+    for each in {directory, *(path.parent for path in beside)}:
+        files.sync_dir(each)
     return found
 
 

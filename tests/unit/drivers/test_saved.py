@@ -81,6 +81,19 @@ def test_one_of_another_size_or_none(kept: Path) -> None:
         saved.check(kept, sealed, known)
 
 
+def test_what_is_asked_to_be_durable_is_synced(
+    kept: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(saved.files, "sync", synced.append)
+    monkeypatch.setattr(saved.files, "sync_dir", synced.append)
+    disk = tmp_path_factory.mktemp("snapshot") / "disk"
+    saved.seal(kept, saved.Known(), durable=False, beside=[disk])
+    assert synced == []
+    saved.seal(kept, saved.Known(), beside=[disk])
+    assert sorted(synced) == sorted([kept / "state", kept / "pages", disk, kept, disk.parent])
+
+
 def test_what_is_known_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saved, "_KEPT", 3)
     known = saved.Known()
