@@ -50,6 +50,8 @@ class Overdue:
         if row.timeout_ms is None:
             return outcome.ended(await call)
         waiting = asyncio.ensure_future(call)
+        loop = asyncio.get_running_loop()
+        took = 0.0
         try:
             age = (self._clock.now() - row.created_at).total_seconds()
             pause = max(0.0, row.timeout_ms / 1000 - age) + FORCE_S
@@ -58,14 +60,19 @@ class Overdue:
                 if done:
                     result = waiting.result()
                     return outcome.expired(result) if tried else outcome.ended(result)
+                begun = loop.time()
                 if tried < TRIES and await self.force(agent, row):
                     result = await waiting
                     return outcome.expired(result) if tried else outcome.ended(result)
-                pause = FORCE_S
+                if tried < TRIES:
+                    took = loop.time() - begun
+                pause = max(
+                    0.0, FORCE_S - took
+                )  # an agent that was stopped lets each try take long
         finally:
             waiting.cancel()
         log.error("execution.given_up", execution=row.id, machine_id=row.machine_id)
-        return outcome.expired(await self._output(agent, row))
+        return outcome.expired(None if took >= ANSWER_S else await self._output(agent, row))
 
     async def kill(self, agent: AgentClient, row: ExecutionRow) -> None:
         """Everything it started, by its agent; by the host where that takes long. Raises as ``signal``."""
