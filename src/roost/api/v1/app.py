@@ -69,7 +69,8 @@ def create_app(s: Services) -> FastAPI:
         generate_unique_id_function=lambda route: _operation(route),
     )
     problems.install(app)
-    for make in (executions, terminals, files, keys, machines, snapshots, tenants, audit, host):
+    # Machines before files: /v1/machines/by-key/files is a machine's key, not a machine's files.
+    for make in (executions, terminals, machines, files, keys, snapshots, tenants, audit, host):
         app.include_router(make.router(s))
 
     @app.get("/healthz", tags=["host"], response_model=answers.Health)
