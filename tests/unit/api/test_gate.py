@@ -232,12 +232,31 @@ async def test_what_is_open_ends_with_its_key(served: Served) -> None:
                     return "cut"
         return "ended"
 
+    over = asyncio.Event()
+
+    async def upload(key: str) -> int:
+        async def body() -> Any:
+            yield b"begun"
+            await over.wait()
+
+        params = {"path": "/tmp/roost-revoked"}
+        async with served.client(key) as http:
+            put = await http.put(f"/v1/machines/{mid}/files", params=params, content=body())
+        return put.status_code
+
     work = [asyncio.create_task(f(k)) for k in (revoked, expiring) for f in (socket, stream)]
+    put = asyncio.create_task(upload(revoked))
     other = asyncio.create_task(stream(served.key))
     await asyncio.sleep(1.0)
     assert not any(task.done() for task in work[:2])
     await served.keys.revoke(TENANT, (await served.keys.authenticate(revoked)).key_id)
     assert await asyncio.wait_for(asyncio.gather(*work[:2]), 10) == [1011, "cut"]
+    over.set()  # its end comes too late
+    assert await asyncio.wait_for(put, 10) == 401
+    missing = await served.http.get(
+        f"/v1/machines/{mid}/files/stat", params={"path": "/tmp/roost-revoked"}
+    )
+    assert missing.status_code == 404
     assert await asyncio.wait_for(asyncio.gather(*work[2:]), 10) == [1011, "cut"]
     assert not other.done()
     other.cancel()
@@ -380,6 +399,9 @@ async def test_machines_over_http(bare: Served) -> None:
     again = await bare.http.put("/v1/machines/by-key/user-1", json={})
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json()["machine_id"] == again.json()["machine_id"]
+    for odd in ("files", "executions", "terminals", "snapshots", "tokens"):
+        named = await bare.http.put(f"/v1/machines/by-key/{odd}", json={})
+        assert (named.status_code, named.json()["key"]) == (201, odd)
     assert (await bare.http.get("/v1/machines", params={"label": "nonsense"})).status_code == 422
     slept = (await bare.http.post(f"{url}/sleep")).json()
     assert slept["phase"] == "sleeping" and slept["memory_kept"] is False

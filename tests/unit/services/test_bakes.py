@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +29,7 @@ def baking(**changes: Any) -> FakeDriver:
 async def d(tmp_path: Path) -> AsyncIterator[Daemon]:
     day = 86400.0  # weeks pass here: not a minute at a time
     async with daemon(
-        tmp_path, clock=FakeClock(), driver=baking(), usage_interval_s=day
+        tmp_path, clock=FakeClock(), driver=baking(), usage_interval_s=day, operation_timeout_s=60.0
     ) as running:
         yield running
 
@@ -321,13 +320,13 @@ async def test_one_that_a_machine_is_being_made_from_stays(d: Daemon) -> None:
     template = await d.templates.resolve(TENANT, "base")
     async with d.bakes.source(template, "fake", Size(0.1, 64, 10)):
         assert len(await kept(d)) == 1, "the same"
-        await clock.advance(timedelta(days=30).total_seconds())
+        await clock.advance(bakes.KEEP.total_seconds() + 60)
         await d.bakes.collect()
         assert len(await kept(d)) == 1
     gate = d.host.driver.hang("restore")
     creating = asyncio.ensure_future(d.machines.create(TENANT, small()))
     await until(lambda: d.host.driver.calls["restore"] == 2)
-    await clock.advance(timedelta(days=30).total_seconds())
+    await clock.advance(bakes.KEEP.total_seconds() + 60)
     await d.bakes.collect()
     assert len(await kept(d)) == 1
     gate.set()

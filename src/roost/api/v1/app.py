@@ -70,18 +70,9 @@ def create_app(s: Services) -> FastAPI:
         generate_unique_id_function=lambda route: _operation(route),
     )
     problems.install(app)
-    for make in (
-        executions,
-        terminals,
-        files,
-        keys,
-        machines,
-        snapshots,
-        tenants,
-        audit,
-        usage,
-        host,
-    ):
+    # Machines before files: /v1/machines/by-key/files is a machine's key, not a machine's files.
+    things = (executions, terminals, machines, files, keys, snapshots, tenants, audit, usage, host)
+    for make in things:
         app.include_router(make.router(s))
 
     @app.get("/healthz", tags=["host"], response_model=answers.Health)

@@ -12,7 +12,7 @@ from roost.api.v1 import answers, shapes
 from roost.api.v1.services import Services, caller, tenant
 from roost.errors import ForbiddenError
 from roost.gateway.respond import Json
-from roost.services.keys import DEFAULT_TENANT
+from roost.services.models import Role
 
 From = Annotated[date | None, Query(alias="from", description="First day (UTC); 29 before `to`.")]
 To = Annotated[date | None, Query(description="Last day (UTC), included; today.")]
@@ -56,4 +56,4 @@ def _whose(request: Request, asked: str | None) -> str:
 
 def _is_admin(request: Request) -> bool:
     principal = caller(request).principal
-    return principal is not None and principal.tenant == DEFAULT_TENANT
+    return principal is not None and principal.role is Role.ADMIN
