@@ -59,13 +59,15 @@ def run(report: Report, n: int) -> None:
         with running(settings):
             pass  # makes the database, the pool and the key
         made = populate(settings)
-        starts = []
+        starts, busy = [], []
         for _ in range(STARTS):
-            with running(settings) as (_, ready_s):
+            with running(settings) as (pid, ready_s):
                 starts.append(ready_s)
+                busy.append(cpu_s(pid))
         with running(settings) as (pid, _):
             name = f"{COUNT:,} machines asleep"
             report.add(f"start, exec to ready, {name}", "s", starts, bound=5)
+            report.add("  of it CPU", "s", busy)
             api = Api(settings)
             pages = [api.ms("/v1/machines?limit=100", 100) for _ in range(5 * n)]
             report.add(f"list, a page of 100, {name}", "ms", pages, bound=30)
