@@ -81,8 +81,8 @@ async fn a_viewer_that_leaves_to_come_back_misses_nothing() {
         }
     }
     assert_eq!(times, 5);
-    let counted: Vec<_> = seen.lines().filter_map(|line| line.parse().ok()).collect();
-    assert_eq!(counted, (1..=200_000).collect::<Vec<u32>>());
+    let counted: Vec<u32> = seen.lines().filter_map(|line| line.parse().ok()).collect();
+    assert_eq!(counted, (1..=200_000).collect::<Vec<_>>());
     // One that does not come back is not waited for for ever.
     let (sender, receiver) = tokio::sync::mpsc::channel(8);
     let first = TerminalInput {

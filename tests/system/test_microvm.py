@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import signal
 import socket
 import sqlite3
@@ -140,6 +141,74 @@ def test_it_is_what_it_says(machine: Machine) -> None:
     run(machine, "modprobe overlay && grep -qw overlay /proc/filesystems")
     usage = machine.usage()
     assert usage["memory_bytes"] > 16 << 20 and usage["disk_total_bytes"] > 1 << 30
+
+
+# A container of Debian's runc, as a container engine makes one: on an overlay of this machine's own files, with a
+# network of its own that reaches the machine over a bridge.
+CONTAINER = {
+    "ociVersion": "1.0.2",
+    "root": {"path": "root"},
+    "hostname": "inner",
+    "process": {
+        "cwd": "/",
+        "args": ["/bin/sh", "-c", "hostname; echo $$; cat /note /proc/1/comm; python3 /ask.py"],
+        "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
+        "user": {"uid": 0, "gid": 0},
+        "noNewPrivileges": True,
+    },
+    "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+    "linux": {
+        "namespaces": [
+            *({"type": kind} for kind in ("pid", "mount", "uts", "ipc", "cgroup")),
+            {"type": "network", "path": "/run/netns/inner"},
+        ],
+        "resources": {"memory": {"limit": 64 << 20}, "pids": {"limit": 32}},
+    },
+}
+BRIDGE = """
+set -e
+modprobe -a overlay bridge veth
+ip netns add inner
+ip link add br0 type bridge; ip addr add 10.9.0.1/24 dev br0; ip link set br0 up
+ip link add outer type veth peer name eth0 netns inner; ip link set outer master br0 up
+ip -n inner addr add 10.9.0.2/24 dev eth0; ip -n inner link set eth0 up
+mkdir -p /run/c/root /run/c/data; mount -t tmpfs tmpfs /run/c/data; cd /run/c; mkdir data/upper data/work
+mount -t overlay overlay -o lowerdir=/,upperdir=data/upper,workdir=data/work root
+echo above > root/note; rm root/etc/hostname
+cp ask.py root/ask.py
+ip link set outer up
+python3 serve.py >/dev/null 2>&1 </dev/null &
+until test -e serves; do sleep 0.1; done
+"""
+ASK = """
+import socket
+print(socket.create_connection(("10.9.0.1", 8000), 20).makefile().read().strip())
+"""
+SERVE = """
+import socket
+server = socket.create_server(("10.9.0.1", 8000))
+open("/run/c/serves", "w").close()
+peer, address = server.accept()
+peer.sendall(f"hello {address[0]}".encode())
+"""
+
+
+def test_containers_run_inside(machine: Machine) -> None:
+    runc = shutil.which("runc")
+    if runc is None:
+        pytest.skip("needs runc (scripts/up installs it)")
+    with fork(machine) as m:
+        listed = subprocess.run(["ldd", runc], capture_output=True, text=True, check=True).stdout
+        for path in {runc, *(word for word in listed.split() if word.startswith("/"))}:
+            if path == runc or not m.exec(["test", "-e", path]).ok:
+                m.files.write(path, Path(path).read_bytes(), mode=0o755)
+        m.files.write("/run/c/ask.py", ASK)
+        m.files.write("/run/c/serve.py", SERVE)
+        m.files.write("/run/c/config.json", json.dumps(CONTAINER))
+        run(m, BRIDGE)
+        said = run(m, "cd /run/c && runc run inner").splitlines()
+        assert said == ["inner", "1", "above", "sh", "hello 10.9.0.2"]
+        assert run(m, "cat /etc/hostname; ls /note 2>/dev/null || true") == m.id
 
 
 def test_an_emulated_cpu_is_not_taken_unasked(machine: Machine) -> None:

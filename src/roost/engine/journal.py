@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ import sqlalchemy as sa
 
 from roost import ids
 from roost.engine.transitions import Change
-from roost.errors import ConflictError, InternalError, RoostError, TimeoutExpired
+from roost.errors import CapacityError, ConflictError, InternalError, RoostError, TimeoutExpired
 from roost.store import Store, operations
 
 log = logging.getLogger(__name__)
@@ -404,5 +405,10 @@ def as_error(failure: Exception) -> RoostError:
     """A typed error of whatever a step raised; the cause's text is for the operator, not a traceback."""
     if isinstance(failure, RoostError):
         return failure
+    if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CapacityError(
+            f"There is no space for it: {failure}. Destroy machines or snapshots, or give the disk pool more.",
+            code="STORAGE_FULL",
+        )
     log.error("unexpected failure", exc_info=failure)
     return InternalError(f"{type(failure).__name__}: {failure}"[:300], retryable=True)

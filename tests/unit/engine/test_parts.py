@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import stat
 from dataclasses import replace
 from datetime import timedelta
@@ -16,11 +17,18 @@ from roost.drivers.fake import FakeDriver
 from roost.drivers.interface import Capabilities, Isolation
 from roost.engine.desk import Desk
 from roost.engine.identity import HostIdentity, linux_machine_id
+from roost.engine.journal import as_error
 from roost.engine.machine import capabilities_from_json, capabilities_to_json
 from roost.engine.rungs import Rungs
 from roost.engine.timers import Timers
 from roost.engine.turns import Turns
 from roost.errors import InvalidRequestError, UnavailableError
+
+
+def test_a_step_that_finds_no_space_says_so() -> None:
+    told = as_error(OSError(errno.ENOSPC, "No space left on device", "/pool/x"))
+    assert (told.code, told.status, told.retryable) == ("STORAGE_FULL", 507, True)
+    assert as_error(OSError(errno.EIO, "x")).code == "INTERNAL"
 
 
 async def test_a_desk_works_one_machine_in_order_and_others_at_once() -> None:
