@@ -216,12 +216,13 @@ class CutSleep(flows.End):
 
 
 async def _end_half_made_forks(engine: Engine) -> None:
-    """A fork that was cut off made no children: what they would start from need not have reached the disk. Nor does
-    anything need its snapshot any more."""
+    """A fork that was cut off made no children, also where some were ready: nobody was told of them, and what others
+    would start from need not have reached the disk. Nor does anything need its snapshot any more; one that came to its
+    end has taken that away before it answered."""
 
     def fn(connection: sa.Connection) -> list[str]:
         made = snapshots.of_forks(connection, whole=False)
-        return [m for s in made for m in snapshots.users(connection, s)]
+        return [m for s in made for m in snapshots.children(connection, s)]
 
     for machine_id in await engine.store.read(fn):
         await _quietly(engine.destroy(machine_id))

@@ -101,6 +101,12 @@ def users(connection: sa.Connection, snapshot_id: str) -> list[str]:
     return [row[0] for row in connection.execute(query)]
 
 
+def children(connection: sa.Connection, snapshot_id: str) -> list[str]:
+    """Machines that were made from it, done or on their way."""
+    mine = sa.and_(machines.c.snapshot_id == snapshot_id, machines.c.phase != "destroyed")
+    return [row[0] for row in connection.execute(sa.select(machines.c.id).where(mine))]
+
+
 def of_forks(connection: sa.Connection, whole: bool = True) -> list[str]:
     """Made for forks; ``whole``: those alone that are."""
     query = sa.select(t.c.id).where(t.c.for_fork)

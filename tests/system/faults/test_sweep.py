@@ -93,6 +93,7 @@ def test_killed_at_some_boundaries(gvisor: Sweep) -> None:
         "sleep": "sleep did:hush",
         "wake": "wake do:agent",
         "destroy": "destroy begin:clear",
+        "fork": "create end",  # of the child that is ready second
     }.items():
-        died, _ = gvisor.cut(SCENARIOS[name], Boundary(at))
+        died, _ = gvisor.cut(SCENARIOS[name], Boundary(at, 2 if name == "fork" else 1))
         assert died, (name, at)
