@@ -131,6 +131,7 @@ class Engine:
         self.room: list[Callable[[], Awaitable[bool]]] = [self.idle.make_room]
         self.changes = Changes(store)
         self.source: Source | None = None  # where a machine begins that was not told
+        self.strangers: set[str] = set()  # adopted frozen: their agents said nothing yet
         self._starts = Turns(STARTS_AT_ONCE)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._held: Counter[str] = Counter()  # snapshots somebody is about to make machines from
@@ -522,6 +523,9 @@ class Engine:
         if thawed.phase != Phase.RUNNING:  # a destroy came meanwhile
             raise illegal(thawed.state, WakeAsked())
         self.roster.thaw(thawed)
+        if machine.id in self.strangers:
+            self.strangers.discard(machine.id)
+            self.background(recovery.acquainted(self, thawed))
         return thawed
 
     async def _run_start(

@@ -107,7 +107,10 @@ async def _adopt(engine: Engine, machine: Machine) -> bool:
     if await adopted(engine.parts, machine):
         config = await engine.store.read(lambda c: flows.config_of(c, machine.template_id))
         engine.enlist(machine, config)
-        engine.background(_acquainted(engine, machine))
+        if machine.frozen:  # it cannot answer now
+            engine.strangers.add(machine.id)
+        else:
+            engine.background(acquainted(engine, machine))
         return True
     rebooted = handle is not None and handle.boot_id != engine.boot_id()
     event = WentDown("host restarted") if rebooted else Failed("crashed", True)
@@ -124,7 +127,7 @@ async def _adopt(engine: Engine, machine: Machine) -> bool:
     return False
 
 
-async def _acquainted(engine: Engine, machine: Machine) -> None:
+async def acquainted(engine: Engine, machine: Machine) -> None:
     """An adopted machine's agent may be of another release: then every call to it says so, and so does its log. One
     that is silent is told by the calls that need it."""
     assert machine.handle is not None

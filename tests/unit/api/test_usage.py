@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from roost.services.keys import DEFAULT_TENANT
+from roost.services.models import Role
 from roost.store import usage as rows
 from tests.unit.api.kit import OTHER, TENANT, Served
 
@@ -85,6 +86,6 @@ async def test_another_tenants_is_the_admins_to_see(bare: Served) -> None:
         refused = await _get(bare, **asked, tenant=whose)
         assert (refused.status_code, refused.json()["error_code"]) == (403, "FORBIDDEN")
     assert (await _get(bare, **asked, tenant=TENANT)).status_code == 200
-    async with bare.client(bare.keys.add(DEFAULT_TENANT)) as admin:
+    async with bare.client(await bare.add_key(DEFAULT_TENANT, Role.ADMIN)) as admin:
         found = await admin.get("/v1/usage", params={**asked, "tenant": OTHER})
     assert found.json()["total"]["vcpu_seconds"] == 0.005

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ from typing import Any
 import httpx
 import structlog
 
-from roost.api.v1 import Services, create_app
+from roost.api.v1 import Services, create_app, native
 from roost.drivers.interface import Exit
 from roost.errors import MachineError
 from roost.gateway.app import Gateway
-from roost.gateway.dispatch import Table, Target
+from roost.gateway.dispatch import Table
 from roost.gateway.metrics import Metrics
 from roost.logs import Logs
+from roost.services.audit import Audit
 from roost.services.models import Principal
+from roost.services.rates import Rates
+from roost.store.cursor import Cursors
 from roost.store.idempotency import Idempotency
 from roost.watching import watch
 from tests.unit.engine.kit import TENANT, daemon, until
@@ -27,6 +31,9 @@ from tests.unit.engine.kit import TENANT, daemon, until
 class Keys:
     async def authenticate(self, secret_form: str) -> Principal:
         return Principal(TENANT, "key-1", "roost")
+
+    def on_end(self, listener: Callable[[str], None]) -> None:
+        """None ever does."""
 
 
 async def main(directory: Path) -> None:
@@ -39,8 +46,14 @@ async def main(directory: Path) -> None:
         there: dict[str, Any] = {field.name: None for field in fields(Services)}
         services = Services(**{**there, "machines": d.machines, "metrics": metrics})
         idempotency = Idempotency(d.store)
-        table = Table([Target("native", create_app(services), paths=("",))])
-        transport = httpx.ASGITransport(Gateway(table, Keys(), idempotency, metrics))
+        clock = d.host.clock
+        audit = Audit(d.store, clock, Cursors(bytes(32)), 90)
+        await audit.open()
+        table = Table([native(create_app(services))])
+        gateway = Gateway(
+            table, Keys(), idempotency, metrics, Rates(clock.monotonic, 10.0), audit, clock
+        )
+        transport = httpx.ASGITransport(gateway)
         headers = {"authorization": "Bearer roost_" + "0" * 64}
         async with httpx.AsyncClient(
             transport=transport, base_url="http://here", headers=headers
@@ -60,6 +73,7 @@ async def main(directory: Path) -> None:
             await until(lambda: d.host.driver.calls["remove"] >= 3)
             await until(lambda: not d.engine.desk.busy())
             assert (await http.get("/v1/machines/" + "0" * 26)).status_code == 404
+        await audit.close()
         (directory / "metrics").write_bytes(await metrics.render())
     logs.close()
 
