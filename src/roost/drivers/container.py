@@ -588,7 +588,11 @@ class ContainerDriver(Driver):
             self._settle(handle)
             since = time.monotonic()
             (self._directory(machine_id) / _STOPPED).touch()
-            self._stop(machine_id)
+            try:
+                self._stop(machine_id)
+            except BaseException:  # it runs on
+                (self._directory(machine_id) / _STOPPED).unlink(missing_ok=True)
+                raise
             try:
                 self._save(machine_id, into, None)
                 manifest = self._manifest(into)
@@ -648,7 +652,8 @@ class ContainerDriver(Driver):
             mark.unlink(missing_ok=True)
         if (self._directory(handle.machine_id) / _STOPPED).exists():
             with _told(handle):
-                self._stand_up(handle.machine_id)
+                self._go_on_again(handle)
+            (self._directory(handle.machine_id) / _STOPPED).unlink(missing_ok=True)
 
     async def _to_the_end(self, work: Callable[[], T], undo: Callable[[], None]) -> T:
         """A thread cannot be stopped: who cancels waits for its end, and what it did is undone."""

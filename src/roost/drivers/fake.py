@@ -71,6 +71,7 @@ class FakeDriver(Driver):
         """``is_``: capabilities that are others than a container's."""
         self.machines = {} if machines is None else machines
         self.debris: set[str] = set()
+        self.known: set[str] = set()  # started or adopted by this daemon
         self.calls: Counter[str] = Counter()
         self.script = Script()
         self.target = target
@@ -174,6 +175,7 @@ class FakeDriver(Driver):
         if spec.root.image is not None:  # a machine that runs writes
             _write(spec.root.image, f"{_disk(spec)}.{pid}")
         self.debris.discard(spec.machine_id)
+        self.known.add(spec.machine_id)
         return handle
 
     async def remove(self, machine_id: str) -> None:
@@ -186,7 +188,10 @@ class FakeDriver(Driver):
     async def adopt(self, handle: Handle) -> bool:
         await self._enter("adopt")
         machine = self.machines.get(handle.machine_id)
-        return machine is not None and machine.handle == handle and not machine.exit.done()
+        lives = machine is not None and machine.handle == handle and not machine.exit.done()
+        if lives:
+            self.known.add(handle.machine_id)
+        return lives
 
     async def wait(self, handle: Handle) -> Exit:
         await self._enter("wait")
@@ -213,11 +218,11 @@ class FakeDriver(Driver):
 
     async def freeze(self, handle: Handle) -> None:
         await self._enter("freeze")
-        self._machine(handle).frozen = True
+        self._own(handle).frozen = True
 
     async def thaw(self, handle: Handle) -> None:
         await self._enter("thaw")
-        self._machine(handle).frozen = False
+        self._own(handle).frozen = False
 
     async def frozen(self, handle: Handle) -> bool:
         return self._machine(handle).frozen
@@ -259,6 +264,12 @@ class FakeDriver(Driver):
         if self._memory:
             (into / "memory").touch()
         return Capture(into, manifest, paused_ms=1.0, memory=self._memory)
+
+    def _own(self, handle: Handle) -> FakeMachine:
+        """One that this daemon has taken over: no real driver knows another."""
+        if handle.machine_id not in self.known:
+            raise MachineError(f"Machine {handle.machine_id} was not adopted.")
+        return self._machine(handle)
 
     def _machine(self, handle: Handle) -> FakeMachine:
         machine = self.machines.get(handle.machine_id)

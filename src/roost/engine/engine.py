@@ -497,6 +497,8 @@ class Engine:
 
         change, operation, config = await self.with_room(lambda: self.store.write(fn))
         if operation is None:
+            if self.roster.peek(machine_id) is None and change.machine.phase == Phase.RUNNING:
+                self.roster.thaw(change.machine)  # a freeze was undone when nobody looked
             return change.machine
         machine = change.machine
         if operation.kind == "thaw":
@@ -574,8 +576,29 @@ class Engine:
             context = {"snapshot_id": snapshot_id}
             return machine, self.journal.open(connection, "snapshot", machine_id, context, step=1)
 
-        if (await self.load(machine_id)).frozen:
+        frozen = (await self.load(machine_id)).frozen
+        if frozen:
             await self._wake(machine_id, False, asyncio.Event())
+        try:
+            return await self._kept(machine_id, snapshot_id, values, fn)
+        finally:
+            if frozen:
+                await self._again(machine_id)
+
+    async def _again(self, machine_id: str) -> None:
+        """Frozen, as it was before it was woken for a capture."""
+        try:
+            await self._sleep(machine_id, Tier.FROZEN)
+        except RoostError as error:
+            log.warning("machine %s was woken for a capture and runs on: %s", machine_id, error)
+
+    async def _kept(
+        self,
+        machine_id: str,
+        snapshot_id: str,
+        values: Mapping[str, Any],
+        fn: Callable[[sa.Connection], tuple[Machine, Operation]],
+    ) -> Machine:
         machine, operation = await self.store.write(fn)
         durable = not values.get("for_fork", False)
         keep = keeping.Keep(self.parts, machine, snapshot_id, durable)
@@ -624,6 +647,22 @@ class Engine:
         return machine
 
     async def _sleep(self, machine_id: str, asked: Tier | None) -> Machine:
+        """Who comes from now on gets in line behind it."""
+        runs = self.roster.peek(machine_id) is not None
+        self.roster.freeze(machine_id)
+        try:
+            return await self._slept(machine_id, asked)
+        except BaseException:
+            if runs:
+                await self._runs_on(machine_id)
+            raise
+
+    async def _runs_on(self, machine_id: str) -> None:
+        now = await self.load(machine_id)
+        if now.phase == Phase.RUNNING:
+            self.roster.thaw(now)
+
+    async def _slept(self, machine_id: str, asked: Tier | None) -> Machine:
         def fn(connection: sa.Connection) -> tuple[bool, Tier, Change, Operation | None]:
             before = load(connection, machine_id)
             tier = asked or before.deepest
@@ -655,15 +694,9 @@ class Engine:
         return machine
 
     async def _freeze(self, machine: Machine, operation: Operation) -> Machine:
-        self.roster.freeze(machine.id)
-        try:
-            return await self._run(operation, flows.freeze(flows.Still(self.parts, machine)))
-        finally:
-            now = await self.load(machine.id)
-            if now.phase == Phase.RUNNING:
-                self.roster.thaw(now)
-            else:
-                self.roster.update(now)
+        frozen = await self._run(operation, flows.freeze(flows.Still(self.parts, machine)))
+        self.roster.update(frozen)
+        return frozen
 
     async def _crashed(self, machine: Machine, how: Exit, interrupt: asyncio.Event) -> Machine:
         """A machine whose end nobody asked for here. One that rebooted itself starts again from its disk."""
@@ -753,6 +786,8 @@ class Engine:
                 await self.reconciler.look()
             except RoostError as error:
                 log.warning("housekeeping: %s", error)
+            except Exception:
+                log.exception("housekeeping")
 
     async def settle_left_overs(self) -> None:
         """Operations whose last row could not be written (the database was away) and nobody is at."""

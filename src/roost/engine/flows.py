@@ -479,6 +479,12 @@ def _unless_gone() -> Iterator[None]:
             raise
 
 
+def _in(connection: sa.Connection, context: Context, phase: Phase) -> bool:
+    """Whether it is on that way, or stuck on it."""
+    state = load(connection, context.machine_id).state
+    return state.phase is phase or (state.phase is Phase.FAILED and not state.retryable)
+
+
 def freeze(still: Still) -> Plan:
     def done(connection: sa.Connection, context: Context) -> None:
         assert context.now is not None
@@ -489,7 +495,7 @@ def freeze(still: Still) -> Plan:
     def undone(connection: sa.Connection, context: Context, error: RoostError) -> None:
         assert context.now is not None
         values = {"last_error": error.to_wire()}
-        if load(connection, context.machine_id).phase == Phase.STOPPING:
+        if _in(connection, context, Phase.STOPPING):
             event = SleepUndone()
             context.change = advance(connection, context.machine_id, event, context.now, values)
 
@@ -507,7 +513,7 @@ def thaw(still: Still) -> Plan:
     def undone(connection: sa.Connection, context: Context, error: RoostError) -> None:
         assert context.now is not None
         values = {"last_error": error.to_wire()}
-        if load(connection, context.machine_id).phase == Phase.WAKING:
+        if _in(connection, context, Phase.WAKING):
             event = WakeUndone(f"not woken: {error.code}", Tier.FROZEN)
             context.change = advance(connection, context.machine_id, event, context.now, values)
 

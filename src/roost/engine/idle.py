@@ -50,8 +50,8 @@ class Idle:
                     each.cancel()
             try:
                 await self.relieve()
-            except RoostError as error:
-                log.warning("idle machines: %s", error)
+            except Exception:  # or no machine would ever fall asleep again
+                log.exception("idle machines")
 
     def look(self) -> float | None:
         """Has those put to sleep, or deeper, whose time it is; seconds until there may be more (None: not
@@ -119,7 +119,7 @@ class Idle:
             if tier is Tier.HIBERNATED:  # rather resident than lost
                 await engine.parts.storage.require(machine.memory_mib << 20)
             return await engine.doze(machine.id, tier)
-        except RoostError as error:
+        except (RoostError, OSError) as error:
             log.warning("machine %s could not be put to sleep: %s", machine.id, error)
             self._not_before[machine.id] = engine.clock.monotonic() + TRY_AGAIN_S
             return False

@@ -21,7 +21,10 @@
       |   from a tier to a lower one:                            |
       |     sleeping (frozen) --SleepAsked(lower)--> stopping    |
       |     sleeping (frozen) --WentDown--> sleeping (stopped)   |
-      |     stopping (frozen) --SleepUndone--> running           |
+      |     stopping (frozen), or stuck there                    |
+      |                   --SleepUndone--> running               |
+      |     stuck on its way from frozen                         |
+      |                   --WakeUndone--> sleeping (frozen)      |
       |                                                          |
       +--DestroyAsked--> destroying <--DestroyAsked-- any other -+
                              |
@@ -220,7 +223,9 @@ def step(state: State, event: Event) -> tuple[State, tuple[Command, ...]]:
             return new, (Command.UNWATCH, run)
         case SleepAsked() if phase is Phase.SLEEPING:
             return replace(state, desired=Desired.SLEEPING), ()
-        case SleepUndone() if phase is Phase.STOPPING and state.tier is Tier.FROZEN:
+        case SleepUndone() if (phase is Phase.STOPPING and state.tier is Tier.FROZEN) or _stuck(
+            state, Desired.SLEEPING
+        ):
             return _to(state, Phase.RUNNING, Desired.RUNNING), (Command.WATCH,)
         case RollbackAsked() if phase in (Phase.RUNNING, Phase.SLEEPING) or _restartable(state):
             new = _to(state, Phase.STOPPING, Desired.SLEEPING)
@@ -233,7 +238,9 @@ def step(state: State, event: Event) -> tuple[State, tuple[Command, ...]]:
             return _to(state, Phase.WAKING, Desired.RUNNING), (Command.RUN_THAW,)
         case WakeAsked() if phase is Phase.SLEEPING or _restartable(state):
             return _to(state, Phase.WAKING, Desired.RUNNING), (Command.RUN_WAKE,)
-        case WakeUndone(reason, tier) if phase is Phase.WAKING:
+        case WakeUndone(reason, tier) if phase is Phase.WAKING or (
+            tier is Tier.FROZEN and _stuck(state, Desired.RUNNING)
+        ):
             return _to(state, Phase.SLEEPING, Desired.SLEEPING, reason, tier), ()
         case WentDown(reason) if phase is Phase.RUNNING or state.frozen:
             new = _to(state, Phase.SLEEPING, reason=reason, tier=Tier.STOPPED)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from roost.engine.lifecycle import (
     Tier,
     WentDown,
 )
-from roost.engine.machine import Machine, MemoryImage
+from roost.engine.machine import Machine, MemoryImage, capabilities_to_json
 from roost.engine.transitions import advance
 from roost.errors import RoostError
 from roost.store import machines, operations, snapshots
@@ -105,6 +106,8 @@ async def adopted(parts: flows.Parts, machine: Machine) -> bool:
 async def _adopt(engine: Engine, machine: Machine) -> bool:
     handle = machine.handle
     if await adopted(engine.parts, machine):
+        machine = await _up_to_date(engine, machine)
+        await _as_told(engine, machine)
         config = await engine.store.read(lambda c: flows.config_of(c, machine.template_id))
         engine.enlist(machine, config)
         if machine.frozen:  # it cannot answer now
@@ -125,6 +128,38 @@ async def _adopt(engine: Engine, machine: Machine) -> bool:
 
     await engine.store.write(fn)
     return False
+
+
+async def _up_to_date(engine: Engine, machine: Machine) -> Machine:
+    """A release before this one may have started it, which did not know that it can be frozen."""
+    able = engine.rungs.capabilities(machine.driver)
+    if able is None or able.freeze == machine.capabilities.freeze:
+        return machine
+    now = replace(machine.capabilities, freeze=able.freeze)
+    values = {"capabilities": capabilities_to_json(now)}
+    await engine.store.write(lambda c: machines.update(c, machine.id, values))
+    return replace(machine, capabilities=now)
+
+
+async def _as_told(engine: Engine, machine: Machine) -> None:
+    """It stands still if, and only if, its row says so: the daemon before may have died in between."""
+    assert machine.handle is not None
+    driver = engine.rungs.driver(machine.driver)
+    try:
+        async with asyncio.timeout(ADOPT_S):
+            if await driver.frozen(machine.handle) == machine.frozen:
+                return
+            if machine.frozen:
+                await driver.freeze(machine.handle)
+                return
+            await driver.thaw(machine.handle)
+            if machine.capabilities.own_clock:
+                token = engine.identity.agent_token(machine.id, machine.generation)
+                target = machine.handle.agent_target
+                agent = engine.parts.agents.get(machine.id, target, token)
+                await agent.set_clock(int(engine.clock.now().timestamp() * 1e9))
+    except (RoostError, OSError, TimeoutError) as error:
+        log.warning("machine %s does not stand as its row says: %s", machine.id, error)
 
 
 async def acquainted(engine: Engine, machine: Machine) -> None:

@@ -31,6 +31,7 @@ from roost.agent.v1 import agent_pb2 as pb
 from roost.clock import Clock
 from roost.errors import ConflictError, InvalidRequestError, MachineError, NotFoundError, RoostError
 from roost.services import launching, outcome
+from roost.services.going_on import goes_on
 from roost.services.machines import Machines
 from roost.services.models import Live, Machine, Page
 from roost.services.overdue import Overdue
@@ -46,6 +47,7 @@ MAX_TIMEOUT_MS = 604_800_000
 QUICK_S = 0.015  # an execution that ends within this has one write
 REATTACH = 3  # times in a row that a stream is asked for again without a byte between
 LOST_PATIENCE_S = 60.0
+REACHED_S = 5.0  # a call that lasted for so long had a connection
 # What a started execution prints beyond what is kept waits this long for its first reader:
 READER_S = 2.0  # who may never come
 STREAM_READER_S = 30.0  # who comes at once
@@ -434,10 +436,12 @@ class Executions:
         """Waits for the end and writes it, through lost connections and sleeps that keep memory."""
         lost_since: float | None = None
         pause = 0.05
+        born = generation
         values: Mapping[str, Any]
         try:
             with self._awake(row):
                 while True:
+                    began = self._clock.monotonic()
                     try:
                         if client is None:
                             raise MachineError("No connection to the machine.")
@@ -447,10 +451,15 @@ class Executions:
                         lost = failure.code
                         _let_go(failure)
                     client = None
+                    looked = self._clock.monotonic()
                     machine = await self._up(row)
                     same = machine is not None and machine.generation == generation
+                    now = self._clock.monotonic()
+                    if looked - began > REACHED_S or now - looked > REACHED_S or not same:
+                        lost_since, pause = None, 0.05  # it was reached meanwhile, or slept
                     if lost == "EXECUTION_NOT_FOUND":
-                        values = outcome.failed("lost" if same else "machine_stopped")
+                        stayed = machine is not None and machine.generation == born
+                        values = outcome.failed("lost" if stayed else "machine_stopped")
                         break
                     if lost not in ("AGENT_LOST", "TIMEOUT"):
                         values = outcome.failed(lost.lower())
@@ -458,9 +467,8 @@ class Executions:
                     if machine is None:
                         values = outcome.failed("machine_stopped")
                         break
-                    now = self._clock.monotonic()
-                    if lost_since is None or not same:
-                        lost_since, generation = now, machine.generation
+                    generation = machine.generation
+                    lost_since = now if lost_since is None else lost_since
                     if now - lost_since > LOST_PATIENCE_S:
                         values = outcome.failed("agent_lost")
                         break
@@ -499,7 +507,7 @@ class Executions:
                     continue
                 if machine.phase == "running":
                     return machine
-                if not _goes_on(machine):
+                if not goes_on(machine):
                     return None
                 await changed.wait()
 
@@ -521,7 +529,7 @@ class Executions:
     async def _asleep(self, row: ExecutionRow) -> None:
         """Raises INVALID_STATE, for who waits, where its machine sleeps and will go on with it."""
         machine = await self._machines.get(row.tenant_id, row.machine_id)
-        if machine.phase == "sleeping" and _goes_on(machine):
+        if machine.phase == "sleeping" and goes_on(machine):
             raise ConflictError(
                 f"The machine was put to sleep ({machine.tier}) while the command ran, which goes on when it"
                 " wakes: wake it, then ask for the execution.",
@@ -539,7 +547,7 @@ class Executions:
         reason = "machine_stopped"
         try:
             machine = await self._machines.get(tenant, machine_id)
-            if machine.phase != "running" and _goes_on(machine):
+            if machine.phase != "running" and goes_on(machine):
                 for row in rows:
                     self._keep_following(row, None, machine.generation)
                 return
@@ -616,7 +624,7 @@ class Executions:
 
     async def _reach(self, tenant: str, machine_id: str) -> AgentClient:
         """Of a machine in which something goes on, which is woken for it."""
-        if not _goes_on(await self._machines.get(tenant, machine_id)):
+        if not goes_on(await self._machines.get(tenant, machine_id)):
             raise MachineError("The machine is not running.")
         return (await self._machines.awake(tenant, machine_id)).agent
 
@@ -650,12 +658,6 @@ class Executions:
 def _let_go(failure: RoostError) -> None:
     """What failed holds its frames, and those a connection that a capture waits to see closed."""
     failure.__traceback__ = failure.__cause__ = failure.__context__ = None
-
-
-def _goes_on(machine: Machine) -> bool:
-    """Whether what runs in it does, now or after its sleep."""
-    asleep = machine.phase in ("sleeping", "stopping") and machine.tier in ("frozen", "hibernated")
-    return asleep or machine.phase in ("running", "waking")
 
 
 def _check(spec: StartExecution) -> None:

@@ -172,7 +172,8 @@ class Files:
         check_path(source)
         check_path(destination)
         live = await self._machines.awake(tenant, machine_id)
-        return _info(await live.agent.move(source, destination, overwrite))
+        with self._machines.using(machine_id):
+            return _info(await live.agent.move(source, destination, overwrite))
 
     async def remove(
         self, tenant: str, machine_id: str, path: bytes, recursive: bool = False
@@ -180,7 +181,8 @@ class Files:
         """Raises DIRECTORY_NOT_EMPTY unless ``recursive``; ``/`` is refused."""
         check_path(path)
         live = await self._machines.awake(tenant, machine_id)
-        await live.agent.remove(path, recursive)
+        with self._machines.using(machine_id):
+            await live.agent.remove(path, recursive)
 
     async def set_attributes(
         self,
@@ -201,7 +203,8 @@ class Files:
         request = pb.SetAttributesRequest(
             path=path, mode=mode, owner=owner, mtime_unix_ns=mtime_ns, recursive=recursive
         )
-        return _info(await live.agent.set_attributes(request))
+        with self._machines.using(machine_id):
+            return _info(await live.agent.set_attributes(request))
 
     async def tar_out(
         self, tenant: str, machine_id: str, path: bytes

@@ -174,9 +174,13 @@ class Machines:
         """For so many more of its size, before anything is stopped for them."""
         engine = self._engine
         size = {name: getattr(parent, name) for name in ("vcpu", "memory_mib", "storage_gib")}
+        own = parent.vcpu if parent.frozen else 0.0  # it is woken for the capture
 
         def check(connection: sa.Connection) -> float | None:
-            quotas.check(connection, tenant, quotas.of_machine(size, count))
+            asked = quotas.of_machine(size, count)
+            if parent.frozen:
+                asked |= quotas.of_start(size, count + 1)
+            quotas.check(connection, tenant, asked)
             return (tenants.quotas(connection, tenant) or {}).get("forks_per_minute")
 
         a_minute = await self._store.read(check)
@@ -185,7 +189,7 @@ class Machines:
         async def admit() -> None:
             vcpu, memory_mib, number = await self._store.read(lambda c: rows.held(c, HOLDING))
             held = reservations.Held(
-                vcpu + parent.vcpu * others,
+                vcpu + own + parent.vcpu * others,
                 memory_mib + parent.memory_mib * others,
                 number + others,
             )
@@ -324,6 +328,8 @@ class Machines:
                     f"The machine is {machine.phase}: it cannot be changed any more.",
                     details={"phase": machine.phase},
                 )
+            if resized:
+                _check_not_frozen(machine)
             fits(connection, machine)
             return amend(connection, machine_id, values, engine.clock.now())
 
@@ -348,6 +354,7 @@ class Machines:
             now = await engine.load(machine_id)
             check_revision(now, if_match)
             size = replace(now.size, **resized)
+            _check_not_frozen(now)
             await self._store.read(lambda c: fits(c, now))
             running = engine.roster.peek(machine_id)
             if running is None:
@@ -608,6 +615,15 @@ class Machines:
                 details={"field": "storage_gib"},
             )
         return values
+
+
+def _check_not_frozen(machine: Machine) -> None:
+    """Its limits are those it was frozen with. Raises INVALID_STATE."""
+    if machine.frozen:
+        raise ConflictError(
+            "The machine is frozen: wake it, or let it sleep deeper, to change its size.",
+            details={"phase": machine.phase, "tier": machine.tier},
+        )
 
 
 async def _stats(agent: Any) -> Any:

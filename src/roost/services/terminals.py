@@ -17,6 +17,7 @@ from roost.agent.streams import TerminalStream
 from roost.agent.v1 import agent_pb2 as pb
 from roost.errors import InvalidRequestError, MachineError, NotFoundError, RoostError, error
 from roost.services import launching
+from roost.services.going_on import goes_on
 from roost.services.machines import Machines
 from roost.services.models import Live
 
@@ -120,7 +121,7 @@ class Terminals:
     async def _if_there(self, tenant: str, machine_id: str) -> Live | None:
         """Its terminals sleep with its memory."""
         machine = await self._machines.get(tenant, machine_id)
-        if machine.phase != "running" and machine.tier not in ("frozen", "hibernated"):
+        if not goes_on(machine):
             return None
         return await self._machines.awake(tenant, machine_id)
 

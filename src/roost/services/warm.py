@@ -190,9 +190,11 @@ class Warm:
             return amend(connection, machine.id, {**own, **times}, now)
 
         # The row last: one that cannot be renewed is still nobody's, and holds no key.
-        return await engine.change(
+        made = await engine.change(
             machine.id, fn, before=lambda: self._renew(running, values["name"])
         )
+        engine.roster.touch(machine.id)  # idle until now, and nobody's
+        return made
 
     async def _renew(self, running: Running, name: str | None) -> None:
         machine = running.machine

@@ -57,11 +57,11 @@ def _database(daemon: Daemon) -> Iterator[str]:
             yield f"machine {row['id']} is {row['phase']}"
         if row["phase"] == "failed" and not row["reason"]:
             yield f"machine {row['id']} failed for no reason"
-        if row["phase"] != "running" and (row["handle"] or "null") != "null":
+        if not _lives(row) and (row["handle"] or "null") != "null":
             yield f"machine {row['id']} is {row['phase']} and has a handle"
     for row in rows(daemon, "select * from snapshots where status = 'creating' or for_fork"):
         yield f"snapshot {row['id']} is {row['status']}, for_fork={row['for_fork']}"
-    running = "select id from machines where phase = 'running'"
+    running = "select id from machines where phase = 'running' or tier in ('frozen', 'hibernated')"
     for row in rows(
         daemon,
         "select * from executions where status in ('queued', 'running')"
@@ -74,7 +74,7 @@ def _database(daemon: Daemon) -> Iterator[str]:
 
 def _host(daemon: Daemon) -> Iterator[str]:
     machines = rows(daemon, "select * from machines")
-    running = {m["id"]: m for m in machines if m["phase"] == "running"}
+    running = {m["id"]: m for m in machines if _lives(m)}
     kept = rows(daemon, "select id from snapshots")
     pool = daemon.data_dir / "pool"
     disks = {m["id"] for m in machines if m["phase"] != "destroyed" and m["disk_ready"]}
@@ -108,6 +108,10 @@ def _host(daemon: Daemon) -> Iterator[str]:
         if f"{daemon.run_dir}/machines/" in line.split()[1]:
             yield f"leaked mount {line.split()[1]}"
     yield from _network(daemon, running)
+
+
+def _lives(row: dict[str, Any]) -> bool:
+    return row["phase"] == "running" or row["tier"] == "frozen"
 
 
 def _own_memory(row: dict[str, Any]) -> bool:

@@ -155,6 +155,13 @@ SCENARIOS: dict[str, Scenario] = {
     "sleep": Scenario(
         Api.running, _on("/sleep", params={"tier": "hibernated"}), _legal("running", "sleeping")
     ),
+    "freeze": Scenario(
+        Api.running, _on("/sleep", params={"tier": "frozen"}), _legal("running", "sleeping")
+    ),
+    "thaw": Scenario(_asleep("frozen"), _on("/wake"), _legal("sleeping", "running")),
+    "sleep deeper": Scenario(
+        _asleep("frozen"), _on("/sleep", params={"tier": "hibernated"}), _legal("sleeping")
+    ),
     "stop": Scenario(
         Api.running,
         _on("/sleep", params={"tier": "stopped"}),

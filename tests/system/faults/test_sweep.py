@@ -91,6 +91,7 @@ def test_killed_at_some_boundaries(gvisor: Sweep) -> None:
     for name, at in {
         "exec": "row Executions.insert",
         "sleep": "sleep did:hush",
+        "freeze": "freeze did:freeze",
         "wake": "wake do:agent",
         "destroy": "destroy begin:clear",
         "fork": "create end",  # of the child that is ready second

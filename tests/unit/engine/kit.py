@@ -403,6 +403,10 @@ class Host:
         ):
             found += [f"leaked {what} of {m}" for m in sorted(have - want)]
             found += [f"missing {what} of {m}" for m in sorted(want - have)]
+        for m in machines:
+            there = self.driver.machines.get(m.id)
+            if there is not None and m.id in running and there.frozen != m.frozen:
+                found.append(f"wrongly {'frozen' if there.frozen else 'running'} {m.id}")
         return found
 
 
@@ -423,6 +427,7 @@ class Daemon:
         cls, host: Host, *, hook: Hook | None = None, build: bool = True, **settings: Any
     ) -> Daemon:
         store = host.store
+        host.driver.known.clear()
         now = host.clock.now()
 
         def tenants(connection: sa.Connection) -> None:

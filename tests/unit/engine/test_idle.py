@@ -11,9 +11,17 @@ import pytest
 
 from roost.clock import FakeClock
 from roost.drivers.interface import Exit
+from roost.engine.engine import HOUSEKEEPING_S
 from roost.engine.idle import MEMORY_LOOK_S, TRY_AGAIN_S
+from roost.engine.journal import TRIES
 from roost.engine.reservations import HostSize
-from roost.errors import CapacityError, MachineError, RoostError, UnsupportedError
+from roost.errors import (
+    CapacityError,
+    MachineError,
+    RoostError,
+    UnavailableError,
+    UnsupportedError,
+)
 from roost.services.models import ForkMachine, PatchMachine
 from tests.unit.engine.kit import OTHER, TENANT, Daemon, Host, small, until
 
@@ -308,14 +316,115 @@ async def test_what_needs_it_to_run_thaws_it(d: Daemon) -> None:
     await d.machines.sleep(TENANT, m, "frozen")
     (child,) = await d.machines.fork(TENANT, m, ForkMachine(count=1))
     assert child.hibernate_after_seconds == 600
-    assert [await tier(d, each) for each in (m, child.id)] == ["running", "running"]
-    await d.machines.sleep(TENANT, m, "frozen")
+    assert [await tier(d, each) for each in (m, child.id)] == ["frozen", "running"]  # as it was
     await d.snapshots.create(TENANT, m, "s")
-    assert await tier(d, m) == "running"
-    await d.machines.sleep(TENANT, m, "frozen")
+    assert await tier(d, m) == "frozen"
     assert (await d.snapshots.rollback(TENANT, m, "s")).phase == "sleeping"
     assert not d.host.leaks(await d.all())
     await d.machines.wake(TENANT, m)
+
+
+async def test_its_size_is_the_one_it_was_frozen_with(d: Daemon) -> None:
+    m = await made(d)
+    await d.machines.sleep(TENANT, m, "frozen")
+    for change in ({"memory_mib": 128}, {"memory_mib": 64, "vcpu": 0.2}):
+        with pytest.raises(RoostError) as caught:
+            await d.machines.patch(TENANT, m, PatchMachine(**change))
+        assert caught.value.code == "INVALID_STATE"
+    now = await d.machines.get(TENANT, m)
+    assert (now.vcpu, now.memory_mib) == (0.1, 64)
+    await d.machines.sleep(TENANT, m)
+    assert (await d.machines.patch(TENANT, m, PatchMachine(memory_mib=128))).memory_mib == 128
+
+
+async def test_who_comes_as_it_falls_asleep_gets_in_line(d: Daemon) -> None:
+    """Nobody is given a machine whose sleep has been decided."""
+    m = await made(d)
+    gate = d.host.driver.hang("freeze")
+    await passes_only(d, 61)
+    await until(lambda: d.host.driver.calls["freeze"] == 1)
+    coming = asyncio.ensure_future(d.machines.awake(TENANT, m))
+    await asyncio.sleep(0.02)
+    assert not coming.done()
+    gate.set()
+    assert (await coming).machine.phase == "running"
+    assert d.host.driver.calls["thaw"] == 1
+
+
+async def test_decided_and_not_written_it_runs_on(d: Daemon) -> None:
+    m = await made(d)
+    write = d.engine.store.write
+
+    async def broken(fn: Any) -> Any:
+        raise UnavailableError("locked", code="DATABASE_UNAVAILABLE")
+
+    d.engine.store.write = broken  # type: ignore[method-assign]
+    with pytest.raises(RoostError):
+        await d.machines.sleep(TENANT, m, "frozen")
+    d.engine.store.write = write  # type: ignore[method-assign]
+    assert d.engine.roster.peek(m) is not None
+
+
+@pytest.mark.parametrize("what", ["freeze", "thaw"])
+async def test_a_daemon_that_dies_between_the_deed_and_its_row(host: Host, what: str) -> None:
+    """What stands still is what the row says does."""
+    d = await Daemon.start(host)
+    m = await made(d)
+    if what == "thaw":
+        await d.machines.sleep(TENANT, m, "frozen")
+    points: list[str] = []
+
+    class Killed(BaseException):
+        pass
+
+    def hook(kind: str, point: str) -> None:
+        if (kind, point) == (what, "end"):
+            points.append(point)
+            raise Killed
+
+    d.engine.journal._hook = hook
+    work = d.machines.wake(TENANT, m) if what == "thaw" else d.machines.sleep(TENANT, m, "frozen")
+    with pytest.raises((Killed, asyncio.CancelledError)):
+        await work
+    await d.kill()
+    assert points
+    d = await Daemon.start(host)
+    assert await tier(d, m) == ("frozen" if what == "thaw" else "running")
+    assert not host.leaks(await d.all())
+    await d.machines.awake(TENANT, m)
+    assert not host.leaks(await d.all())
+    await d.stop()
+
+
+async def test_what_is_stuck_between_frozen_and_running_is_mended(host: Host) -> None:
+    d = await Daemon.start(host)
+    m = await made(d)
+    slow = [MachineError("it does not", code="TIMEOUT") for _ in range(TRIES)]
+    host.driver.fail("freeze", MachineError("nor that", code="TIMEOUT"))
+    host.driver.fail("thaw", *slow)
+    with pytest.raises(RoostError):
+        await d.machines.sleep(TENANT, m, "frozen")
+    assert await tier(d, m) == "failed"
+    await passes(d, HOUSEKEEPING_S + 1)
+    await asyncio.sleep(0.1)
+    assert await tier(d, m) == "running"
+    assert await d.engine.stuck() == []
+    await d.machines.awake(TENANT, m)
+    assert not host.leaks(await d.all())
+    await d.stop()
+
+
+async def test_one_that_an_older_release_started_can_be_frozen(host: Host) -> None:
+    host.driver._is["freeze"] = False
+    d = await Daemon.start(host)
+    m = await made(d)
+    await d.stop()
+    host.driver._is["freeze"] = True
+    d = await Daemon.start(host)
+    assert (await d.machines.get(TENANT, m)).capabilities.freeze
+    await passes(d, 61)
+    assert await tier(d, m) == "frozen"
+    await d.stop()
 
 
 async def test_never_up_but_by_waking(d: Daemon) -> None:

@@ -223,3 +223,15 @@ def test_a_kind_is_driver_image_and_size() -> None:
         "vcpu": 1.0, "memory_mib": 64, "storage_gib": 1, "name": "x",
     }  # fmt: skip
     assert warm.Kind.of(values) == warm.Kind("d", "t", "i", Size(1.0, 64, 1))
+
+
+async def test_one_that_waited_long_is_not_idle_when_it_is_handed_out(tmp_path: Path) -> None:
+    async with daemon(tmp_path, warm_machines=1) as d:
+        await d.machines.create(TENANT, small())
+        ready = await stocked(d, 1)
+        await asyncio.sleep(1.1)
+        made = await d.machines.create(TENANT, small(autosleep_seconds=1))
+        assert made.id in ready
+        idle = d.engine.roster.idle_for(made.id)
+        assert idle is not None
+        assert idle < 1
