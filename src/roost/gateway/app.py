@@ -154,6 +154,8 @@ class Gateway:
         who = caller.principal = await self._keys.authenticate(key)
         caller.subprotocol = auth.subprotocol(offered)
         self._rates.take(who)
+        if _CONTROL.search(path):  # "$" of a route's pattern matches before a final line end
+            raise NotFoundError("Nothing is served at a path with control characters.")
         method = scope.get("method", "WEBSOCKET")
         if target is not None and method not in access.READS:
             out.before = functools.partial(self._note, scope, caller, target, scope)
@@ -291,6 +293,7 @@ class Gateway:
         )
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MACHINE = re.compile(r"/v1/machines/([a-z0-9]{26,40})(?:/|$)")
 
 

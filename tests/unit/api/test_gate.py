@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,9 +13,10 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from roost.api.v1 import access
 from roost.services.models import Role
 from roost.store.idempotency import Idempotency
-from tests.unit.api.kit import OTHER, TENANT, Served
+from tests.unit.api.kit import OTHER, TENANT, Served, serving
 
 M, E, T = "a" * 26, "b" * 26, "c" * 26
 BODIES: dict[tuple[str, str], Any] = {
@@ -60,7 +62,9 @@ def routes(served: Served) -> list[tuple[str, str]]:
     ]
 
 
-async def call(http: httpx.AsyncClient, method: str, path: str, machine: str = M) -> httpx.Response:
+async def call(
+    http: httpx.AsyncClient, method: str, path: str, machine: str = M, end: str = ""
+) -> httpx.Response:
     url = (
         path.replace("{machine_id}", machine).replace("{execution_id}", E)
         .replace("{terminal_id}", T).replace("{key_id}", E).replace("{name}", "nope").replace("{snapshot}", "nope")
@@ -69,7 +73,7 @@ async def call(http: httpx.AsyncClient, method: str, path: str, machine: str = M
     params = (
         {"path": "/x"} if "/files" in path and method in ("get", "head", "put", "delete") else {}
     )
-    return await http.request(method, url, params=params, json=BODIES.get((method, path)))
+    return await http.request(method, url + end, params=params, json=BODIES.get((method, path)))
 
 
 async def test_no_route_serves_a_stranger(bare: Served) -> None:
@@ -137,6 +141,40 @@ async def test_no_route_serves_a_role_it_is_not_for(bare: Served, role: Role) ->
                 assert answer.json()["machine_id"] == mine
     assert bare.machines.machines == before
     assert allowed >= {Role.TENANT: 15, Role.READ_ONLY: 15, Role.MACHINE: 1}.get(role, 0)
+
+
+@pytest.mark.parametrize("end", ["%0A", "%00", "%0D", "%09", "%7F", "%C2%85", "/%0A"])
+async def test_no_path_with_control_characters_is_served(bare: Served, end: str) -> None:
+    """The routes' patterns end in "$", which matches before a final line end, too."""
+    mine = bare.machine()
+    keys = [bare.admin, bare.key, await bare.add_key(TENANT, Role.READ_ONLY)]
+    keys += [await bare.add_token(mine, Role.MACHINE)]
+    before = dict(bare.machines.machines)
+    for key, status in [(None, 401), *((key, 404) for key in keys)]:
+        async with bare.client(key) as http:
+            for method, path in [*routes(bare), ("get", "/healthz")]:
+                answer = await call(http, method, path, mine, end)
+                assert answer.status_code == status, (method, path, answer.text)
+    assert bare.machines.machines == before
+    url = f"ws://127.0.0.1:{bare.port}/v1/machines/{mine}/terminals/{T}/stream{end}"
+    for headers, status in (({}, 401), ({"authorization": f"Bearer {bare.key}"}, 404)):
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(url, additional_headers=headers)
+        assert refused.value.response.status_code == status
+    told = json.loads(refused.value.response.body)
+    assert told["error_code"] == "NOT_FOUND"  # by the gateway: the app was not asked
+
+
+async def test_what_is_the_admins_asks_for_one_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path the gateway took for everybody's."""
+    monkeypatch.setattr(access, "admin", lambda method, path: False)
+    async with serving(tmp_path, None) as bare:
+        for method, path in sorted(ADMINS):
+            answer = await call(bare.http, method, path)
+            assert answer.status_code == 403, (method, path, answer.text)
+            assert answer.json()["error_code"] == "FORBIDDEN"
 
 
 async def test_a_token_is_of_one_machine(bare: Served) -> None:
