@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,9 +15,10 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from roost.api.v1 import access
+from roost.gateway import sessions
 from roost.services.models import Role
 from roost.store.idempotency import Idempotency
-from tests.unit.api.kit import OTHER, TENANT, Served, serving
+from tests.unit.api.kit import OTHER, TENANT, Served, serving, until
 
 M, E, T = "a" * 26, "b" * 26, "c" * 26
 BODIES: dict[tuple[str, str], Any] = {
@@ -298,6 +300,56 @@ async def test_what_is_open_ends_with_its_key(served: Served) -> None:
     assert await asyncio.wait_for(asyncio.gather(*work[2:]), 10) == [1011, "cut"]
     assert not other.done()
     other.cancel()
+
+
+async def test_what_is_open_at_once_is_bounded(
+    bare: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By tenant, its tokens with it, and by token; the admin's tenant is not."""
+    monkeypatch.setattr(sessions, "OF_TENANT", 4)
+    monkeypatch.setattr(sessions, "OF_TOKEN", 2)
+    token = await bare.add_token(bare.machine(), Role.MACHINE)
+    mine = (await bare.keys.authenticate(token)).machine_id
+
+    async def follow(key: str, path: str, stack: contextlib.AsyncExitStack) -> int:
+        http = await stack.enter_async_context(bare.client(key))
+        answer = await stack.enter_async_context(http.stream("GET", path))
+        if answer.status_code == 429:
+            told = json.loads(await answer.aread())
+            assert (told["error_code"], told["retryable"]) == ("LIMIT_EXCEEDED", True)
+        return answer.status_code
+
+    async def states(*a: Any, **k: Any) -> Any:
+        async def never() -> Any:
+            await asyncio.Event().wait()
+            yield
+
+        return never()
+
+    monkeypatch.setattr(bare.machines, "states", states)
+    own = f"/v1/machines/{mine}/status/stream"
+    async with contextlib.AsyncExitStack() as stack:
+        assert [await follow(token, own, stack) for _ in range(3)] == [200, 200, 429]
+        found = [await follow(bare.key, "/v1/audit/stream", stack) for _ in range(3)]
+        assert found == [200, 200, 429]
+        before = dict(bare.machines.machines)
+        assert (await bare.http.post("/v1/machines", json={})).status_code == 429
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(
+                f"ws://127.0.0.1:{bare.port}/v1/machines/{mine}/terminals/{T}/stream",
+                additional_headers={"authorization": f"Bearer {bare.key}"},
+            )
+        assert refused.value.response.status_code == 429
+        assert bare.machines.machines == before
+        assert await follow(bare.other_key, "/v1/audit/stream", stack) == 200
+        found = [await follow(bare.admin, "/v1/audit/stream", stack) for _ in range(6)]
+        assert found == [200] * 6
+    async with asyncio.timeout(10):
+        while (await bare.http.get("/v1/machines")).status_code == 429:
+            await asyncio.sleep(0.05)
+    await until(lambda: not bare.gateway._sessions._of_tenant)
+    async with bare.client(bare.admin) as http:
+        assert (await http.get("/v1/audit")).json()["items"] == []  # nor do they fill the log
 
 
 async def test_anothers_machine_answers_as_a_missing_one(bare: Served) -> None:
