@@ -6,6 +6,7 @@ dropped and counted. Keys are masked wherever they stand.
 
 from __future__ import annotations
 
+import json
 import logging
 import logging.handlers
 import os
@@ -101,7 +102,7 @@ class _Handover(logging.handlers.QueueHandler):
             record.msg = record.getMessage()
             record.args = None
             if record.exc_info:
-                record.msg += "\n" + logging.Formatter().formatException(record.exc_info)
+                record.trace = logging.Formatter().formatException(record.exc_info)
         record.exc_info = None
         return record
 
@@ -129,9 +130,13 @@ _SHARED: list[Processor] = [
 
 
 def _bound(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Which request and machine a line is about, where it came through the standard library's loggers."""
-    for name, value in getattr(event.get("_record"), "bound", {}).items():
+    """Which request and machine a line is about, and its traceback, where it came through the standard library's
+    loggers."""
+    record = event.get("_record")
+    for name, value in getattr(record, "bound", {}).items():
         event.setdefault(name, value)
+    if trace := getattr(record, "trace", None):
+        event["exception"] = trace
     return event
 
 
@@ -154,19 +159,37 @@ def _console(stream: TextIO) -> logging.Handler:
     if journal:
         handler.setFormatter(_formatter(_journal))
     else:
-        handler.setFormatter(_formatter(structlog.dev.ConsoleRenderer(colors=stream.isatty())))
+        # Values quoted as Python does: what is a stranger's shall not steer a terminal.
+        shown = structlog.dev.ConsoleRenderer(colors=stream.isatty(), repr_native_str=True)
+        handler.setFormatter(_formatter(shown))
         if not stream.isatty():
             handler.setLevel(logging.WARNING)
     return handler
 
 
 def _journal(logger: WrappedLogger, method: str, event: EventDict) -> str:
-    """The journal has its own times; it reads the level from ``<n>``."""
+    """The journal has its own times; it reads the level from ``<n>``, of each line. What is said may be a stranger's:
+    it begins no line and no field of its own, and a traceback's lines are set in."""
     level = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
     event.pop("timestamp", None)
     number = level.get(str(event.pop("level", "info")), 6)
-    text = str(event.pop("event", ""))
+    text = _inert(str(event.pop("event", "")))
     trace = event.pop("exception", None)
-    fields: list[Any] = [f"{name}={value}" for name, value in event.items() if value is not None]
-    lines = " ".join([text, *fields]) + (f"\n{trace}" if trace else "")
-    return "\n".join(f"<{number}>{line}" for line in lines.splitlines())
+    fields = [f"{name}={_value(value)}" for name, value in event.items() if value is not None]
+    lines = [" ".join([text, *fields])]
+    if trace:
+        lines += [f"  {_inert(line)}" for line in str(trace).split("\n")]
+    return "\n".join(f"<{number}>{line}" for line in lines)
+
+
+def _inert(text: str) -> str:
+    """What is no printable character (line ends, escape sequences, U+2028) as it would be written in JSON."""
+    return text if text.isprintable() else json.dumps(text)[1:-1]
+
+
+def _value(value: Any) -> str:
+    """In quotes where it could be taken for more than one field."""
+    text = str(value)
+    if text.isprintable() and not any(each in text for each in ' "='):
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())

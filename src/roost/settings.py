@@ -69,7 +69,9 @@ class Settings(BaseSettings):
     )
     audit_days: int = Field(90, ge=1, description="Days the audit log goes back.")
     max_connections: int = Field(
-        4096, ge=16, description="Open connections on the port; more get 503."
+        4096,
+        ge=16,
+        description="Open connections on the port, a fourth of them at most from one address (but loopback); more get 503.",
     )
     host_ca: bool = Field(False, description="Give machines the host's CA bundle.")
     vm_cpu: str = Field(

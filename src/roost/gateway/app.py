@@ -139,7 +139,7 @@ class Gateway:
 
     async def _admit(self, scope: Scope, caller: Caller, out: _Out) -> Target:
         """The target, once the caller may use it; from then on its answer is in the audit log if it changes
-        something. Being told to ask less often is not: who asks too often must not fill the log."""
+        something. Being told to ask less often, or for less at once, is not: who asks too much must not fill the log."""
         offered = scope.get("subprotocols", ())
         key = auth.credential(scope["headers"], offered)
         host = next((v for n, v in scope["headers"] if n == b"host"), b"").decode("latin-1")
@@ -154,6 +154,9 @@ class Gateway:
         who = caller.principal = await self._keys.authenticate(key)
         caller.subprotocol = auth.subprotocol(offered)
         self._rates.take(who)
+        self._sessions.check(who)  # nothing is awaited between here and its session
+        if _CONTROL.search(path):  # "$" of a route's pattern matches before a final line end
+            raise NotFoundError("Nothing is served at a path with control characters.")
         method = scope.get("method", "WEBSOCKET")
         if target is not None and method not in access.READS:
             out.before = functools.partial(self._note, scope, caller, target, scope)
@@ -291,6 +294,7 @@ class Gateway:
         )
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MACHINE = re.compile(r"/v1/machines/([a-z0-9]{26,40})(?:/|$)")
 
 

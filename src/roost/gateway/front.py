@@ -3,7 +3,7 @@
 ```
  accept --> (nothing for 10 s: closed) --> "PRI * HTTP/2.0" --> relay --> gRPC server
    |                                   '-> anything else ----> HTTP/1.1 on this very transport
-   '-- above the cap: 503, closed
+   '-- above the cap, of all or of one address: 503, closed
 ```
 """
 
@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import ipaddress
 import socket
 import time
+from collections import Counter
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +35,9 @@ FIRST_BYTES_S = 10.0
 KEEP_ALIVE_S = 75
 WS_MESSAGE_BYTES = 2 * 2**20
 BACKLOG = 1024
+SHARE = 4  # of all connections one address has a fourth at most
+CROWDED = 0.75  # of all connections: from there on idle ones are closed early
+IDLE_S = 5.0  # after so long
 
 
 class Front:
@@ -48,6 +54,9 @@ class Front:
     ) -> None:
         self._sockets = sockets
         self._max = max_connections
+        self._share = max(1, max_connections // SHARE)
+        self._parties: Counter[str] = Counter()
+        self._party_of: dict[asyncio.BaseTransport, str] = {}
         self.first_bytes_s = first_bytes_s
         self.rpc_socket = rpc_socket
         self.open_connections = 0
@@ -66,7 +75,7 @@ class Front:
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
         )
-        self.state = State(self._released)
+        self.state = State(self.released)
         self._waiting: set[_Sniff] = set()
         self._endless: set[asyncio.Task[None]] = set()  # answers that end only when told to
         self._relays: set[asyncio.Task[None]] = set()
@@ -115,12 +124,32 @@ class Front:
 
     def _date(self) -> None:
         self.state.default_headers[:] = [(b"date", formatdate(time.time(), usegmt=True).encode())]
-        self._tick = asyncio.get_running_loop().call_later(1.0, self._date)
+        self._tick = asyncio.get_running_loop().call_later(1.0, self._every_second)
+
+    def _every_second(self) -> None:
+        self._date()
+        if self.open_connections > self._max * CROWDED:
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        """HTTP connections that wait for a next request, and have for a while."""
+        before = asyncio.get_running_loop().time() + KEEP_ALIVE_S - IDLE_S
+        for connection in list(self.state.connections):
+            ends = getattr(connection, "timeout_keep_alive_task", None)  # None: at work
+            if ends is not None and ends.when() <= before:
+                connection.transport.close()
 
     # --- for the connections --------------------------------------------------------------------
 
-    def admit(self) -> bool:
+    def admit(self, transport: asyncio.BaseTransport) -> bool:
         self.open_connections += 1
+        peer = transport.get_extra_info("peername")
+        whose = party(peer[0]) if peer else None
+        if whose is not None:
+            self._party_of[transport] = whose
+            self._parties[whose] += 1
+            if self._parties[whose] > self._share:
+                return False
         return self.open_connections <= self._max
 
     @property
@@ -128,11 +157,13 @@ class Front:
         """Far above the cap: no time for manners."""
         return self.open_connections > self._max * 1.25
 
-    def _released(self) -> None:
+    def released(self, transport: asyncio.BaseTransport) -> None:
         self.open_connections -= 1
-
-    def released(self) -> None:
-        self._released()
+        whose = self._party_of.pop(transport, None)
+        if whose is not None:
+            self._parties[whose] -= 1
+            if not self._parties[whose]:
+                del self._parties[whose]
 
     def to_http(self, transport: asyncio.Transport, first: bytes) -> None:
         protocol = HttpProtocol(self.config, self.state, {"endless": self._endless})
@@ -141,7 +172,8 @@ class Front:
         protocol.data_received(first)
 
     def to_rpc(self, transport: asyncio.Transport, first: bytes) -> None:
-        work = relay.start(transport, first, self.rpc_socket, self._released)
+        released = functools.partial(self.released, transport)
+        work = relay.start(transport, first, self.rpc_socket, released)
         task = asyncio.get_running_loop().create_task(work)
         self._relays.add(task)
         task.add_done_callback(self._relays.discard)
@@ -160,8 +192,8 @@ class _Sniff(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport = cast(asyncio.Transport, transport)
         front = self._front
-        if not front.admit():
-            message = "Too many connections are open; try again soon."
+        if not front.admit(transport):
+            message = "Too many connections are open, or too many of yours; try again soon."
             answer = raw_error(503, "CAPACITY_EXCEEDED", message, retryable=True)
             if front.crowded:
                 transport.write(answer)
@@ -191,13 +223,23 @@ class _Sniff(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
-        self._front.released()
+        self._front.released(self.transport)
 
     def _leave(self) -> None:
         self._front._waiting.discard(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def party(address: str) -> str | None:
+    """For whom a connection from there is counted: an address, of IPv6 its /64. None: for nobody, for what comes from
+    this host stands for many (a proxy) or is trusted."""
+    at = ipaddress.ip_address(address.partition("%")[0])
+    at = getattr(at, "ipv4_mapped", None) or at
+    if at.is_loopback:
+        return None
+    return str(at) if at.version == 4 else str(ipaddress.ip_network((int(at), 64), strict=False))
 
 
 def bind(host: str, port: int) -> list[socket.socket]:

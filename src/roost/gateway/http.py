@@ -22,7 +22,7 @@ DISCARD_BYTES = 256 * 1024 * 1024  # of a body that came after its answer
 class State(ServerState):
     """What connections share. ``released`` is told once of each that ends."""
 
-    def __init__(self, released: Callable[[], None]) -> None:
+    def __init__(self, released: Callable[[asyncio.BaseTransport], None]) -> None:
         super().__init__()
         self.released = released
 
@@ -43,7 +43,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._quiet()
-        self.server_state.released()
+        self.server_state.released(self.transport)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -132,7 +132,7 @@ class _Parts:
 
 
 class WsProtocol(WebSocketsSansIOProtocol):
-    released: Callable[[], None]
+    released: Callable[[asyncio.BaseTransport], None]
 
     def __init__(
         self, config: Any, server_state: State, app_state: dict[str, Any], **kw: Any
@@ -141,7 +141,7 @@ class WsProtocol(WebSocketsSansIOProtocol):
         self.released = server_state.released
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.released()
+        self.released(self.transport)
         super().connection_lost(exc)
 
     async def send(self, message: Any) -> None:

@@ -35,10 +35,14 @@ FLUSH_S = 0.2
 RETRY_S = 2.0
 WAITING = 20_000  # entries that wait for a database that cannot be written
 PIECE = 500
+SCAN = 5000  # rows a follower looks at in one go, wanted or not
 
 
 def _after(wanted: Wanted, id: int, connection: sa.Connection) -> tuple[list[rows.Row], int]:
-    return rows.after(connection, wanted, id, PIECE), rows.last(connection)
+    """What is wanted of the next rows, and the id up to which they were looked at."""
+    to = rows.reach(connection, id, SCAN)
+    found = rows.after(connection, wanted, id, to, PIECE)
+    return found, found[-1]["id"] if len(found) == PIECE else to
 
 
 class Audit:
@@ -49,7 +53,7 @@ class Audit:
         self._keep = timedelta(days=days)
         self._waiting: list[dict[str, Any]] = []
         self._wanted = asyncio.Event()
-        self._written = asyncio.Condition()
+        self._followers: set[asyncio.Event] = set()
         self._writing = asyncio.Lock()
         self._flusher: asyncio.Task[None] | None = None
 
@@ -99,18 +103,19 @@ class Audit:
 
     async def follow(self, wanted: Wanted, after: int) -> AsyncGenerator[AuditEntry, None]:
         """Those after that id, then each as it is written; never ends."""
-        at = after
-        while True:
-            async with self._written:
-                # Read under the condition's lock: what is written meanwhile tells of itself afterwards.
-                found, last = await self._store.read(functools.partial(_after, wanted, at))
-                if not found:
-                    at = max(at, last)  # what is not wanted is not looked at again
-                    await self._written.wait()
-                    continue
-            for row in found:
-                yield AuditEntry(**row)
-                at = row["id"]
+        at, written = after, asyncio.Event()
+        self._followers.add(written)
+        try:
+            while True:
+                written.clear()  # before the look: what is written meanwhile sets it again
+                found, looked = await self._store.read(functools.partial(_after, wanted, at))
+                for row in found:
+                    yield AuditEntry(**row)
+                if looked == at:
+                    await written.wait()
+                at = looked
+        finally:
+            self._followers.discard(written)
 
     async def tidy(self) -> int:
         """Forgets what is older than the settings say; call now and then."""
@@ -143,5 +148,5 @@ class Audit:
             except Exception:  # not of a cancellation: the write goes on then
                 self._waiting = entries + self._waiting
                 raise
-        async with self._written:
-            self._written.notify_all()
+        for written in self._followers:
+            written.set()

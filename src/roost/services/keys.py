@@ -5,7 +5,8 @@ takes place that could leak by its time. Keys seen once are remembered in memory
 daemon is the only one that revokes, so a revoked key is forgotten at once, and whoever holds a stream open on it
 is told (``on_end``).
 
-A token is a key with a scope: one machine (its own status), or one port of it (for the preview proxy).
+A token is a key with a scope: one machine (its own status), or one port of it (for the preview proxy). Its row goes
+with its machine's, which nobody tells of here: so a token is looked up each time.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from roost.errors import (
     ConflictError,
     ForbiddenError,
     InvalidRequestError,
+    LimitError,
     NotFoundError,
 )
 from roost.services.models import TOKENS, Key, Principal, Role
@@ -38,6 +40,8 @@ from roost.store import keys as rows
 
 DEFAULT_TENANT = "default"  # the local admin's
 REMEMBER = 10_000
+KEYS = 100  # of a tenant that count; the admin's has no limit
+TOKENS_OF_MACHINE = 50
 KEEP = timedelta(days=30)  # rows of what is revoked or expired
 PREFIXES = {Role.MACHINE: "rmt", Role.PREVIEW: "rpt"}  # of tokens, so that people can tell
 _FORM = re.compile(r"([a-z][a-z0-9]{0,15})_([0-9a-fA-F]{64})", re.ASCII)
@@ -102,6 +106,8 @@ class Keys:
                 row["port"],
                 row["expires_at"],
             )
+            if known.is_token:
+                break
             if len(self._seen) >= REMEMBER:
                 self._seen.clear()
             self._seen[digest] = known
@@ -130,7 +136,7 @@ class Keys:
     ) -> Key:
         """The only answer that carries ``secret``. ``by``: the role of who asks.
 
-        Raises VALIDATION_FAILED, TENANT_NOT_FOUND; FORBIDDEN for a role above one's own."""
+        Raises VALIDATION_FAILED, TENANT_NOT_FOUND, QUOTA_EXCEEDED; FORBIDDEN for a role above one's own."""
         if role in TOKENS:
             raise InvalidRequestError("A token is made for a machine.", details={"field": "role"})
         if role is Role.ADMIN and by is not Role.ADMIN:
@@ -153,7 +159,7 @@ class Keys:
         expires_at: datetime | None = None,
     ) -> Key:
         """A token for a machine of the tenant, which the caller has made sure of. The only answer that carries
-        ``secret``. Raises VALIDATION_FAILED."""
+        ``secret``. Raises VALIDATION_FAILED, QUOTA_EXCEEDED."""
         if role not in TOKENS:
             raise InvalidRequestError(
                 "A token's scope is machine or preview.", details={"field": "scope"}
@@ -264,6 +270,8 @@ class Keys:
         def fn(connection: sa.Connection) -> None:
             if tenants.quotas(connection, tenant) is None:
                 raise NotFoundError(f"There is no tenant {tenant[:64]}.", code="TENANT_NOT_FOUND")
+            if tenant != DEFAULT_TENANT:
+                _check_number(connection, made, now)
             rows.insert(connection, made)
 
         await self._store.write(fn)
@@ -287,6 +295,23 @@ class Keys:
     def _keys(self, found: Iterable[Mapping[Any, Any]]) -> builtins.list[Key]:
         keys = [Key(**{**row, "role": Role(row["role"])}) for row in found]
         return [replace(k, last_used_at=self._used.get(k.id, k.last_used_at)) for k in keys]
+
+
+def _check_number(connection: sa.Connection, made: Mapping[str, Any], now: datetime) -> None:
+    """Whether one more may be. Raises QUOTA_EXCEEDED."""
+    machine_id = made["machine_id"]
+    if machine_id is None:
+        name, limit = "keys", KEYS
+        used = len(rows.of_tenant(connection, made["tenant_id"], now))
+    else:
+        name, limit = "tokens_of_a_machine", TOKENS_OF_MACHINE
+        used = len(rows.of_machine(connection, machine_id, now))
+    if used >= limit:
+        raise LimitError(
+            f"There may be {limit} {name.replace('_', ' ')} that count, and there are {used}: revoke some.",
+            code="QUOTA_EXCEEDED",
+            details={"quota": name, "limit": limit, "used": used, "asked": 1},
+        )
 
 
 def _digest(hex_secret: str) -> str:

@@ -2,7 +2,7 @@
 
 ``Bucket`` is for requests: so many a second, more at once after a pause. ``Window`` is for things that are to stay
 under a number in any minute. ``Rates`` has the bucket of each tenant (all its keys together) and of each token, which
-must not use up what its tenant has.
+must not use up what its tenant has; all tokens of a tenant together draw from one more that is as large as its own.
 """
 
 from __future__ import annotations
@@ -104,23 +104,32 @@ class Rates:
         self._monotonic = monotonic
         self._per_token = per_token
         self._tenants: dict[str, Bucket] = {}
+        self._all_tokens: dict[str, Bucket] = {}  # by tenant
         self._tokens: OrderedDict[str, Bucket] = OrderedDict()
 
     def set(self, tenant: str, quotas: Mapping[str, Any]) -> None:
         """What the tenant has now; at once, with a full bucket."""
         per_second = quotas.get("requests_per_second")
         if per_second is None:
-            self._tenants.pop(tenant, None)
+            self.forget(tenant)
             return
         burst = quotas.get("request_burst") or max(1.0, 2 * per_second)
-        self._tenants[tenant] = Bucket(per_second, burst, self._monotonic())
+        for buckets in (self._tenants, self._all_tokens):
+            buckets[tenant] = Bucket(per_second, burst, self._monotonic())
 
     def forget(self, tenant: str) -> None:
-        self._tenants.pop(tenant, None)
+        for buckets in (self._tenants, self._all_tokens):
+            buckets.pop(tenant, None)
 
     def take(self, who: Principal) -> None:
         """Raises RATE_LIMITED, retryable after ``details.retry_after_s``."""
-        bucket = self._of_token(who.key_id) if who.is_token else self._tenants.get(who.tenant)
+        if not who.is_token:
+            self._take(self._tenants.get(who.tenant))
+            return
+        self._take(self._of_token(who.key_id))  # first: what it is refused is nobody else's loss
+        self._take(self._all_tokens.get(who.tenant))
+
+    def _take(self, bucket: Bucket | None) -> None:
         if bucket is None:
             return
         wait = bucket.take(self._monotonic())

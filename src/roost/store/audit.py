@@ -44,9 +44,16 @@ def before(connection: sa.Connection, wanted: Wanted, id: int | None, limit: int
     return list(connection.execute(query.order_by(t.c.id.desc()).limit(limit)).mappings())
 
 
-def after(connection: sa.Connection, wanted: Wanted, id: int, limit: int) -> list[Row]:
-    """Oldest first, from above ``id``."""
-    query = _matching(wanted).where(t.c.id > id).order_by(t.c.id).limit(limit)
+def reach(connection: sa.Connection, id: int, number: int) -> int:
+    """The id of the last of the next so many rows after ``id``, whatever they are; ``id`` itself where there is none."""
+    following = sa.select(t.c.id).where(t.c.id > id).order_by(t.c.id).limit(number).subquery()
+    query = sa.select(sa.func.coalesce(sa.func.max(following.c.id), id))
+    return int(connection.execute(query).scalar_one())
+
+
+def after(connection: sa.Connection, wanted: Wanted, id: int, to: int, limit: int) -> list[Row]:
+    """Oldest first, from above ``id`` up to ``to``."""
+    query = _matching(wanted).where(t.c.id > id, t.c.id <= to).order_by(t.c.id).limit(limit)
     return list(connection.execute(query).mappings())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from roost.clock import SystemClock
 from roost.errors import UnavailableError
 from roost.services import audit as service
 from roost.services.audit import Audit
@@ -234,6 +236,72 @@ async def test_a_stop_loses_nothing_and_a_locked_database_delays(tmp_path: Path)
     (left,) = await store.read(lambda c: rows.before(c, Wanted(), None, 10))
     assert left["id"] == found[0]["id"] + 1
     assert await audit.tidy() == 0
+    await store.close()
+
+
+def an_entry(**values: Any) -> dict[str, Any]:
+    entry = {
+        "tenant_id": "t", "key_id": "k", "role": "tenant", "action": "a", "method": "POST",
+        "path": "/", "machine_id": None, "peer": None, "status": 200, "error_code": None,
+        "request_id": "r",
+    }  # fmt: skip
+    return {**entry, **values}
+
+
+async def test_who_follows_holds_up_nobody(tmp_path: Path) -> None:
+    """Nothing that changes something waits for a follower's look, nor one follower for another's."""
+    store = Store.open(tmp_path / "a.db", SystemClock())
+    audit = Audit(store, store.clock, Cursors(b"s"), days=90)
+    read, looking, go = store.read, asyncio.Event(), asyncio.Event()
+
+    async def slow(fn: Any) -> Any:
+        looking.set()
+        await go.wait()
+        return await read(fn)
+
+    store.read = slow  # type: ignore[method-assign]
+    followed = [audit.follow(Wanted(tenant="t"), 0) for _ in range(2)]
+    heard = [asyncio.create_task(anext(each)) for each in followed]
+    await looking.wait()
+    async with asyncio.timeout(10):
+        await audit.record(an_entry(), lasting=True)
+        go.set()
+        assert [(await each).id for each in heard] == [1, 1]
+        heard = [asyncio.create_task(anext(each)) for each in followed]
+        await asyncio.sleep(0.1)
+        await audit.record(an_entry(tenant_id="other"), lasting=True)
+        await audit.record(an_entry(), lasting=True)
+        assert [(await each).id for each in heard] == [3, 3]
+    for each in followed:
+        await each.aclose()
+    assert audit._followers == set()
+    await store.close()
+
+
+async def test_who_follows_looks_at_so_many_in_one_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "SCAN", 10)
+    monkeypatch.setattr(service, "PIECE", 3)
+    store = Store.open(tmp_path / "a.db", SystemClock())
+    audit = Audit(store, store.clock, Cursors(b"s"), days=90)
+    at = store.clock.now()
+    entries = [an_entry(at=at, tenant_id="other") for _ in range(35)]
+    entries += [an_entry(at=at) for _ in range(7)] + entries[:30] + [an_entry(at=at)]
+    await store.write(lambda c: rows.insert(c, entries))
+    looks: list[tuple[int, int]] = []
+    after = service._after
+
+    def counted(wanted: Wanted, id: int, connection: sa.Connection) -> Any:
+        found, looked = after(wanted, id, connection)
+        looks.append((len(found), looked - id))
+        return found, looked
+
+    monkeypatch.setattr(service, "_after", counted)
+    async with asyncio.timeout(10), contextlib.aclosing(audit.follow(Wanted("t"), 0)) as followed:
+        assert [(await anext(followed)).id for _ in range(8)] == [*range(36, 43), 73]
+    assert len(looks) >= 8
+    assert all(found <= 3 and looked <= 10 for found, looked in looks)
     await store.close()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,9 +14,11 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from roost.api.v1 import access
+from roost.gateway import sessions
 from roost.services.models import Role
 from roost.store.idempotency import Idempotency
-from tests.unit.api.kit import OTHER, TENANT, Served
+from tests.unit.api.kit import OTHER, TENANT, Served, serving, until
 
 M, E, T = "a" * 26, "b" * 26, "c" * 26
 BODIES: dict[tuple[str, str], Any] = {
@@ -60,7 +64,9 @@ def routes(served: Served) -> list[tuple[str, str]]:
     ]
 
 
-async def call(http: httpx.AsyncClient, method: str, path: str, machine: str = M) -> httpx.Response:
+async def call(
+    http: httpx.AsyncClient, method: str, path: str, machine: str = M, end: str = ""
+) -> httpx.Response:
     url = (
         path.replace("{machine_id}", machine).replace("{execution_id}", E)
         .replace("{terminal_id}", T).replace("{key_id}", E).replace("{name}", "nope").replace("{snapshot}", "nope")
@@ -69,7 +75,7 @@ async def call(http: httpx.AsyncClient, method: str, path: str, machine: str = M
     params = (
         {"path": "/x"} if "/files" in path and method in ("get", "head", "put", "delete") else {}
     )
-    return await http.request(method, url, params=params, json=BODIES.get((method, path)))
+    return await http.request(method, url + end, params=params, json=BODIES.get((method, path)))
 
 
 async def test_no_route_serves_a_stranger(bare: Served) -> None:
@@ -137,6 +143,40 @@ async def test_no_route_serves_a_role_it_is_not_for(bare: Served, role: Role) ->
                 assert answer.json()["machine_id"] == mine
     assert bare.machines.machines == before
     assert allowed >= {Role.TENANT: 15, Role.READ_ONLY: 15, Role.MACHINE: 1}.get(role, 0)
+
+
+@pytest.mark.parametrize("end", ["%0A", "%00", "%0D", "%09", "%7F", "%C2%85", "/%0A"])
+async def test_no_path_with_control_characters_is_served(bare: Served, end: str) -> None:
+    """The routes' patterns end in "$", which matches before a final line end, too."""
+    mine = bare.machine()
+    keys = [bare.admin, bare.key, await bare.add_key(TENANT, Role.READ_ONLY)]
+    keys += [await bare.add_token(mine, Role.MACHINE)]
+    before = dict(bare.machines.machines)
+    for key, status in [(None, 401), *((key, 404) for key in keys)]:
+        async with bare.client(key) as http:
+            for method, path in [*routes(bare), ("get", "/healthz")]:
+                answer = await call(http, method, path, mine, end)
+                assert answer.status_code == status, (method, path, answer.text)
+    assert bare.machines.machines == before
+    url = f"ws://127.0.0.1:{bare.port}/v1/machines/{mine}/terminals/{T}/stream{end}"
+    for headers, status in (({}, 401), ({"authorization": f"Bearer {bare.key}"}, 404)):
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(url, additional_headers=headers)
+        assert refused.value.response.status_code == status
+    told = json.loads(refused.value.response.body)
+    assert told["error_code"] == "NOT_FOUND"  # by the gateway: the app was not asked
+
+
+async def test_what_is_the_admins_asks_for_one_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path the gateway took for everybody's."""
+    monkeypatch.setattr(access, "admin", lambda method, path: False)
+    async with serving(tmp_path, None) as bare:
+        for method, path in sorted(ADMINS):
+            answer = await call(bare.http, method, path)
+            assert answer.status_code == 403, (method, path, answer.text)
+            assert answer.json()["error_code"] == "FORBIDDEN"
 
 
 async def test_a_token_is_of_one_machine(bare: Served) -> None:
@@ -260,6 +300,56 @@ async def test_what_is_open_ends_with_its_key(served: Served) -> None:
     assert await asyncio.wait_for(asyncio.gather(*work[2:]), 10) == [1011, "cut"]
     assert not other.done()
     other.cancel()
+
+
+async def test_what_is_open_at_once_is_bounded(
+    bare: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By tenant, its tokens with it, and by token; the admin's tenant is not."""
+    monkeypatch.setattr(sessions, "OF_TENANT", 4)
+    monkeypatch.setattr(sessions, "OF_TOKEN", 2)
+    token = await bare.add_token(bare.machine(), Role.MACHINE)
+    mine = (await bare.keys.authenticate(token)).machine_id
+
+    async def follow(key: str, path: str, stack: contextlib.AsyncExitStack) -> int:
+        http = await stack.enter_async_context(bare.client(key))
+        answer = await stack.enter_async_context(http.stream("GET", path))
+        if answer.status_code == 429:
+            told = json.loads(await answer.aread())
+            assert (told["error_code"], told["retryable"]) == ("LIMIT_EXCEEDED", True)
+        return answer.status_code
+
+    async def states(*a: Any, **k: Any) -> Any:
+        async def never() -> Any:
+            await asyncio.Event().wait()
+            yield
+
+        return never()
+
+    monkeypatch.setattr(bare.machines, "states", states)
+    own = f"/v1/machines/{mine}/status/stream"
+    async with contextlib.AsyncExitStack() as stack:
+        assert [await follow(token, own, stack) for _ in range(3)] == [200, 200, 429]
+        found = [await follow(bare.key, "/v1/audit/stream", stack) for _ in range(3)]
+        assert found == [200, 200, 429]
+        before = dict(bare.machines.machines)
+        assert (await bare.http.post("/v1/machines", json={})).status_code == 429
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(
+                f"ws://127.0.0.1:{bare.port}/v1/machines/{mine}/terminals/{T}/stream",
+                additional_headers={"authorization": f"Bearer {bare.key}"},
+            )
+        assert refused.value.response.status_code == 429
+        assert bare.machines.machines == before
+        assert await follow(bare.other_key, "/v1/audit/stream", stack) == 200
+        found = [await follow(bare.admin, "/v1/audit/stream", stack) for _ in range(6)]
+        assert found == [200] * 6
+    async with asyncio.timeout(10):
+        while (await bare.http.get("/v1/machines")).status_code == 429:
+            await asyncio.sleep(0.05)
+    await until(lambda: not bare.gateway._sessions._of_tenant)
+    async with bare.client(bare.admin) as http:
+        assert (await http.get("/v1/audit")).json()["items"] == []  # nor do they fill the log
 
 
 async def test_anothers_machine_answers_as_a_missing_one(bare: Served) -> None:

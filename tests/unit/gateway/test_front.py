@@ -15,7 +15,7 @@ from websockets.exceptions import InvalidStatus
 
 from roost.errors import RoostError
 from roost.gateway import relay
-from roost.gateway.front import PREFACE, bind
+from roost.gateway.front import PREFACE, bind, party
 from roost.gateway.rpc import HealthCheckRequest, HealthCheckResponse
 from tests.unit.api.kit import Served, serving, until
 
@@ -158,6 +158,65 @@ async def test_connections_above_the_cap_get_503(tmp_path: Path) -> None:
         await asyncio.sleep(0.2)
         assert (await served.http.get("/healthz")).status_code == 200
         assert served.front.open_connections == 1
+    finally:
+        await served.close()
+
+
+async def test_one_address_has_a_share_of_the_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert party("127.0.0.2") is party("::1") is party("::ffff:127.0.0.1") is None
+    assert party("192.0.2.1") == party("::ffff:192.0.2.1") != party("192.0.2.2")
+    assert party("2001:db8::1") == party("2001:db8::ffff:1") != party("2001:db8:0:1::1")
+    assert party("fe80::1%eth0") == party("fe80::2")
+    monkeypatch.setattr("roost.gateway.front.party", lambda address: address)
+    served = Served(tmp_path, None)
+    served.max_connections = 20
+    asked = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+    await served.open()
+    try:
+        for _ in range(2):  # once these are gone, there is room again
+            held = []
+            for data in (b"", b"GET /", PREFACE, asked, b"PRI", b""):
+                held.append(await asyncio.open_connection("127.0.0.1", served.port))
+                held[-1][1].write(data)
+            answer = await asyncio.wait_for(held[-1][0].read(), 5)
+            assert answer.startswith(b"HTTP/1.1 503") and b"CAPACITY_EXCEEDED" in answer
+            other = await asyncio.open_connection(
+                "127.0.0.1", served.port, local_addr=("127.0.0.2", 0)
+            )
+            other[1].write(asked)
+            assert (await asyncio.wait_for(other[0].readline(), 5)).startswith(b"HTTP/1.1 200")
+            for _, writer in [*held, other]:
+                writer.close()
+            await until(lambda: served.front.open_connections == 0)
+        assert not served.front._parties and not served.front._party_of
+    finally:
+        await served.close()
+
+
+async def test_idle_connections_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From three fourths of the cap on; not those at work, nor those that have just had an answer."""
+    monkeypatch.setattr("roost.gateway.front.IDLE_S", 0.0)
+    served = Served(tmp_path, None)
+    served.max_connections = 8
+    await served.open()
+    asked = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+    try:
+        held = [await asyncio.open_connection("127.0.0.1", served.port) for _ in range(6)]
+        for reader, writer in held[:5]:
+            writer.write(asked)
+            assert await asyncio.wait_for(reader.readuntil(b"}"), 5)
+        held[5][1].write(asked[:10])
+        await asyncio.sleep(1.5)
+        assert served.front.open_connections == 6  # not crowded: they stay
+        held.append(await asyncio.open_connection("127.0.0.1", served.port))
+        for reader, _ in held[:5]:
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        held[5][1].write(asked[10:])
+        assert await asyncio.wait_for(held[5][0].readuntil(b"}"), 5)
+        for _, writer in held:
+            writer.close()
     finally:
         await served.close()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from roost.gateway.metrics import Metrics
+from roost.logs import _console, _Handover
 
 ROOT = Path(__file__).parents[3]
 
@@ -96,3 +99,47 @@ async def test_a_loop_that_is_held_up_is_seen(monkeypatch: pytest.MonkeyPatch) -
     text = (await metrics.render()).decode()
     assert "roost_event_loop_lag_seconds_count 1.0" in text
     assert 'roost_event_loop_lag_seconds_bucket{le="0.1"} 0.0' in text
+
+
+def test_a_stranger_writes_no_line_of_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in a field, nor in what is said, nor in an exception's text: one line, and a traceback's set in."""
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    out = io.StringIO()
+    handler = _console(out)  # type: ignore[arg-type]
+    forged = "<3>request method=GET tenant=default"
+    handover = _Handover(None)  # type: ignore[arg-type]
+
+    def told(message: Any, exc_info: Any = None) -> list[str]:
+        out.truncate(out.seek(0))
+        record = logging.LogRecord("x", logging.INFO, "", 0, message, None, exc_info)
+        if isinstance(message, dict):  # as structlog hands it over
+            record._logger, record._name = None, "info"
+        handler.emit(handover.prepare(record))
+        return out.getvalue().splitlines()
+
+    for end in ("\n", "\r", "\x85", "\u2028", "\x0b", "\x1b[2J", "\0"):
+        (line,) = told(f"said{end}{forged}")
+        assert line.startswith("<6>said\\")
+        (line,) = told({"event": "request", "path": f"/x{end}{forged}", "status": 404})
+        assert line.startswith('<6>request path="/x\\') and line.endswith(
+            ' tenant=default" status=404'
+        )
+        try:
+            raise ValueError(f"no{end}{forged}")
+        except ValueError:
+            first, *trace = told("failed", sys.exc_info())
+        assert first.startswith("<6>failed")
+        assert all(line.startswith("<6>  ") for line in trace)
+        assert any("Traceback" in line for line in trace)
+    (line,) = told({"event": "request", "path": "/é tenant=default", "peer": "::1", "ms": 1.5})
+    assert line == '<6>request path="/é tenant=default" peer=::1 ms=1.5'
+
+
+def test_a_stranger_does_not_steer_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    out = io.StringIO()
+    record = logging.LogRecord("x", logging.WARNING, "", 0, {"event": "request"}, None, None)
+    record._logger, record._name = None, "warning"
+    record.msg["path"] = "/\x1b[2J"  # type: ignore[index]
+    _console(out).emit(record)  # type: ignore[arg-type]
+    assert r"/\x1b[2J" in out.getvalue() and "\x1b" not in out.getvalue()

@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from roost import ids
 from roost.clock import FakeClock
-from roost.errors import AuthError, ConflictError, InvalidRequestError, NotFoundError
+from roost.errors import AuthError, ConflictError, InvalidRequestError, LimitError, NotFoundError
+from roost.services import keys as service_keys
 from roost.services.keys import Keys
-from roost.store import Store
+from roost.services.models import Principal, Role
+from roost.services.rates import TOKEN_BURST, Rates
+from roost.store import Store, schema
 from roost.store.keys import put_tenant
 
 
@@ -105,3 +112,73 @@ async def test_use_is_noted_lazily(store: Store, tmp_path: Path) -> None:
     assert (await service(store, tmp_path).list("default"))[0].last_used_at is None
     await keys.flush()
     assert (await service(store, tmp_path).list("default"))[0].last_used_at == store.clock.now()
+
+
+async def test_keys_and_tokens_are_bounded(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each tenant and machine those that count, also where many are asked for at once; not the admin's."""
+    monkeypatch.setattr(service_keys, "KEYS", 3)
+    monkeypatch.setattr(service_keys, "TOKENS_OF_MACHINE", 2)
+    keys = service(store, tmp_path)
+    await keys.bootstrap()
+    for tenant in ("a", "b"):
+        await store.write(lambda c, t=tenant: put_tenant(c, t, store.clock.now()))  # type: ignore[misc]
+    asked = await asyncio.gather(*(keys.create("a", "k") for _ in range(9)), return_exceptions=True)
+    made = [each for each in asked if not isinstance(each, BaseException)]
+    refused = [each for each in asked if isinstance(each, LimitError)]
+    assert (len(made), len(refused)) == (3, 6)
+    assert (refused[0].code, refused[0].retryable) == ("QUOTA_EXCEEDED", False)
+    assert refused[0].details == {"quota": "keys", "limit": 3, "used": 3, "asked": 1}
+    machines = [ids.new(), ids.new()]
+    for machine_id in machines:
+        await keys.issue("a", machine_id, Role.MACHINE)
+        await keys.issue("a", machine_id, Role.PREVIEW, port=80)
+        with pytest.raises(LimitError) as caught:
+            await keys.issue("a", machine_id, Role.MACHINE)
+        assert caught.value.details["quota"] == "tokens_of_a_machine"
+    await keys.create("b", "k")
+    for _ in range(5):
+        await keys.create("default", "k")
+    await keys.revoke("a", made[0].id)  # what does not count any more leaves room
+    await keys.create("a", "k")
+
+
+async def test_a_token_ends_with_its_machines_rows(store: Store, tmp_path: Path) -> None:
+    """They go an hour after its end, by a hand that tells nobody."""
+    keys = service(store, tmp_path)
+    await keys.bootstrap()
+    for role, port in ((Role.MACHINE, None), (Role.PREVIEW, 80)):
+        machine_id = ids.new()
+        secret = (await keys.issue("default", machine_id, role, port=port)).secret
+        assert secret is not None
+        for _ in range(2):
+            assert (await keys.authenticate(secret)).machine_id == machine_id
+        gone = sa.delete(schema.keys).where(schema.keys.c.machine_id == machine_id)
+        await store.write(lambda c, gone=gone: c.execute(gone))  # type: ignore[misc]
+        with pytest.raises(AuthError) as caught:
+            await keys.authenticate(secret)
+        assert caught.value.code == "AUTH_INVALID"
+
+
+def test_the_tokens_of_a_tenant_draw_from_one_bucket_too() -> None:
+    rates = Rates(lambda: 0.0, 10.0)
+    rates.set("a", {"requests_per_second": 1.0, "request_burst": 30.0})
+
+    def taken(tenant: str, role: Role, key_id: str) -> int:
+        number = 0
+        with contextlib.suppress(LimitError):
+            while number < 100:
+                rates.take(Principal(tenant, key_id, "roost", role, "m"))
+                number += 1
+        return number
+
+    assert taken("a", Role.MACHINE, "t1") == TOKEN_BURST == 20
+    assert (
+        taken("a", Role.MACHINE, "t1") == 0
+    )  # and what it is refused takes nothing from the others
+    assert [taken("a", Role.MACHINE, f"t{n}") for n in (2, 3)] == [10, 0]
+    assert taken("a", Role.TENANT, "k") == 30  # the tenant's own is untouched
+    assert [taken("default", Role.MACHINE, f"d{n}") for n in (1, 2, 3)] == [20] * 3
+    rates.set("a", {})
+    assert taken("a", Role.MACHINE, "t4") == 20

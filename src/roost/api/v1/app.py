@@ -25,7 +25,7 @@ from roost.api.v1 import (
     terminals,
     usage,
 )
-from roost.api.v1.services import Services
+from roost.api.v1.services import Services, only_admin
 from roost.gateway.dispatch import Target
 from roost.gateway.respond import Json
 
@@ -85,7 +85,8 @@ def create_app(s: Services) -> FastAPI:
         response_class=Response,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        only_admin(request)
         return Response(await s.metrics.render(), media_type="text/plain; version=0.0.4")
 
     @app.get("/openapi.json", include_in_schema=False)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from roost.api.v1 import answers, shapes
-from roost.api.v1.services import Services, caller, principal, tenant
+from roost.api.v1.services import Services, caller, only_admin, principal, tenant
 from roost.gateway.respond import Events, Json, event
 from roost.services.models import Role, Template
 
@@ -45,6 +45,7 @@ def router(s: Services) -> APIRouter:
         responses={200: SSE},
     )
     async def build(request: Request, name: str, force: bool = False) -> Response:
+        only_admin(request)
         await s.templates.get(tenant(request), name)
         return Events(_building(s, name, force), caller(request).request_id)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
-from roost.errors import AuthError
+from roost.errors import AuthError, ForbiddenError
 from roost.gateway.app import Caller
 from roost.gateway.metrics import Metrics
 from roost.services.audit import Audit
@@ -15,7 +15,7 @@ from roost.services.files import Files
 from roost.services.host import Host
 from roost.services.keys import Keys
 from roost.services.machines import Machines
-from roost.services.models import Principal
+from roost.services.models import Principal, Role
 from roost.services.snapshots import Snapshots
 from roost.services.templates import Templates
 from roost.services.tenants import Tenants
@@ -61,3 +61,10 @@ def principal(connection: HTTPConnection) -> Principal:
     if found.principal is None:
         raise AuthError("This call needs a key.", code="AUTH_REQUIRED")
     return found.principal
+
+
+def only_admin(connection: HTTPConnection) -> None:
+    """The gateway has refused others already, by the path; this asks again where it would matter most. Raises
+    FORBIDDEN."""
+    if principal(connection).role is not Role.ADMIN:
+        raise ForbiddenError("Only an admin may do this.")

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from roost.api.v1 import answers, bodies, shapes
-from roost.api.v1.services import Services, tenant
+from roost.api.v1.services import Services, only_admin, tenant
 from roost.gateway.respond import Json
 
 
@@ -20,25 +20,30 @@ def router(s: Services) -> APIRouter:
 
     @r.post("/tenants", status_code=201, response_model=answers.Tenant)
     async def create(request: Request, body: bodies.CreateTenant) -> Response:
+        only_admin(request)
         made = await s.tenants.create(body.name, body.quotas.model_dump(exclude_unset=True))
         return Json(shapes.tenant(made), 201)
 
     @r.get("/tenants", response_model=Tenants)
     async def list_(request: Request) -> Response:
+        only_admin(request)
         found = await s.tenants.list()
         return Json({"items": [shapes.tenant(each) for each in found], "next_cursor": None})
 
     @r.get("/tenants/{tenant_id}", response_model=answers.Tenant)
     async def get(request: Request, tenant_id: str) -> Response:
+        only_admin(request)
         return Json(shapes.tenant(await s.tenants.get(tenant_id)))
 
     @r.patch("/tenants/{tenant_id}", response_model=answers.Tenant)
     async def patch(request: Request, tenant_id: str, body: bodies.PatchTenant) -> Response:
+        only_admin(request)
         quotas = body.quotas.model_dump(exclude_unset=True)
         return Json(shapes.tenant(await s.tenants.set(tenant_id, body.name, quotas)))
 
     @r.delete("/tenants/{tenant_id}", status_code=204, response_class=Response)
     async def delete(request: Request, tenant_id: str) -> Response:
+        only_admin(request)
         await s.tenants.delete(tenant_id)
         return Response(status_code=204)
 
