@@ -191,7 +191,7 @@ class Machines:
             )
             reservations.admit(engine.settings, engine.host(), held, parent.vcpu, parent.memory_mib)
 
-        await engine.with_room(admit)
+        await engine.with_room(admit, tenant)
         memory = parent.memory_mib << 20 if parent.memory_kept else 0
         await engine.parts.storage.require(ROOM_BYTES * count + memory)
         if a_minute is not None:
@@ -364,7 +364,7 @@ class Machines:
                     size.memory_mib,
                 )
 
-            await engine.with_room(admit)
+            await engine.with_room(admit, tenant)
             await engine.rungs.driver(now.driver).resize(running.handle, size)
             nonlocal applied
             applied = True

@@ -153,6 +153,17 @@ async def test_they_make_room(tmp_path: Path) -> None:
         assert not ready & set(d.host.driver.machines)
 
 
+async def test_they_stay_where_ending_them_would_not_do(tmp_path: Path) -> None:
+    async with daemon(tmp_path, warm_machines=2, memory_overcommit=1.0) as d:
+        d.host.size = HostSize(4.0, 300, None)
+        first = await d.machines.create(TENANT, small())
+        ready = await stocked(d)
+        with pytest.raises(CapacityError):
+            await d.machines.create(TENANT, small(memory_mib=300 - first.memory_mib + 1))
+        assert ready <= set(d.host.driver.machines)
+        assert await stocked(d) == ready
+
+
 async def test_they_make_room_for_one_that_wakes(tmp_path: Path) -> None:
     async with daemon(tmp_path, warm_machines=2, memory_overcommit=1.0) as d:
         asleep = await d.machines.create(TENANT, small())
