@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from sqlalchemy.exc import IntegrityError
+
 from roost.drivers.interface import Size
 from roost.engine.reservations import HostSize
 from roost.errors import CapacityError, ConflictError, LimitError, MachineError, NotFoundError
 from roost.services import warm
+from roost.services.bakes import NOBODYS
 
 from .kit import OTHER, TENANT, Daemon, daemon, small, until
 
@@ -108,14 +111,27 @@ async def test_where_a_machine_cannot_be_renamed_a_name_is_made_anew(
 
 
 async def test_a_key_in_use_is_said(tmp_path: Path) -> None:
+    """And costs no warm machine."""
     async with daemon(tmp_path, warm_machines=1) as d:
         first = await d.machines.create(TENANT, small(key="k"))
-        await stocked(d, 1)
+        ready = await stocked(d, 1)
         with pytest.raises(ConflictError) as caught:
             await d.machines.create(TENANT, small(key="k"))
         assert caught.value.code == "ALREADY_EXISTS"
         assert caught.value.details["machine_id"] == first.id
         assert len((await d.machines.list(TENANT)).items) == 1
+        assert await stocked(d, 1) == ready and ready <= set(d.host.driver.machines)
+
+
+async def test_one_that_is_lost_is_made_anew(tmp_path: Path) -> None:
+    """Also where nobody asks any more: whoever took it had a key that another got in the same moment."""
+    async with daemon(tmp_path, warm_machines=1) as d:
+        await d.machines.create(TENANT, small(key="k"))
+        ready = await stocked(d, 1)
+        (shelf,) = d.warm._shelves.values()
+        with pytest.raises(IntegrityError):
+            await d.warm.take({**shelf.values, **NOBODYS, "tenant_id": TENANT, "key": "k"})
+        assert not ready & await stocked(d, 1)
 
 
 async def test_the_quota_holds(tmp_path: Path) -> None:
