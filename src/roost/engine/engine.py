@@ -376,23 +376,25 @@ class Engine:
         """What may raise CAPACITY_EXCEEDED: again for as long as room can be made for it. Nothing is given up where
         all of it would not do. Frozen machines of ``tenant`` go first; ``without`` is one that asks for itself.
         """
+        try:
+            return await attempt()
+        except CapacityError as error:
+            if error.code != "CAPACITY_EXCEEDED" or "short" not in error.details:
+                raise
         while True:
+            # Before it is refused again: what others give up in between is then counted twice, and not never.
+            free = await self.store.read(lambda c: machines.yielding(c, HOLDING, without))
             try:
                 return await attempt()
             except CapacityError as error:
-                if not await self._make_room(error, tenant, without):
+                known = error.code == "CAPACITY_EXCEEDED" and "short" in error.details
+                if not (known and reservations.could_fit(error.details, *free)):
+                    raise
+                if not await self._make_room(error.details["short"], tenant):
                     raise
 
-    async def _make_room(
-        self, refused: CapacityError, tenant: str | None, without: str | None
-    ) -> bool:
-        """Whether anything was given up for what was refused so."""
-        short = refused.details.get("short")
-        if refused.code != "CAPACITY_EXCEEDED" or short is None:
-            return False
-        free = await self.store.read(lambda c: machines.yielding(c, HOLDING, without))
-        if not reservations.could_fit(refused.details, *free):
-            return False
+    async def _make_room(self, short: str, tenant: str | None) -> bool:
+        """Whether anything was given up."""
         for give_up in self.room:
             if await give_up():
                 return True

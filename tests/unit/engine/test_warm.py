@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 
 import pytest
-
 from sqlalchemy.exc import IntegrityError
 
 from roost.drivers.interface import Size
