@@ -193,6 +193,26 @@ def error(
     return CODES[code][2](message, code=code, details=details, retryable=retryable)
 
 
+_FULL = {
+    "CAPACITY_EXCEEDED": "This host has no room for it now: let a machine sleep or delete one, or retry later.",
+    "STORAGE_FULL": "This host's disks are full now: delete machines or snapshots, or retry later.",
+}
+_OWN = ("machine_id", "snapshot_id", "execution_id")
+
+
+def discreet(failure: RoostError) -> RoostError:
+    """The same, for any tenant to read: how full the host is, and with how many machines, is the admin's to know."""
+    cause = failure.details.get("cause")
+    if isinstance(cause, Mapping) and cause.get("error_code") in _FULL:
+        known = {**failure.details, "cause": {"error_code": cause["error_code"]}}
+        failure = error(failure.code, failure.message, details=known, retryable=failure.retryable)
+    text = _FULL.get(failure.code) if failure.retryable else None
+    if text is None:
+        return failure
+    details = {name: failure.details[name] for name in _OWN if name in failure.details}
+    return error(failure.code, text, details=details)
+
+
 _FALLBACK = {
     400: "INVALID_BODY",
     401: "AUTH_INVALID",

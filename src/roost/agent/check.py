@@ -81,4 +81,22 @@ class Offsets:
             raise lied("Attach", "an output frame that cannot be")
         if frame.offset != at + frame.dropped:
             raise lied("Attach", "output that does not follow what came before")
+        if frame.offset > MAX_COUNT:
+            raise lied("Attach", "an offset is impossible")
         self._at[frame.stream] = frame.offset + len(frame.data)
+
+
+class Shown:
+    """Follows what one viewer of a terminal is shown: it only goes on. An agent of before knows of no offsets."""
+
+    def __init__(self) -> None:
+        self._at = 0
+
+    def take(self, frame: pb.TerminalOutput) -> None:
+        if max(frame.offset, frame.dropped) > MAX_COUNT or len(frame.data) > MAX_FRAME:
+            raise lied("AttachTerminal", "output that cannot be")
+        if not frame.data or not frame.offset:
+            return
+        if frame.offset < self._at:
+            raise lied("AttachTerminal", "output that was shown before")
+        self._at = frame.offset + len(frame.data)

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from roost.agent import check
 from roost.agent.calls import Calls, cut, push
 from roost.agent.v1 import agent_pb2 as pb
 
@@ -29,6 +30,7 @@ class TerminalStream:
             terminal_id=terminal_id, no_scrollback=not scrollback, resume_offset=resume
         )
         self._id = terminal_id
+        self._shown = check.Shown()
         self._writing = asyncio.Lock()
         self._ended = asyncio.Event()
         self.left = False  # nothing is sent any more; the rest of what it was shown can be read
@@ -57,6 +59,8 @@ class TerminalStream:
         """None at the end. Raises RoostError: TERMINAL_NOT_FOUND, LIMIT_EXCEEDED (too slow), AGENT_LOST."""
         try:
             frame = await self._calls.next("AttachTerminal", self._call)
+            if frame is not None:
+                self._shown.take(frame)
         except BaseException:
             self._ended.set()
             raise

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 RELEASES = frozenset({"0.0~20240729.0"})
-_ANSWER_BYTES = 1 << 20
+_ANSWER_BYTES = 1 << 16
 _MEANWHILE_S = 0.006
 
 
@@ -60,6 +60,7 @@ def _call(
     files: Sequence[int] = (),
     meanwhile: Callable[[], None] | None = None,
 ) -> None:
+    deadline = time.monotonic() + timeout_s  # of the whole: a sandbox may say a byte at a time
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout_s)
         # A socket's address has 108 bytes, and a run directory may be longer.
@@ -72,10 +73,9 @@ def _call(
         sent = socket.send_fds(sock, [request], files) if files else sock.send(request)
         if request[sent:]:
             sock.sendall(request[sent:])
-        deadline = time.monotonic() + timeout_s
         while meanwhile and time.monotonic() < deadline and not _readable(sock, _MEANWHILE_S):
             meanwhile()
-        answer = _answer(sock, method)
+        answer = _answer(sock, method, deadline)
     if answer.get("success") is not True:
         raise CallError(str(answer.get("err"))[:1000])
 
@@ -86,15 +86,23 @@ def _readable(sock: socket.socket, timeout_s: float) -> bool:
     return bool(poll.poll(timeout_s * 1000))
 
 
-def _answer(sock: socket.socket, method: str) -> dict[str, Any]:
-    data = b""
+def _answer(sock: socket.socket, method: str, deadline: float) -> dict[str, Any]:
+    data = bytearray()
     while len(data) < _ANSWER_BYTES:
-        read = sock.recv(65536)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"the sandbox did not answer {method} in time")
+        sock.settimeout(left)
+        read = sock.recv(_ANSWER_BYTES - len(data))
         if not read:
             raise ConnectionResetError(f"the sandbox ended during {method}")
         data += read
+        if not data.rstrip().endswith((b"}", b"]")):  # it cannot be whole
+            continue
         try:
             answer = json.loads(data)
+        except RecursionError:
+            break
         except ValueError:
             continue
         if isinstance(answer, dict):

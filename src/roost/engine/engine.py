@@ -125,10 +125,10 @@ class Engine:
         self.desk = Desk()
         self.meter = Meter(self.parts, self.roster, settings.usage_interval_s)
         self.timers = Timers(clock, self._expired)
-        # Each gives up a little of what nobody uses now; whether there was any.
         self.idle = Idle(self)
         self.reconciler = Reconciler(self)
-        self.room: list[Callable[[], Awaitable[bool]]] = [self.idle.make_room]
+        # Each gives up what nobody uses now, before any frozen machine goes to the disk; whether there was any.
+        self.room: list[Callable[[], Awaitable[bool]]] = []
         self.changes = Changes(store)
         self.source: Source | None = None  # where a machine begins that was not told
         self.strangers: set[str] = set()  # adopted frozen: their agents said nothing yet
@@ -186,10 +186,10 @@ class Engine:
         Raises QUOTA_EXCEEDED, CAPACITY_EXCEEDED; sqlalchemy's IntegrityError for a key in use.
         """
         self.desk.check()
-        host = self.host()
         placing = self._starts.free and not find_source
 
         async def reserve() -> tuple[Machine, Operation]:
+            host = self.host()  # each time: room may have been made
             return await self.store.write(
                 lambda c: admission.reserve(
                     c,
@@ -203,7 +203,9 @@ class Engine:
                 )
             )
 
-        machine, operation = await (self.with_room(reserve) if make_room else reserve())
+        machine, operation = await (
+            self.with_room(reserve, values["tenant_id"]) if make_room else reserve()
+        )
         self.timers.set(machine.id, machine.expires_at)
         self.desk.submit(
             machine.id,
@@ -365,23 +367,38 @@ class Engine:
 
         return self.desk.submit(machine_id, "settle", job, join=False)
 
-    async def with_room(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What may raise CAPACITY_EXCEEDED: again for as long as room can be made for it."""
+    async def with_room(
+        self,
+        attempt: Callable[[], Awaitable[T]],
+        tenant: str | None = None,
+        without: str | None = None,
+    ) -> T:
+        """What may raise CAPACITY_EXCEEDED: again for as long as room can be made for it. Nothing is given up where
+        all of it would not do. Frozen machines of ``tenant`` go first; ``without`` is one that asks for itself.
+        """
         try:
             return await attempt()
         except CapacityError as error:
-            if error.code != "CAPACITY_EXCEEDED":
+            if error.code != "CAPACITY_EXCEEDED" or "short" not in error.details:
                 raise
-            refused = error
+        while True:
+            # Before it is refused again: what others give up in between is then counted twice, and not never.
+            free = await self.store.read(lambda c: machines.yielding(c, HOLDING, without))
+            try:
+                return await attempt()
+            except CapacityError as error:
+                known = error.code == "CAPACITY_EXCEEDED" and "short" in error.details
+                if not (known and reservations.could_fit(error.details, *free)):
+                    raise
+                if not await self._make_room(error.details["short"], tenant):
+                    raise
+
+    async def _make_room(self, short: str, tenant: str | None) -> bool:
+        """Whether anything was given up."""
         for give_up in self.room:
-            while await give_up():
-                try:
-                    return await attempt()
-                except CapacityError as error:
-                    if error.code != "CAPACITY_EXCEEDED":
-                        raise
-                    refused = error
-        raise refused
+            if await give_up():
+                return True
+        return short != "vcpu" and await self.idle.make_room(tenant)  # the frozen hold no CPU
 
     def amended(self, machine: Machine) -> None:
         """Tells memory what the row has become."""
@@ -468,7 +485,6 @@ class Engine:
                 details={"machine_id": machine_id, "reason": machine.reason},
             )
         await recovery.unstick(self, machine_id)
-        host = self.host()
 
         def fn(connection: sa.Connection) -> tuple[Change, Operation | None, dict[str, Any]]:
             before = load(connection, machine_id)
@@ -485,7 +501,7 @@ class Engine:
             asked = quotas.of_start({"vcpu": before.vcpu, "memory_mib": before.memory_mib})
             quotas.check(connection, before.tenant_id, asked, without=machine_id)
             held = reservations.Held(*machines.held(connection, HOLDING, without=machine_id))
-            reservations.admit(self.settings, host, held, before.vcpu, before.memory_mib)
+            reservations.admit(self.settings, self.host(), held, before.vcpu, before.memory_mib)
             if Command.RUN_THAW in change.commands:
                 return change, self.journal.open(connection, "thaw", machine_id, step=1), {}
             context = {
@@ -495,7 +511,9 @@ class Engine:
             operation = self.journal.open(connection, "wake", machine_id, context, step=1)
             return change, operation, flows.config_of(connection, before.template_id)
 
-        change, operation, config = await self.with_room(lambda: self.store.write(fn))
+        change, operation, config = await self.with_room(
+            lambda: self.store.write(fn), without=machine_id
+        )
         if operation is None:
             if self.roster.peek(machine_id) is None and change.machine.phase == Phase.RUNNING:
                 self.roster.thaw(change.machine)  # a freeze was undone when nobody looked

@@ -54,6 +54,7 @@ from roost.errors import (
     NotFoundError,
     RoostError,
     UnsupportedError,
+    discreet,
 )
 from roost.network.interface import Network
 from roost.storage.interface import Image, Storage
@@ -324,6 +325,7 @@ def create(start: Start) -> Plan:
 def wake(start: Start) -> Plan:
     def undone(connection: sa.Connection, context: Context, error: RoostError) -> None:
         assert context.now is not None
+        error = _kept(context, error)
         values = {**GONE, "disk_ready": not start.fresh_disk, **start.memory_after()}
         start.set_aside(connection)
         waking = load(connection, context.machine_id).phase == Phase.WAKING
@@ -403,9 +405,9 @@ class End:
                 capture = await self.parts.rungs.driver(machine.driver).hibernate(handle, into)
         except (RoostError, OSError, TimeoutError) as error:
             log.warning("machine %s sleeps without its memory: %s", machine.id, error)
-            told = (
-                f"{error.code}: {error.message}" if isinstance(error, RoostError) else repr(error)
-            )
+            told = repr(error)
+            if isinstance(error, RoostError):
+                told = f"{error.code}: {discreet(error).message}"
             context.data["memory_lost"] = told[:400]
             await storage.delete_memory(machine.id)
             return False
@@ -494,7 +496,7 @@ def freeze(still: Still) -> Plan:
 
     def undone(connection: sa.Connection, context: Context, error: RoostError) -> None:
         assert context.now is not None
-        values = {"last_error": error.to_wire()}
+        values = {"last_error": _kept(context, error).to_wire()}
         if _in(connection, context, Phase.STOPPING):
             event = SleepUndone()
             context.change = advance(connection, context.machine_id, event, context.now, values)
@@ -512,7 +514,7 @@ def thaw(still: Still) -> Plan:
 
     def undone(connection: sa.Connection, context: Context, error: RoostError) -> None:
         assert context.now is not None
-        values = {"last_error": error.to_wire()}
+        values = {"last_error": _kept(context, error).to_wire()}
         if _in(connection, context, Phase.WAKING):
             event = WakeUndone(f"not woken: {error.code}", Tier.FROZEN)
             context.change = advance(connection, context.machine_id, event, context.now, values)
@@ -604,11 +606,20 @@ def config_of(connection: sa.Connection, template_id: str) -> dict[str, Any]:
     return dict(value or {})
 
 
+def _kept(context: Context, error: RoostError) -> RoostError:
+    """As the machine's row, which its tenant reads, keeps it; the whole is in the log."""
+    kept = discreet(error)
+    if kept is not error:
+        log.warning("machine %s: %s %s", context.machine_id, error.message, error.details)
+    return kept
+
+
 def _failed(
     connection: sa.Connection, context: Context, error: RoostError, values: dict[str, Any]
 ) -> None:
     """Failed with the reason; a machine that is being destroyed meanwhile stays so."""
     assert context.now is not None
+    error = _kept(context, error)
     values = {**values, "last_error": error.to_wire()}
     if load(connection, context.machine_id).phase in (Phase.DESTROYING, Phase.DESTROYED):
         machines.update(connection, context.machine_id, values)
@@ -620,6 +631,7 @@ def _failed(
 def stuck(connection: sa.Connection, context: Context, error: RoostError) -> None:
     """What could neither be done nor undone; delete or the daemon's next start tries again."""
     assert context.now is not None
+    error = _kept(context, error)
     values = {"last_error": error.to_wire()}
     phase = load(connection, context.machine_id).phase
     if phase in (Phase.FAILED, Phase.DESTROYED, Phase.SLEEPING):

@@ -87,10 +87,11 @@ class Idle:
         if await self.make_room():
             log.warning("a frozen machine went to the disk: %d MiB are free", host.available_mib)
 
-    async def make_room(self) -> bool:
-        """The longest frozen goes to the disk; whether there was one that could."""
+    async def make_room(self, tenant: str | None = None) -> bool:
+        """The longest frozen goes to the disk, of ``tenant`` before others; whether there was one that could."""
         engine = self._engine
-        for running in engine.roster.frozen():
+        frozen = engine.roster.frozen()
+        for running in sorted(frozen, key=lambda each: each.machine.tenant_id != tenant):
             machine = running.machine
             busy = engine.desk.last(machine.id) is not None  # perhaps for whoever asks here
             if busy or machine.id in self._under_way or machine.id in self._not_before:

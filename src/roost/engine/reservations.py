@@ -7,6 +7,7 @@ memory_mib and vcpu stay under the host's times a factor. What is kept for the h
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ def check_size(host: HostSize, vcpu: float, memory_mib: int) -> None:
 
 
 def admit(settings: Settings, host: HostSize, held: Held, vcpu: float, memory_mib: int) -> None:
-    """Raises CapacityError CAPACITY_EXCEEDED (retryable) with the numbers."""
+    """Raises CapacityError CAPACITY_EXCEEDED (retryable) with the numbers, and with what is ``short``: memory, vcpu,
+    or available (memory that is promised to nobody and yet not free)."""
     check_size(host, vcpu, memory_mib)
     limit = budget(settings, host)
     details: dict[str, Any] = {
@@ -76,23 +78,38 @@ def admit(settings: Settings, host: HostSize, held: Held, vcpu: float, memory_mi
         "machines": held.machines,
     }
     advice = "Let a machine sleep or delete one, then retry."
+    if host.available_mib is not None and host.available_mib < settings.memory_reserve_mib:
+        details["short"] = "available"
+        details["available_mib"] = host.available_mib
+        details["reserve_mib"] = settings.memory_reserve_mib
     if held.memory_mib + memory_mib > limit.memory_mib:
+        details["short"] = "memory"
         raise CapacityError(
             f"This host is full: {held.memory_mib} of {limit.memory_mib} MiB of memory are promised to "
             f"{held.machines} machines, and {memory_mib} more were asked. {advice}",
             details=details,
         )
     if held.vcpu + vcpu > limit.vcpu + 1e-9:
+        details["short"] = "vcpu"
         raise CapacityError(
             f"This host is full: {held.vcpu:g} of {limit.vcpu:g} vCPUs are promised to {held.machines} "
             f"machines, and {vcpu:g} more were asked. {advice}",
             details=details,
         )
-    if host.available_mib is not None and host.available_mib < settings.memory_reserve_mib:
-        details["available_mib"] = host.available_mib
-        details["reserve_mib"] = settings.memory_reserve_mib
+    if "short" in details:
         raise CapacityError(
             f"This host is short of memory: {host.available_mib} MiB are free and "
             f"{settings.memory_reserve_mib} are kept for the host. {advice}",
             details=details,
         )
+
+
+def could_fit(refused: Mapping[str, Any], vcpu: float, memory_mib: int) -> bool:
+    """Whether what was refused with these details would fit, were so much given up: else nothing need be."""
+    for name, given in (("vcpu", vcpu), ("memory_mib", memory_mib)):
+        numbers = refused[name]
+        if numbers["asked"] + numbers["held"] - given > numbers["limit"] + 1e-9:
+            return False
+    if "available_mib" not in refused:
+        return True
+    return bool(refused["available_mib"] + memory_mib >= refused["reserve_mib"])

@@ -120,7 +120,8 @@ class Rungs:
                 )
         asked = driver or f"isolation {isolation}"
         raise _unavailable(
-            f"No driver for {asked} can be used on this host. {' '.join(missing)}".strip()
+            f"No driver for {asked} can be used on this host. {' '.join(missing)}".strip(),
+            asked=asked,
         )
 
     def _why(self, name: str) -> str:
@@ -131,5 +132,5 @@ class Rungs:
         return f"{name}: {probe.reason or 'not available'}{remedy}."
 
 
-def _unavailable(message: str) -> InvalidRequestError:
-    return InvalidRequestError(message, code="RUNG_UNAVAILABLE")
+def _unavailable(message: str, **details: str) -> InvalidRequestError:
+    return InvalidRequestError(message, code="RUNG_UNAVAILABLE", details=details)

@@ -10,17 +10,12 @@ is, is the services' question, and a foreign one answers as a missing one.
 
 from __future__ import annotations
 
-from roost.errors import ForbiddenError, RoostError, error
+from roost.errors import ForbiddenError, RoostError, discreet, error
 from roost.gateway.dispatch import Target
 from roost.services import asking
 from roost.services.models import Principal, Role
 
 READS = frozenset({"GET", "HEAD"})
-_FULL = {
-    "CAPACITY_EXCEEDED": "This host has no room for it now: let a machine sleep or delete one, or retry later.",
-    "STORAGE_FULL": "This host's disks are full now: delete machines or snapshots, or retry later.",
-}
-_OWN = ("machine_id", "snapshot_id", "execution_id")
 
 
 def check(who: Principal, method: str, path: str, target: Target | None) -> None:
@@ -44,9 +39,13 @@ def check(who: Principal, method: str, path: str, target: Target | None) -> None
 
 
 def told(failure: RoostError, who: Principal | None) -> RoostError:
-    """What the caller hears of a failure: how full the host is and with how many machines is the admin's to know."""
-    text = _FULL.get(failure.code) if failure.retryable else None
-    if text is None or (who is not None and who.role is Role.ADMIN):
+    """What the caller hears of a failure: how full the host is, and why it cannot offer a rung, is the admin's to
+    know."""
+    if who is not None and who.role is Role.ADMIN:
         return failure
-    details = {name: failure.details[name] for name in _OWN if name in failure.details}
-    return error(failure.code, text, details=details)
+    if failure.code == "RUNG_UNAVAILABLE" and "asked" in failure.details:
+        return error(
+            failure.code,
+            f"No driver for {failure.details['asked']} can be used on this host: ask for another, or for none.",
+        )
+    return discreet(failure)

@@ -198,7 +198,9 @@ class Gateway:
             out.before = None  # nothing is done
             await out.whole(found.status, headers, kept)
             return
-        keeper = idempotent.Keeper(self._idempotency, tenant, key, out.send)
+        keeper = idempotent.Keeper(
+            self._idempotency, tenant, key, out.send, lambda: caller.error_code
+        )
         out.through = keeper.send
         try:
             await target.app(child, receive, keeper.send)

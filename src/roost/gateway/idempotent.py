@@ -3,7 +3,8 @@
 The request is its method, path, query and body. A body that an app streams (file and tar uploads, stdin) is
 told by its length and digest headers instead, for it is never held whole. Kept are answers below 500 (429 apart), up to
 ``KEPT_BYTES``, the long ones compressed; of a longer one, and of one that says ``no-store`` (it shows a key once, of which only a digest
-is ever kept), only that it came, so that nothing is ever done twice. A stream of events is not kept: the key is free again when it ends.
+is ever kept), only that it came, so that nothing is ever done twice; so of all answers of a tenant that has very many kept. What
+the gateway or the router refused by its form alone is not kept: nothing was begun. A stream of events is not kept: the key is free again when it ends.
 """
 
 from __future__ import annotations
@@ -11,20 +12,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import structlog
 from starlette.types import Message, Send
 
 from roost.errors import ConflictError, InvalidRequestError, RoostError
-from roost.store.idempotency import Idempotency, InProgress, Mismatch, Replay
+from roost.store.idempotency import NOT_KEPT, Idempotency, InProgress, Mismatch, Replay
 
 log = structlog.get_logger(__name__)
 
 METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 KEPT_BYTES = 8 * 2**20
 LONG_BYTES = 64 * 1024
-_NOT_KEPT = "x-roost-not-kept"
+_REFUSED = frozenset(
+    {"AUTH_REQUIRED", "AUTH_INVALID", "FORBIDDEN", "NOT_FOUND", "METHOD_NOT_ALLOWED"}
+)
 _DEFLATED = "x-roost-deflated"
 _KEPT_HEADERS = frozenset({"content-type", "etag", "location", "last-modified"})
 _OF_BODY = (b"content-length", b"content-digest", b"content-md5", b"content-encoding")
@@ -67,8 +70,16 @@ def fingerprint(
 class Keeper:
     """One claimed key: listens to the answer on its way out and keeps it."""
 
-    def __init__(self, store: Idempotency, tenant: str, key: str, send: Send) -> None:
+    def __init__(
+        self,
+        store: Idempotency,
+        tenant: str,
+        key: str,
+        send: Send,
+        error_code: Callable[[], str | None],
+    ) -> None:
         self._store = store
+        self._error_code = error_code  # of the answer, once it has begun
         self._tenant = tenant
         self._key = key
         self._send = send
@@ -108,11 +119,13 @@ class Keeper:
         # Let go of here: who listens is in a cycle with what it listens to, which lives until the collector comes.
         parts, self._parts = self._parts, None
         try:
-            if self._stream or not 200 <= self._status < 500 or self._status == 429:
+            refused = self._status >= 400 and self._error_code() in _REFUSED
+            unkept = not 200 <= self._status < 500 or self._status == 429
+            if self._stream or refused or unkept:
                 await self._store.abandon(self._tenant, self._key)
             elif parts is None:
                 await self._store.finish(
-                    self._tenant, self._key, self._status, {_NOT_KEPT: "1"}, b""
+                    self._tenant, self._key, self._status, {NOT_KEPT: "1"}, b""
                 )
             else:
                 headers, body = self._headers, b"".join(parts)
@@ -138,10 +151,10 @@ async def claim(store: Idempotency, tenant: str, key: str, request: str) -> Repl
                 "This Idempotency-Key was used with another request; use a new one.",
                 code="IDEMPOTENCY_KEY_REUSED",
             )
-        case Replay() if _NOT_KEPT in found.headers:
+        case Replay() if NOT_KEPT in found.headers:
             raise ConflictError(
                 "The first request with this Idempotency-Key was done, but its answer was not kept: it was too "
-                "long, or showed a secret.",
+                "long, showed a secret, or others had filled the place for them.",
                 details={"first_status": found.status},
             )
         case Replay():

@@ -16,6 +16,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from roost.errors import InternalError, RoostError, UnavailableError
+from roost.gateway import access
+from roost.services.models import Principal
 
 log = structlog.get_logger(__name__)
 
@@ -214,11 +216,11 @@ class Events(Streamed):
     """Server-sent events. An error after the start is an ``error`` event; a stopping daemon says so."""
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], request_id: str, status_code: int = 200
+        self, events: AsyncGenerator[bytes, None], request_id: str, who: Principal | None
     ) -> None:
         super().__init__(
-            _guarded(events, request_id),
-            status_code,
+            _guarded(events, request_id, who),
+            200,
             {"cache-control": "no-cache", "x-accel-buffering": "no"},
             "text/event-stream",
             keep_alive=b": keep-alive\n\n",
@@ -255,13 +257,13 @@ async def _after(first: bytes, stream: AsyncGenerator[bytes, None]) -> AsyncGene
 
 
 async def _guarded(
-    events: AsyncGenerator[bytes, None], request_id: str
+    events: AsyncGenerator[bytes, None], request_id: str, who: Principal | None
 ) -> AsyncGenerator[bytes, None]:
     try:
         async for each in events:
             yield each
     except RoostError as failure:
-        wire = failure.to_wire()
+        wire = access.told(failure, who).to_wire()
         wire["details"] = {**wire["details"], "request_id": request_id}
         yield event("error", wire)
     except Exception as failure:

@@ -106,8 +106,14 @@ class Machines:
             **columns(template, driver, capabilities, size),
             "env": dict(req.env),
         }
+
         # For nothing a warm machine would be spent or a bake made; what holds is checked where it is reserved.
-        await self._store.read(lambda c: quotas.check(c, tenant, quotas.of_machine(values)))
+        def check(connection: sa.Connection) -> None:
+            quotas.check(connection, tenant, quotas.of_machine(values))
+            if req.key is not None and (row := rows.by_key(connection, tenant, req.key)):
+                raise _key_taken(req.key, row["id"])
+
+        await self._store.read(check)
         try:
             machine = await self._warm.take(values)
         except IntegrityError as error:
@@ -195,7 +201,7 @@ class Machines:
             )
             reservations.admit(engine.settings, engine.host(), held, parent.vcpu, parent.memory_mib)
 
-        await engine.with_room(admit)
+        await engine.with_room(admit, tenant)
         memory = parent.memory_mib << 20 if parent.memory_kept else 0
         await engine.parts.storage.require(ROOM_BYTES * count + memory)
         if a_minute is not None:
@@ -371,7 +377,7 @@ class Machines:
                     size.memory_mib,
                 )
 
-            await engine.with_room(admit)
+            await engine.with_room(admit, tenant)
             await engine.rungs.driver(now.driver).resize(running.handle, size)
             nonlocal applied
             applied = True
@@ -566,11 +572,7 @@ class Machines:
             return InternalError(
                 "The machine's row could not be made.", details={"cause": str(error)[:200]}
             )
-        return ConflictError(
-            f"You have a machine of key {key}: {row['id']}. PUT /v1/machines/by-key/{key} gives it.",
-            code="ALREADY_EXISTS",
-            details={"machine_id": row["id"], "key": key},
-        )
+        return _key_taken(str(key), row["id"])
 
     def _mine(self, connection: sa.Connection, tenant: str, machine_id: str) -> Machine:
         row = rows.get(connection, machine_id)
@@ -633,3 +635,11 @@ async def _stats(agent: Any) -> Any:
             return await agent.stats()
     except (RoostError, TimeoutError):
         return None
+
+
+def _key_taken(key: str, machine_id: str) -> ConflictError:
+    return ConflictError(
+        f"You have a machine of key {key}: {machine_id}. PUT /v1/machines/by-key/{key} gives it.",
+        code="ALREADY_EXISTS",
+        details={"machine_id": machine_id, "key": key},
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -19,7 +19,7 @@ from roost.store import Store, usage
 GROUPS = {"day": "day", "machine": "machine_id", "key": "key_id"}  # asked for -> column
 DEFAULT_DAYS = 30
 MAX_DAYS = 366
-MAX_ROWS = 20_000
+MAX_ROWS = 5_000
 _SECOND = 1000
 _COST = Decimal("0.000001")
 
@@ -104,9 +104,17 @@ class Usage:
         if (last - first).days >= MAX_DAYS:
             raise _bad("from", f"is at most {MAX_DAYS} days before to")
         columns = tuple(GROUPS[each] for each in by)
-        sums = await self._store.read(lambda c: _sums(c, tenant, first, last, columns, now))
-        if len(sums) > MAX_ROWS:
-            raise _bad("group_by", f"gives more than {MAX_ROWS} rows: ask for fewer days")
+
+        def fn(connection: sa.Connection) -> tuple[list[UsageRow], UsageRow]:
+            return self._rows(_sums(connection, tenant, first, last, columns, now), columns)
+
+        # The sums and costs too: they are many, and whoever else asks meanwhile must not wait for them.
+        items, total = await self._store.read(fn)
+        return UsageReport(first, last, by, self._prices, items, total)
+
+    def _rows(
+        self, sums: Mapping[tuple[str, ...], Amounts], columns: tuple[str, ...]
+    ) -> tuple[list[UsageRow], UsageRow]:
         total = Amounts()
         items = []
         for group, amounts in sorted(sums.items()):
@@ -120,9 +128,7 @@ class Usage:
             )
             named = dict(zip(columns, group, strict=True))
             items.append(UsageRow(named, amounts, amounts.cost(self._prices)))
-        return UsageReport(
-            first, last, by, self._prices, items, UsageRow({}, total, total.cost(self._prices))
-        )
+        return items, UsageRow({}, total, total.cost(self._prices))
 
 
 def _sums(
@@ -133,16 +139,27 @@ def _sums(
     columns: tuple[str, ...],
     now: datetime,
 ) -> dict[tuple[str, ...], Amounts]:
+    """Raises VALIDATION_FAILED for more than ``MAX_ROWS``, as soon as there are."""
     found: dict[tuple[str, ...], Amounts] = {}
-    stored = usage.report(connection, tenant, first.isoformat(), last.isoformat(), columns)
+    days = first.isoformat(), last.isoformat()
+    stored = usage.report(connection, tenant, *days, columns, MAX_ROWS + 1)
     for group, sums in stored:
         if group or any(sums):
             found[group] = Amounts(*sums)
+    _check_rows(found)
     begin, end = _ms(first), min(_ms(last) + metering.DAY_MS, metering.to_ms(now))
     meters = metering.open_now(connection, tenant, begin, end)
     for group, more in _open(meters, columns):
         found[group] = found.get(group, Amounts()).plus(more)
+        _check_rows(found)
     return found
+
+
+def _check_rows(found: Mapping[tuple[str, ...], Amounts]) -> None:
+    if len(found) > MAX_ROWS:
+        raise _bad(
+            "group_by", f"gives more than {MAX_ROWS} rows: ask for fewer days, or fewer groups"
+        )
 
 
 def _open(

@@ -271,6 +271,7 @@ class Warm:
 
     def _spawn_discard(self, machine_id: str) -> None:
         self._engine.background(self._discard(machine_id))
+        self._wanted.set()  # another in its place
 
     async def _discard(self, machine_id: str) -> None:
         try:

@@ -2,6 +2,7 @@
 
 A claim is one insert; whoever makes the row runs the request and then calls ``finish`` (kept 24 h) or
 ``abandon`` (errors >= 500: the next one runs). Claims of a daemon that died are abandoned at the start.
+Of a tenant with ``MAX_BYTES`` or ``MAX_ROWS`` of answers no more are kept: only that they came.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from roost.store.database import Store
 from roost.store.schema import idempotency as t
 
 KEEP = timedelta(hours=24)
+MAX_BYTES = 256 * 2**20  # of a tenant's answers
+MAX_ROWS = 100_000  # of a tenant's
+NOT_KEPT = "x-roost-not-kept"  # a header of an answer of which only its status is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,7 @@ Claim = New | InProgress | Replay | Mismatch
 class Idempotency:
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._kept: dict[str, list[int]] = {}  # tenant -> rows, bytes; in the writer's thread only
 
     async def claim(self, tenant: str, key: str, request_sha256: str) -> Claim:
         now = self._store.clock.now()
@@ -55,6 +60,8 @@ class Idempotency:
             row = connection.execute(sa.select(t).where(mine)).one_or_none()
             if row is not None and row.expires_at <= now:
                 connection.execute(sa.delete(t).where(mine))
+                if row.status is not None:
+                    self._forget(tenant, 1, len(row.body or b""))
                 row = None
             if row is None:
                 connection.execute(
@@ -78,14 +85,21 @@ class Idempotency:
     async def finish(
         self, tenant: str, key: str, status: int, headers: Mapping[str, str], body: bytes
     ) -> None:
-        """Keeps the answer for those who come again."""
+        """Keeps the answer for those who come again, or that it came."""
 
         def fn(connection: sa.Connection) -> None:
-            connection.execute(
+            kept = self._kept_of(connection, tenant)
+            shown, whole = dict(headers), body
+            if kept[0] >= MAX_ROWS or kept[1] + len(body) > MAX_BYTES:
+                shown, whole = {NOT_KEPT: "1"}, b""
+            done = connection.execute(
                 sa.update(t)
                 .where(t.c.tenant_id == tenant, t.c.key == key)
-                .values(status=status, headers=dict(headers), body=body)
+                .values(status=status, headers=shown, body=whole)
             )
+            if done.rowcount:
+                kept[0] += 1
+                kept[1] += len(whole)
 
         await self._store.write(fn)
 
@@ -108,6 +122,28 @@ class Idempotency:
     async def sweep(self) -> int:
         """Forgets what has expired; call now and then."""
         now = self._store.clock.now()
-        return await self._store.write(
-            lambda c: c.execute(sa.delete(t).where(t.c.expires_at <= now)).rowcount
-        )
+        old = t.c.expires_at <= now
+
+        def fn(connection: sa.Connection) -> int:
+            answered = sa.and_(old, t.c.status.is_not(None))
+            query = sa.select(t.c.tenant_id, *_SUMS).where(answered).group_by(t.c.tenant_id)
+            for tenant, rows, size in connection.execute(query).all():
+                self._forget(tenant, rows, size)
+            return connection.execute(sa.delete(t).where(old)).rowcount
+
+        return await self._store.write(fn)
+
+    def _kept_of(self, connection: sa.Connection, tenant: str) -> list[int]:
+        """Counted once, then followed."""
+        if tenant not in self._kept:
+            mine = sa.and_(t.c.tenant_id == tenant, t.c.status.is_not(None))
+            self._kept[tenant] = list(connection.execute(sa.select(*_SUMS).where(mine)).one())
+        return self._kept[tenant]
+
+    def _forget(self, tenant: str, rows: int, size: int) -> None:
+        if (kept := self._kept.get(tenant)) is not None:
+            kept[0] -= rows
+            kept[1] -= size
+
+
+_SUMS = (sa.func.count(), sa.func.coalesce(sa.func.sum(sa.func.length(t.c.body)), 0))

@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from roost.store.keys import NOBODY
 from roost.store.schema import executions, keys, machine_events, operations
 from roost.store.schema import machines as t
 
@@ -29,6 +30,7 @@ _HELD = sa.select(
     sa.func.coalesce(sa.func.sum(t.c.memory_mib), 0),
     sa.func.count(),
 ).where(sa.or_(_AWAKE, _FROZEN), t.c.id != sa.bindparam("b_without"))
+_YIELDING = _HELD.where(sa.or_(_FROZEN, t.c.tenant_id == NOBODY))
 
 
 def insert(connection: sa.Connection, values: Mapping[str, Any]) -> None:
@@ -96,6 +98,15 @@ def held(
     hold memory and no CPU."""
     row = connection.execute(_HELD, {"b_phases": sorted(phases), "b_without": without or ""}).one()
     return float(row[0]), int(row[1]), int(row[2])
+
+
+def yielding(
+    connection: sa.Connection, phases: Iterable[str], without: str | None = None
+) -> tuple[float, int]:
+    """(vcpu, memory_mib) of what is ``held`` that can be given up for somebody: of those frozen and of nobody's."""
+    values = {"b_phases": sorted(phases), "b_without": without or ""}
+    row = connection.execute(_YIELDING, values).one()
+    return float(row[0]), int(row[1])
 
 
 def astray(connection: sa.Connection) -> list[tuple[str, str]]:

@@ -167,9 +167,9 @@ def has_missing(connection: sa.Connection) -> bool:
 
 
 def report(
-    connection: sa.Connection, tenant: str, first: str, last: str, by: Iterable[str]
+    connection: sa.Connection, tenant: str, first: str, last: str, by: Iterable[str], limit: int
 ) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
-    """(group, sums) of these days, both included; ``by``: columns."""
+    """(group, sums) of these days, both included, ``limit`` of them at most; ``by``: columns."""
     groups = [usage.c[name] for name in by]
     halves = [
         each
@@ -180,6 +180,7 @@ def report(
         sa.select(*groups, *halves)
         .where(usage.c.tenant_id == tenant, usage.c.day >= first, usage.c.day <= last)
         .group_by(*groups)
+        .limit(limit)
     )
     found = []
     for row in connection.execute(query):

@@ -16,11 +16,12 @@ from roost.errors import RoostError
 
 EID = "e" * 26
 Frame = pb.OutputFrame
+Shown = pb.TerminalOutput
 
 
 @contextlib.asynccontextmanager
 async def lying(tmp_path: Path, **answers: Any) -> AsyncIterator[AgentClient]:
-    """``answers``: method -> raw bytes or message (unary), or a list of them (stream)."""
+    """``answers``: method -> raw bytes or message (unary), a list of them (stream), or a tuple (both ways)."""
 
     def handler(answer: Any) -> Any:
         async def one(request: bytes, context: Any) -> bytes:
@@ -34,6 +35,12 @@ async def lying(tmp_path: Path, **answers: Any) -> AsyncIterator[AgentClient]:
             for each in answer:
                 yield raw(each)
 
+        async def both(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+            for each in answer:
+                yield raw(each)
+
+        if isinstance(answer, tuple):
+            return grpc.stream_stream_rpc_method_handler(both)
         if isinstance(answer, list):
             return grpc.unary_stream_rpc_method_handler(many)
         return grpc.unary_unary_rpc_method_handler(one)
@@ -74,6 +81,11 @@ async def refused(call: Any) -> str:
         [Frame(stream=1, offset=0, data=b"xx"), Frame(stream=1, offset=1, data=b"x")],
         [Frame(stream=7, offset=0, data=b"x")],  # type: ignore[arg-type]
         [Frame(stream=1, offset=0, dropped=(1 << 64) - 1, data=b"x")],
+        [
+            Frame(stream=1, offset=1 << 62, dropped=1 << 62, data=b"x"),
+            Frame(stream=1, offset=(1 << 62) + 8, dropped=7, data=b"x"),
+            Frame(exit=pb.Execution(execution_id=EID)),
+        ],
         [Frame(stream=1, offset=0, data=bytes(2 << 20))],
         [Frame(exit=pb.Execution(execution_id="another"))],
         [Frame(stream=1, offset=0, data=b"x")],  # and no end
@@ -100,6 +112,39 @@ async def test_frames_that_cannot_be(tmp_path: Path, frames: list[Any]) -> None:
 async def test_results_that_cannot_be(tmp_path: Path, answer: Any) -> None:
     async with lying(tmp_path, Wait=answer) as client:
         assert await refused(client.wait(EID)) == "MACHINE_FAILED"
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        (Shown(offset=(1 << 64) - 1, data=b"x"),),
+        (Shown(dropped=(1 << 64) - 1),),
+        (Shown(offset=7, data=b"xx"), Shown(offset=8, data=b"x")),
+    ],
+)
+async def test_shown_that_cannot_be(tmp_path: Path, frames: tuple[Shown, ...]) -> None:
+    async with lying(tmp_path, AttachTerminal=frames) as client:
+        stream = client.attach_terminal("t" * 26)
+        await stream.open()
+
+        async def read() -> None:
+            while await stream.read() is not None:
+                pass
+
+        assert await refused(read()) == "MACHINE_FAILED"
+        stream.close()
+
+
+async def test_an_agent_that_knows_of_no_offsets_is_heard(tmp_path: Path) -> None:
+    frames = (Shown(data=b"ab"), Shown(data=b"c", dropped=5), Shown(offset=9, data=b"d"))
+    async with lying(tmp_path, AttachTerminal=frames) as client:
+        stream = client.attach_terminal("t" * 26)
+        await stream.open()
+        heard = b""
+        while (frame := await stream.read()) is not None:
+            heard += frame.data
+        assert heard == b"abcd"
+        stream.close()
 
 
 async def test_too_large_a_message_is_not_taken(tmp_path: Path) -> None:

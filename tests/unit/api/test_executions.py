@@ -7,11 +7,13 @@ import base64
 import json
 import os
 import signal
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
 
+from roost.errors import CapacityError
 from tests.unit.api.kit import OTHER, Served, events, until
 
 
@@ -183,6 +185,39 @@ async def test_websocket(served: Served) -> None:
         assert last["type"] == "exit" and last["execution"]["exit_code"] == 4
         await ws.wait_closed()
         assert ws.close_code == 1000
+
+
+async def test_a_socket_tells_not_how_full_the_host_is(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a stream of events, to any but an admin."""
+
+    async def full(*_: object, **__: object) -> int:
+        raise CapacityError("4711 of 4712 MiB", details={"machines": 4713})
+
+    mid = served.machine()
+    base = f"/v1/machines/{mid}/executions"
+    body = {"command": "cat", "stdin_stream": True}
+    eid = (await served.http.post(base, params={"wait": "false"}, json=body)).json()["execution_id"]
+    monkeypatch.setattr(served.executions, "write_stdin", full)
+    url = f"ws://127.0.0.1:{served.port}{base}/{eid}/stream"
+    async with connect(url, subprotocols=[f"roost.key.{served.key}"]) as ws:
+        await ws.send(json.dumps({"type": "stdin_eof"}))
+        said = await ws.recv()
+    assert json.loads(said)["error_code"] == "CAPACITY_EXCEEDED" and "471" not in str(said)
+
+    async def states(*_: object) -> AsyncGenerator[object, None]:
+        async def nothing() -> AsyncGenerator[object, None]:
+            await full()
+            yield
+
+        return nothing()
+
+    monkeypatch.setattr(served.machines, "states", states)
+    async with served.client(served.admin) as admin:
+        for http, known in ((served.http, False), (admin, True)):
+            said = (await http.get(f"/v1/machines/{mid}/status/stream")).text
+            assert "CAPACITY_EXCEEDED" in said and ("471" in said) == known
 
 
 async def test_another_tenants_execution_is_missing(served: Served) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -18,6 +19,7 @@ from roost.api.v1 import access
 from roost.gateway import sessions
 from roost.services.models import Role
 from roost.store.idempotency import Idempotency
+from roost.store.schema import idempotency as t
 from tests.unit.api.kit import OTHER, TENANT, Served, serving, until
 
 M, E, T = "a" * 26, "b" * 26, "c" * 26
@@ -545,6 +547,16 @@ async def test_a_client_error_is_kept_and_a_server_error_is_not(
     assert (await bare.http.post("/v1/machines", json={}, headers=keyed("k3"))).status_code == 500
     monkeypatch.setattr(bare.machines, "create", create)
     assert (await bare.http.post("/v1/machines", json={}, headers=keyed("k3"))).status_code == 201
+
+
+async def test_what_nobody_began_is_not_kept(bare: Served) -> None:
+    for path, status in (("/v1/nothing-here", 404), ("/v1/host", 405)):
+        for _ in range(2):
+            answer = await bare.http.post(path, json={}, headers=keyed(f"n{status}"))
+            assert answer.status_code == status
+            assert "idempotent-replayed" not in answer.headers
+    count = sa.select(sa.func.count()).select_from(t)
+    assert await bare.store.read(lambda c: c.execute(count).scalar()) == 0
 
 
 async def test_while_the_first_runs(bare: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,20 @@ async def test_how_full_the_host_is_is_the_admins_to_know(
             assert full.json()["retryable"] and full.headers["retry-after"]
             assert ("machines" in full.json()["details"]) == known
             assert ("promised" in full.json()["message"]) == known
+
+
+async def test_why_a_rung_cannot_be_had_is_the_admins_to_know(
+    whole: Served, admin: httpx.AsyncClient
+) -> None:
+    probes = whole.engine.engine.rungs.probes
+    name, found = next(iter(probes.items()))
+    probes[name] = replace(found, available=False, reason="no /dev/thing", remedy="load it")
+    async with await tenant(whole, admin, "acme") as acme:
+        for http, known in ((admin, True), (acme, False)):
+            refused = await http.post("/v1/machines", json={**SMALL, "driver": name})
+            assert (refused.status_code, refused.json()["error_code"]) == (422, "RUNG_UNAVAILABLE")
+            assert f"No driver for {name}" in refused.json()["message"]
+            assert ("/dev/thing" in refused.text) == ("load it" in refused.text) == known
 
 
 async def test_revoked_and_expired_at_once(whole: Served, admin: httpx.AsyncClient) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from roost.services import usage
 from roost.services.keys import DEFAULT_TENANT
 from roost.services.models import Role
 from roost.store import usage as rows
@@ -77,6 +80,25 @@ async def test_what_cannot_be_asked(bare: Served) -> None:
         assert (await _get(bare, **params)).json()["error_code"] == "VALIDATION_FAILED", params
     for edge in ("0001-01-01", "9999-12-31"):
         assert (await _get(bare, to=edge)).status_code == 200
+
+
+async def test_more_rows_than_anybody_reads(bare: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more of them than that are read, whatever there are."""
+    monkeypatch.setattr(usage, "MAX_ROWS", 3)
+    for number in range(3):
+        await _used(bare, TENANT, "2026-01-02", 1, 1, 1, 1, machine_id=f"m{number}")
+    asked = {"from": "2026-01-01", "to": "2026-01-03", "group_by": "day,machine,key"}
+    assert len((await _get(bare, **asked)).json()["items"]) == 3
+    for number in range(3, 9):
+        await _used(bare, TENANT, "2026-01-02", 1, 1, 1, 1, machine_id=f"m{number}")
+    many = await _get(bare, **asked)
+    assert (many.status_code, many.json()["error_code"]) == (422, "VALIDATION_FAILED")
+    assert "fewer days" in many.json()["message"]
+    columns = ("day", "machine_id", "key_id")
+    days = ("2026-01-01", "2026-01-03")
+    read = await bare.store.read(lambda c: rows.report(c, TENANT, *days, columns, 4))
+    assert len(read) == 4
+    assert len((await _get(bare, **{**asked, "group_by": "day"})).json()["items"]) == 1
 
 
 async def test_another_tenants_is_the_admins_to_see(bare: Served) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -35,7 +36,7 @@ def sandbox(tmp_path: Path) -> Iterator[tuple[Path, Peer]]:
 
         def body() -> None:
             sock, _ = listener.accept()
-            with sock:
+            with sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 data, fds, _, _ = socket.recv_fds(sock, 65536, 8)
                 seen.update(json.loads(data), files=len(fds))
                 for each in fds:
@@ -81,7 +82,17 @@ def test_what_the_sandbox_refuses_is_said_in_its_words(sandbox: tuple[Path, Peer
         urpc.resume(where, 5)
 
 
-@pytest.mark.parametrize("answered", [b"", b'{"succ', b"[1]", b'{"err":""}'])
+@pytest.mark.parametrize(
+    "answered",
+    [
+        b"",
+        b'{"succ',
+        b"[1]",
+        b'{"err":""}',
+        b"[" * 60_000 + b"]",
+        b'{"success":true,"err":"' + bytes(2**17) + b'"}',
+    ],
+)
 def test_an_answer_that_is_none(sandbox: tuple[Path, Peer], answered: bytes) -> None:
     where, answer = sandbox
     answer(answered)
@@ -95,3 +106,30 @@ def test_a_sandbox_that_says_nothing_in_time(sandbox: tuple[Path, Peer]) -> None
     with pytest.raises(TimeoutError):
         urpc.checkpoint(where, 0.05, [], lambda: calls.append(None))
     assert calls
+
+
+def test_a_sandbox_that_says_a_byte_at_a_time_has_one_deadline(tmp_path: Path) -> None:
+    where = urpc.path(tmp_path, "m1")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(where))
+        listener.listen()
+        over = threading.Event()
+
+        def drip() -> None:
+            sock, _ = listener.accept()
+            with sock, contextlib.suppress(OSError):
+                while not over.wait(0.02):
+                    sock.sendall(b" ")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        late = threading.Timer(20, over.set)  # without a deadline the test would hang
+        late.start()
+        try:
+            with pytest.raises(TimeoutError):
+                urpc.pause(where, 0.3)
+            assert not over.is_set()
+        finally:
+            late.cancel()
+            over.set()
+            thread.join(5)

@@ -257,6 +257,67 @@ async def test_frozen_holds_memory_and_no_cpu_and_makes_room(host: Host) -> None
     await d.stop()
 
 
+async def test_nothing_is_given_up_for_what_would_not_fit_even_so(host: Host) -> None:
+    host.size = HostSize(1.0, 400, None)
+    d = await Daemon.start(host, memory_overcommit=1.0, cpu_overcommit=1.0)
+    runs = await made(d, vcpu=0.5, memory_mib=100)
+    frozen = [await made(d, vcpu=0.2, memory_mib=100) for _ in range(2)]
+    for m in frozen:
+        await d.machines.sleep(TENANT, m, "frozen")
+    for short, asked in (
+        ("memory", {"vcpu": 0.1, "memory_mib": 301}),
+        ("vcpu", {"vcpu": 0.6, "memory_mib": 64}),
+        (
+            "vcpu",
+            {"vcpu": 0.6, "memory_mib": 250},
+        ),  # of neither there is enough; the frozen hold no CPU
+    ):
+        with pytest.raises(CapacityError) as caught:
+            await d.machines.create(OTHER, small(**asked))
+        assert short in (caught.value.details["short"], "vcpu")
+        assert [await tier(d, m) for m in frozen] == ["frozen", "frozen"]
+    asleep = (await d.machines.create(TENANT, small(vcpu=0.1, memory_mib=64))).id
+    await d.machines.sleep(TENANT, asleep)
+    host.size = HostSize(1.0, 163, None)  # the frozen one that wakes makes no room for itself
+    with pytest.raises(CapacityError):
+        await d.machines.wake(TENANT, frozen[0])
+    assert await tier(d, frozen[1]) == "frozen"
+    assert await tier(d, runs) == "running"
+    await d.stop()
+
+
+async def test_room_is_made_until_enough_is_free_and_no_further(host: Host) -> None:
+    d = await Daemon.start(host, memory_reserve_mib=50)
+    frozen = [await made(d, memory_mib=100) for _ in range(3)]
+    for m in frozen:
+        await d.machines.sleep(TENANT, m, "frozen")
+        await passes(d, 1)
+    frees = len(d.host.driver.machines)
+
+    def size() -> HostSize:
+        gone = frees - len(d.host.driver.machines)
+        return HostSize(4.0, 1_000_000, 10 + 40 * gone)
+
+    d.engine.host = size
+    await made(d, memory_mib=64)
+    assert [await tier(d, m) for m in frozen] == ["hibernated", "frozen", "frozen"]
+    await d.stop()
+
+
+async def test_who_needs_room_makes_it_of_its_own_first(host: Host) -> None:
+    host.size = HostSize(4.0, 300, None)
+    d = await Daemon.start(host, memory_overcommit=1.0)
+    others = await made(d, memory_mib=100)
+    await d.machines.sleep(TENANT, others, "frozen")
+    await passes(d, 1)
+    own = (await d.machines.create(OTHER, small(memory_mib=100))).id
+    await d.machines.sleep(OTHER, own, "frozen")
+    await d.machines.create(OTHER, small(memory_mib=200))
+    assert await tier(d, others) == "frozen"
+    assert (await d.machines.get(OTHER, own)).tier == "hibernated"
+    await d.stop()
+
+
 async def test_the_host_is_short_of_memory(host: Host) -> None:
     d = await Daemon.start(host, memory_reserve_mib=50)
     first, second = await made(d), await made(d)

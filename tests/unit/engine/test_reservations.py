@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roost.engine.reservations import Held, HostSize, admit, budget, check_size
+from roost.engine.reservations import Held, HostSize, admit, budget, check_size, could_fit
 from roost.errors import CapacityError, InvalidRequestError, RoostError
 from roost.settings import Settings
 
@@ -20,16 +22,34 @@ def test_the_sum_may_pass_the_host_by_the_factor_and_no_more() -> None:
         admit(S, host, Held(0, 5121, 5), 1, 1024)
     assert caught.value.details["memory_mib"] == {"asked": 1024, "held": 5121, "limit": 6144}
     assert caught.value.retryable
+    assert caught.value.details["short"] == "memory"
     with pytest.raises(CapacityError) as caught:
         admit(S, host, Held(15.95, 0, 5), 0.1, 64)
     assert caught.value.details["vcpu"]["limit"] == 16
+    assert caught.value.details["short"] == "vcpu"
 
 
 def test_what_is_kept_for_the_host_is_no_machines() -> None:
     with pytest.raises(CapacityError) as caught:
         admit(S, HostSize(2.0, 4608, 511), Held(0, 0, 0), 1, 64)
     assert caught.value.details["available_mib"] == 511
+    assert caught.value.details["short"] == "available"
     admit(S, HostSize(2.0, 4608, 512), Held(0, 0, 0), 1, 64)
+
+
+def test_whether_giving_up_would_do() -> None:
+    def refused(host: HostSize, held: Held, vcpu: float, memory: int) -> dict[str, Any]:
+        with pytest.raises(CapacityError) as caught:
+            admit(S, host, held, vcpu, memory)
+        return caught.value.details
+
+    full = refused(HostSize(2.0, 4608), Held(15.5, 6000, 9), 1, 400)
+    assert could_fit(full, 0.5, 256)
+    assert not could_fit(full, 0.5, 255)
+    assert not could_fit(full, 0.4, 4000)
+    short = refused(HostSize(2.0, 4608, 400), Held(0, 0, 0), 1, 64)
+    assert could_fit(short, 0, 112)
+    assert not could_fit(short, 0, 111)
 
 
 def test_bigger_than_the_host_is_the_callers_mistake() -> None:

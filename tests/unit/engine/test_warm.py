@@ -6,11 +6,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from roost.drivers.interface import Size
 from roost.engine.reservations import HostSize
 from roost.errors import CapacityError, ConflictError, LimitError, MachineError, NotFoundError
 from roost.services import warm
+from roost.services.bakes import NOBODYS
 
 from .kit import OTHER, TENANT, Daemon, daemon, small, until
 
@@ -108,14 +110,27 @@ async def test_where_a_machine_cannot_be_renamed_a_name_is_made_anew(
 
 
 async def test_a_key_in_use_is_said(tmp_path: Path) -> None:
+    """And costs no warm machine."""
     async with daemon(tmp_path, warm_machines=1) as d:
         first = await d.machines.create(TENANT, small(key="k"))
-        await stocked(d, 1)
+        ready = await stocked(d, 1)
         with pytest.raises(ConflictError) as caught:
             await d.machines.create(TENANT, small(key="k"))
         assert caught.value.code == "ALREADY_EXISTS"
         assert caught.value.details["machine_id"] == first.id
         assert len((await d.machines.list(TENANT)).items) == 1
+        assert await stocked(d, 1) == ready and ready <= set(d.host.driver.machines)
+
+
+async def test_one_that_is_lost_is_made_anew(tmp_path: Path) -> None:
+    """Also where nobody asks any more: whoever took it had a key that another got in the same moment."""
+    async with daemon(tmp_path, warm_machines=1) as d:
+        await d.machines.create(TENANT, small(key="k"))
+        ready = await stocked(d, 1)
+        (shelf,) = d.warm._shelves.values()
+        with pytest.raises(IntegrityError):
+            await d.warm.take({**shelf.values, **NOBODYS, "tenant_id": TENANT, "key": "k"})
+        assert not ready & await stocked(d, 1)
 
 
 async def test_the_quota_holds(tmp_path: Path) -> None:
@@ -151,6 +166,17 @@ async def test_they_make_room(tmp_path: Path) -> None:
         big = await d.machines.create(TENANT, small(memory_mib=200))
         assert big.phase == "running"
         assert not ready & set(d.host.driver.machines)
+
+
+async def test_they_stay_where_ending_them_would_not_do(tmp_path: Path) -> None:
+    async with daemon(tmp_path, warm_machines=2, memory_overcommit=1.0) as d:
+        d.host.size = HostSize(4.0, 300, None)
+        first = await d.machines.create(TENANT, small())
+        ready = await stocked(d)
+        with pytest.raises(CapacityError):
+            await d.machines.create(TENANT, small(memory_mib=300 - first.memory_mib + 1))
+        assert ready <= set(d.host.driver.machines)
+        assert await stocked(d) == ready
 
 
 async def test_they_make_room_for_one_that_wakes(tmp_path: Path) -> None:

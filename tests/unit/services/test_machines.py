@@ -252,6 +252,45 @@ async def test_failed_starts(tmp_path: Path) -> None:
         assert (await d.machines.wake(TENANT, m.id)).phase == "running"
 
 
+async def test_what_a_machine_keeps_of_a_failure_tells_not_how_full_the_host_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with daemon(tmp_path) as d:
+
+        def full() -> CapacityError:
+            return CapacityError(
+                "4711 of 4712 MiB", code="STORAGE_FULL", details={"machines": 4713}
+            )
+
+        async def read(machine_id: str) -> str:
+            m = await d.machines.get(TENANT, machine_id)
+            events = await d.machines.events(TENANT, machine_id)
+            return f"{m.last_error} {m.reason} {[e.message for e in events]}"
+
+        d.host.storage.fail("clone", full())
+        with pytest.raises(CapacityError) as caught:
+            await d.machines.create(TENANT, small())
+        assert "4711" in caught.value.message  # what leaves the daemon is the gateway's
+        kept = await read(caught.value.details["machine_id"])
+        assert "STORAGE_FULL" in kept and "471" not in kept
+        assert "4711 of 4712" in caplog.text and "4713" in caplog.text
+        m = await d.machines.create(TENANT, small())
+        await d.machines.sleep(TENANT, m.id)
+        d.host.network.fail("take", full())
+        with pytest.raises(CapacityError):
+            await d.machines.wake(TENANT, m.id)
+        kept = await read(m.id)
+        assert "STORAGE_FULL" in kept and "471" not in kept
+        await d.machines.wake(TENANT, m.id)
+        d.host.network.fail("release", *(full() for _ in range(5)))
+        with pytest.raises(RoostError):
+            await d.machines.sleep(TENANT, m.id)
+        now = await d.machines.get(TENANT, m.id)
+        assert now.phase == "failed" and str(now.reason).startswith("stuck")
+        kept = await read(m.id)
+        assert "STORAGE_FULL" in kept and "471" not in kept
+
+
 async def test_quota_and_capacity(tmp_path: Path) -> None:
     async with daemon(tmp_path, memory_overcommit=1.0) as d:
         await d.quota(TENANT, machines=3)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from roost import ids
 from roost.clock import FakeClock
 from roost.errors import InvalidRequestError
-from roost.store import Store, executions
+from roost.store import Store, executions, idempotency
 from roost.store.cursor import Cursors
 from roost.store.executions import ExecutionRow, Executions
 from roost.store.idempotency import Idempotency, InProgress, Mismatch, New, Replay
@@ -43,6 +43,35 @@ async def test_one_of_many_claims_is_new(store: Store) -> None:
     assert isinstance(await keys.claim("other", "k", "c" * 64), New)
     assert await keys.recover() == 1
     assert isinstance(await keys.claim("other", "k", "c" * 64), New)
+
+
+async def test_no_more_answers_are_kept_than_a_tenant_may_have(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answered(keys: Idempotency, tenant: str, key: str, body: bytes) -> Replay:
+        await keys.claim(tenant, key, "a")
+        await keys.finish(tenant, key, 200, {"etag": "1"}, body)
+        found = await keys.claim(tenant, key, "a")
+        assert isinstance(found, Replay)
+        return found
+
+    monkeypatch.setattr(idempotency, "MAX_BYTES", 10)
+    monkeypatch.setattr(idempotency, "MAX_ROWS", 4)
+    not_kept = Replay(200, {idempotency.NOT_KEPT: "1"}, b"")
+    keys = Idempotency(store)
+    assert (await answered(keys, "t", "a", b"123456")).body == b"123456"
+    assert await answered(keys, "t", "b", b"12345") == not_kept
+    keys = Idempotency(store)  # the next daemon's
+    assert await answered(keys, "t", "c", b"12345") == not_kept
+    assert (await answered(keys, "u", "c", b"12345")).body == b"12345"  # another tenant's
+    assert (await answered(keys, "t", "d", b"1234")).body == b"1234"
+    assert await answered(keys, "t", "e", b"") == not_kept
+    monkeypatch.setattr(idempotency, "MAX_ROWS", 5)
+    await store.clock.advance(86_401)  # type: ignore[attr-defined]
+    assert (await answered(keys, "t", "a", b"1")).body == b"1"  # in the place of an old one
+    assert await keys.sweep() == 5
+    assert (await answered(keys, "t", "f", b"123456789")).body == b"123456789"
+    assert await answered(keys, "t", "g", b"1") == not_kept
 
 
 async def test_claims_expire(store: Store) -> None:

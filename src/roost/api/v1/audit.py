@@ -63,7 +63,7 @@ def router(s: Services) -> APIRouter:
         wanted = Wanted(_whose(request, tenant_id), machine_id, key_id, action)
         last = _LAST_ID.fullmatch(request.headers.get("last-event-id", ""))
         entries = s.audit.follow(wanted, int(last[0]) if last else await s.audit.last())
-        return Events(_sse(entries), caller(request).request_id)
+        return Events(_sse(entries), caller(request).request_id, caller(request).principal)
 
     return r
 

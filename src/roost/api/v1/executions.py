@@ -60,7 +60,9 @@ def router(s: Services) -> APIRouter:
     ) -> Response:
         s.metrics.executions.labels("stream").inc()
         row, events = await s.executions.start_stream(tenant(request), machine_id, _spec(body))
-        return Events(_sse(events, 0, 0, row), caller(request).request_id)
+        return Events(
+            _sse(events, 0, 0, row), caller(request).request_id, caller(request).principal
+        )
 
     @r.get("", response_model=answers.Page[answers.Execution])
     async def list_(
@@ -102,7 +104,11 @@ def router(s: Services) -> APIRouter:
         events = await s.executions.stream(
             tenant(request), machine_id, execution_id, stdout_offset, stderr_offset
         )
-        return Events(_sse(events, stdout_offset, stderr_offset), caller(request).request_id)
+        return Events(
+            _sse(events, stdout_offset, stderr_offset),
+            caller(request).request_id,
+            caller(request).principal,
+        )
 
     @r.post("/{execution_id}/stdin", response_model=answers.Written, openapi_extra=RAW_BODY)
     async def stdin(

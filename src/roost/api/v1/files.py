@@ -217,7 +217,9 @@ def router(s: Services) -> APIRouter:
         recursive: bool = True,
     ) -> Response:
         events = await s.files.watch(tenant(request), machine_id, query_path(request), recursive)
-        return Events(await primed(_watched(events)), caller(request).request_id)
+        return Events(
+            await primed(_watched(events)), caller(request).request_id, caller(request).principal
+        )
 
     return r
 

@@ -47,7 +47,9 @@ def router(s: Services) -> APIRouter:
     async def build(request: Request, name: str, force: bool = False) -> Response:
         only_admin(request)
         await s.templates.get(tenant(request), name)
-        return Events(_building(s, name, force), caller(request).request_id)
+        return Events(
+            _building(s, name, force), caller(request).request_id, caller(request).principal
+        )
 
     @r.get("/host", tags=["host"], response_model=dict[str, Any])
     async def host(request: Request) -> Response:

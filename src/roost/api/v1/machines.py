@@ -128,7 +128,7 @@ def router(s: Services) -> APIRouter:
         last = request.headers.get("last-event-id", "")
         after = int(last) if _REVISION.fullmatch(last) else None
         found = await s.machines.states(tenant(request), machine_id, after)
-        return Events(_states(found), caller(request).request_id)
+        return Events(_states(found), caller(request).request_id, caller(request).principal)
 
     @r.post("/{machine_id}/fork", status_code=201, response_model=answers.Machines)
     async def fork(

@@ -16,7 +16,9 @@ from fastapi import WebSocket
 
 from roost.api.v1 import shapes
 from roost.api.v1.parse import decode_b64, invalid, signal_number
+from roost.api.v1.services import caller
 from roost.errors import RoostError
+from roost.gateway import access
 from roost.gateway.respond import dumps
 from roost.services.executions import Event, Executions
 from roost.services.terminals import Viewer
@@ -64,7 +66,7 @@ async def execution(
                     case _:
                         raise invalid("type", "stdin, stdin_eof or signal")
             except RoostError as failure:
-                await _send(ws, _error(failure))
+                await _send(ws, _error(ws, failure))
 
     await _talk(ws, out(), into())
 
@@ -111,7 +113,7 @@ async def terminal(ws: WebSocket, viewer: Viewer, binary: bool) -> None:
                     raise invalid("type", "input or resize")
             except RoostError as failure:
                 if not binary:
-                    await _send(ws, _error(failure))
+                    await _send(ws, _error(ws, failure))
 
     await _talk(ws, out(), into())
 
@@ -133,7 +135,7 @@ async def _talk(
             code = TRY_AGAIN if failure.retryable else FAILED
             reason = failure.code
             with contextlib.suppress(Exception):
-                await _send(ws, _error(failure))
+                await _send(ws, _error(ws, failure))
         with contextlib.suppress(RuntimeError):
             await ws.send({"type": "websocket.close", "code": code, "reason": reason})
     finally:
@@ -161,7 +163,7 @@ async def _receive(ws: WebSocket) -> dict[str, Any] | None:
         try:
             return _parse(frame.get("text") or "")
         except RoostError as failure:
-            await _send(ws, _error(failure))
+            await _send(ws, _error(ws, failure))
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -188,5 +190,6 @@ def _number(message: dict[str, Any], name: str) -> int:
     return value
 
 
-def _error(failure: RoostError) -> dict[str, Any]:
+def _error(ws: WebSocket, failure: RoostError) -> dict[str, Any]:
+    failure = access.told(failure, caller(ws).principal)
     return {"type": "error", "error_code": failure.code, "error_message": failure.message}
