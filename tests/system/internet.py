@@ -10,6 +10,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,7 @@ def internet() -> Iterator[str]:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     netns.prepare()
+    _sweep()
     name = f"rtest-{os.getpid()}"
     turn = os.open("/run/lock/roost-test-internet", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(turn, fcntl.LOCK_EX)  # a host has one of each address: other sessions wait
@@ -79,6 +81,15 @@ def internet() -> Iterator[str]:
         os.close(fd)
         netns.delete(name)
         os.close(turn)
+
+
+def _sweep() -> None:
+    """What sessions left that were killed: their routes are in the way of ours."""
+    for name in [path.name for path in Path("/run/netns").glob("rtest-*")]:
+        pid = name.removeprefix("rtest-")
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            subprocess.run(["ip", "link", "del", f"rt{pid}"], check=False)
+            netns.delete(name)
 
 
 def _serve(sock: socket.socket, stop: threading.Event) -> None:
