@@ -397,7 +397,7 @@ def test_a_killed_vmm_is_a_failure_and_the_disk_is_good(daemon: Daemon, machine:
     with fork(machine) as m:
         m.files.write("/root/written", "on disk", sync=True)
         os.kill(vmm(daemon, m), signal.SIGKILL)
-        until(lambda: m.refresh().phase == "failed", within_s=2)
+        until(lambda: m.refresh().phase == "failed", within_s=10)
         assert reason(m) == "crashed"
         assert "(killed)" in said(m, "failed")[0]
         with pytest.raises(RoostError) as caught:
@@ -421,7 +421,7 @@ def test_a_vmm_out_of_memory_is_a_failure_and_the_disk_is_good(
         groups.set_limits(group, Limits(1, used + (24 << 20), 200))
         m.start("head -c 80M /dev/urandom > /dev/shm/more")
         until(lambda: not Path(f"/proc/{pid}/exe").exists())
-        until(lambda: m.refresh().phase == "failed", within_s=2)
+        until(lambda: m.refresh().phase == "failed", within_s=10)
         assert reason(m) == "oom"
         assert "out of memory" in said(m, "failed")[0]
         assert m.to_json()["status"]["retryable"]
