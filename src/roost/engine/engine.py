@@ -842,7 +842,7 @@ class Engine:
 
         await self.store.write(fn)
 
-    def background(self, work: Coroutine[Any, Any, None]) -> None:
+    def background(self, work: Coroutine[Any, Any, object]) -> None:
         """Ends with the engine."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)

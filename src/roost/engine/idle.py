@@ -30,9 +30,8 @@ class Idle:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._under_way: set[str] = set()
-        self._not_before: dict[
-            str, float
-        ] = {}  # monotonic seconds, of what could not be put to sleep
+        # Monotonic seconds, of what could not be put to sleep.
+        self._not_before: dict[str, float] = {}
 
     async def watch(self) -> None:
         """For as long as the engine is open."""
@@ -109,10 +108,7 @@ class Idle:
         ):
             return
         self._under_way.add(machine.id)
-        self._engine.background(self._go(machine, tier))
-
-    async def _go(self, machine: Machine, tier: Tier) -> None:
-        await self._sleep(machine, tier)
+        self._engine.background(self._sleep(machine, tier))
 
     async def _sleep(self, machine: Machine, tier: Tier) -> bool:
         engine = self._engine

@@ -15,7 +15,7 @@ from roost.client._async._files import AsyncFiles
 from roost.client._async._http import log
 from roost.client._async._io import sleep
 from roost.client._async._snapshot import AsyncSnapshot
-from roost.client._async._stream import RECONNECT_S, AsyncExecStream
+from roost.client._async._stream import BROKEN, RECONNECT_S, AsyncExecStream
 from roost.client._async._terminal import AsyncTerminal, AsyncTerminals
 from roost.client._types import ExecResult, ExecTimeout, parse_time
 from roost.client._wire import (
@@ -375,7 +375,7 @@ class AsyncMachine:
                     self._data = dict(event.data)
                     yield self
             except RoostError as failure:
-                if failure.code not in ("DAEMON_UNREACHABLE", "TIMEOUT", "SHUTTING_DOWN"):
+                if failure.code not in BROKEN:
                     raise
                 now = time.monotonic()
                 broken_since = now if broken_since is None else broken_since

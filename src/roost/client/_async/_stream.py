@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from roost.client._async._executions import AsyncExecution
 
 RECONNECT_S = 30.0
+# After what a stream is asked for again.
+BROKEN = frozenset({"DAEMON_UNREACHABLE", "TIMEOUT", "SHUTTING_DOWN"})
 
 
 class AsyncExecStream:
@@ -131,7 +133,7 @@ class AsyncExecStream:
                 else:
                     raise error("DAEMON_UNREACHABLE", "The stream ended before the command did.")
             except RoostError as exc:
-                if exc.code not in ("DAEMON_UNREACHABLE", "TIMEOUT", "SHUTTING_DOWN"):
+                if exc.code not in BROKEN:
                     raise
                 now = time.monotonic()
                 broken_since = now if broken_since is None else broken_since

@@ -15,7 +15,7 @@ from roost.client._sync._files import Files
 from roost.client._sync._http import log
 from roost.client._sync._io import sleep
 from roost.client._sync._snapshot import Snapshot
-from roost.client._sync._stream import RECONNECT_S, ExecStream
+from roost.client._sync._stream import BROKEN, RECONNECT_S, ExecStream
 from roost.client._sync._terminal import Terminal, Terminals
 from roost.client._types import ExecResult, ExecTimeout, parse_time
 from roost.client._wire import (
@@ -373,7 +373,7 @@ class Machine:
                     self._data = dict(event.data)
                     yield self
             except RoostError as failure:
-                if failure.code not in ("DAEMON_UNREACHABLE", "TIMEOUT", "SHUTTING_DOWN"):
+                if failure.code not in BROKEN:
                     raise
                 now = time.monotonic()
                 broken_since = now if broken_since is None else broken_since
