@@ -15,6 +15,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,8 @@ echo kept > /root/note
 sync
 md5sum < /dev/shm/random
 """
+# Takes memory piece by piece once its input ends.
+GROWS = "import sys, time; sys.stdin.read(); kept = [bytearray(b'x' * 2**20) for _ in range(64)]; time.sleep(60)"
 IDENTITY = "cat /etc/machine-id /etc/hostname; hostname; cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1"
 
 
@@ -421,11 +424,18 @@ def test_a_vmm_out_of_memory_is_a_failure_and_the_disk_is_good(
         m.files.write("/root/written", "on disk", sync=True)
         groups = Cgroups(f"roost-{instance_tag(daemon.run_dir)}")
         group, pid, at = f"qemu-{m.id}", vmm(daemon, m), count(machine)
-        # A guest has less memory than its VMM may use. As if that had grown by itself: a third of what the guest
-        # is about to touch is left, counting nothing that could be dropped or read again from its file.
+        # A guest has less memory than its VMM may use. As if that had grown by itself: something small in its
+        # group takes what is left. The guest would not do: short of memory it reads its own pages from the file
+        # they came from again and again, and hardly comes to touch others.
         groups.set_limits(group, Limits(1, anonymous(daemon, m) + (24 << 20), 200))
-        m.start("mount -o remount,size=100% /dev/shm; head -c 80M /dev/urandom > /dev/shm/more")
-        until(lambda: not Path(f"/proc/{pid}/exe").exists())
+        with subprocess.Popen([sys.executable, "-c", GROWS], stdin=subprocess.PIPE) as other:
+            try:
+                groups.add(group, other.pid)
+                assert other.stdin is not None
+                other.stdin.close()
+                until(lambda: not Path(f"/proc/{pid}/exe").exists())
+            finally:
+                other.kill()
         until(lambda: m.refresh().phase == "failed", within_s=10)
         assert reason(m) == "oom"
         assert "out of memory" in said(m, "failed")[0]
