@@ -84,9 +84,9 @@ def counts_on(m: Machine, at: int) -> None:
     until(lambda: count(m) > at)
 
 
-def anonymous(daemon: Daemon, m: Machine) -> int:
-    """Bytes of its VMM that come from no file: what its group can give back only by ending it."""
-    status = Path(f"/proc/{vmm(daemon, m)}/status").read_text()
+def anonymous(pid: int) -> int:
+    """Bytes of a process that come from no file: what its group can give back only by ending it."""
+    status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("RssAnon:")[1].split()[0]) * 1024
 
 
@@ -427,7 +427,7 @@ def test_a_vmm_out_of_memory_is_a_failure_and_the_disk_is_good(
         # A guest has less memory than its VMM may use. As if that had grown by itself: something small in its
         # group takes what is left. The guest would not do: short of memory it reads its own pages from the file
         # they came from again and again, and hardly comes to touch others.
-        groups.set_limits(group, Limits(1, anonymous(daemon, m) + (24 << 20), 200))
+        groups.set_limits(group, Limits(1, anonymous(pid) + (24 << 20), 200))
         with subprocess.Popen([sys.executable, "-c", GROWS], stdin=subprocess.PIPE) as other:
             try:
                 groups.add(group, other.pid)
