@@ -12,14 +12,23 @@ import time
 from pathlib import Path
 
 from bench import (
+    builds,
+    computer,
     control,
     create,
+    egress,
     execs,
+    explore,
     files,
     gvisor,
+    inside,
     many,
+    mcp,
     memory,
     microvm,
+    network,
+    preview,
+    templates,
     terminal,
     tiers,
     wakes,
@@ -28,14 +37,23 @@ from bench import (
 from bench.report import Report
 
 BENCHES = {
+    "builds": builds.run,
+    "computer": computer.run,
     "control": control.run,
     "create": create.run,
+    "egress": egress.run,
     "exec": execs.run,
+    "explore": explore.run,
     "files": files.run,
+    "templates": templates.run,
+    "inside": inside.run,
     "terminal": terminal.run,
     "many": many.run,
+    "mcp": mcp.run,
     "memory": memory.run,
     "microvm": microvm.run,
+    "network": network.run,
+    "preview": preview.run,
     "gvisor": gvisor.run,
     "tiers": tiers.run,
     "wakes": wakes.run,
@@ -46,7 +64,9 @@ BENCHES = {
 def _fitting() -> list[str]:
     """Those that the running daemon's warm machines do not spoil, or that measure just them."""
     if warm.kept():
-        return [name for name in BENCHES if name not in ("create", "microvm", "gvisor")]
+        return [
+            name for name in BENCHES if name not in ("create", "microvm", "gvisor", "templates")
+        ]
     return [name for name in BENCHES if name != "warm"]
 
 

@@ -24,6 +24,7 @@ from roost.drivers import saved
 from roost.drivers.container import _put_address_back
 from roost.drivers.gvisor import GVisorDriver, _runsc
 from roost.drivers.interface import Capture, Handle, Root, Size, StartSpec
+from roost.egress.policy import Policy
 from roost.host import console, files, syscalls
 from roost.network import SlotNetwork
 from roost.settings import Settings
@@ -96,7 +97,7 @@ class _Machine:
     async def start(self) -> None:
         image = max(await self._storage.images(), key=lambda i: i.path.stat().st_mtime)
         disk = await self._storage.clone(image, self._id, 10)
-        slot = await self._network.take(self._id)
+        slot = await self._network.take(self._id, Policy())
         size = Size(2, 512, 10)
         self._spec = StartSpec(self._id, "bench", size, Root(image=disk), slot, TOKEN, "0" * 32)
         self._handle = await self.driver.start(self._spec)
@@ -193,7 +194,7 @@ class _Machine:
     async def _back(self) -> None:
         """Into its slot."""
         assert self._spec.slot is not None
-        slot = await self._network.reattach(self._id, self._spec.slot.index)
+        slot = await self._network.reattach(self._id, self._spec.slot.index, Policy())
         self._spec = replace(self._spec, slot=slot)
 
     async def _exec(self, argv: list[str]) -> None:

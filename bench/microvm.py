@@ -18,6 +18,7 @@ from bench.warm import require_cold
 from roost import Machine, ids
 from roost.drivers.interface import Capture, Root, Size, StartSpec
 from roost.drivers.qemu import QemuDriver
+from roost.egress.policy import Policy
 from roost.engine.identity import HostIdentity
 from roost.network import SlotNetwork
 from roost.services.bakes import NOBODY
@@ -132,7 +133,7 @@ async def _freezes(report: Report, n: int) -> None:
     machine_id = ids.new()
     try:
         disk = await storage.clone_snapshot(snapshot.name, machine_id)
-        slot = await network.take(machine_id)
+        slot = await network.take(machine_id, Policy())
         size = Size(1, 1024, 10)
         spec = StartSpec(machine_id, "bench", size, Root(image=disk), slot, token, "0" * 32)
         manifest = json.loads((snapshot / "memory" / "manifest.json").read_text())

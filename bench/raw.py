@@ -19,6 +19,7 @@ from roost.drivers.container import ContainerDriver, _put_address_back
 from roost.drivers.gvisor import GVisorDriver
 from roost.drivers.interface import NetworkSlot, Root, Size, StartSpec
 from roost.drivers.runc import RuncDriver
+from roost.egress.policy import Policy
 from roost.host import console, syscalls
 from roost.network import SlotNetwork
 from roost.settings import Settings
@@ -70,7 +71,7 @@ class RawRuntime:
         await self.storage.open()
         await self.network.open({})
         self.image: Image = max(await self.storage.images(), key=lambda i: i.path.stat().st_mtime)
-        self.slot: NetworkSlot = await self.network.take("bench")
+        self.slot: NetworkSlot = await self.network.take("bench", Policy())
 
     def close(self) -> None:
         self.loop.run_until_complete(self._close())

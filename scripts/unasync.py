@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the sync SDK from the async one: ``src/roost/client/_async`` -> ``src/roost/client/_sync``.
+"""Makes the sync halves from the async ones: ``_async`` -> ``_sync`` in ``src/roost/client`` and ``src/roost/tools``.
 
 ``--check`` changes nothing and fails when the trees differ in any way: content, missing files, files
 that have no source. Files in ``HAND_WRITTEN`` are written by hand on both sides.
@@ -16,9 +16,11 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "src/roost/client/_async"
-TARGET = ROOT / "src/roost/client/_sync"
-HAND_WRITTEN = {"_io.py", "_socket.py"}
+TREES = [
+    (ROOT / f"src/roost/{part}/_async", ROOT / f"src/roost/{part}/_sync")
+    for part in ("client", "tools")
+]
+HAND_WRITTEN = {"_forward.py", "_io.py", "_parallel.py", "_socket.py"}
 
 DROPPED = {"async", "await"}
 NAMES = {
@@ -31,6 +33,7 @@ NAMES = {
     "anext": "next",
     "aread": "read",
     "asynccontextmanager": "contextmanager",
+    "handle_async_request": "handle_request",
     "_async": "_sync",
 }
 TEXT = re.compile(r"\b(?:async (?=with|for|def)|await )|\bAsync(?=[A-Z])|\b_async\b")
@@ -73,11 +76,11 @@ def transform(source: str) -> str:
     return "".join(out)
 
 
-def generate(into: Path) -> None:
-    for path in sorted(SOURCE.rglob("*.py")):
+def generate(source: Path, into: Path) -> None:
+    for path in sorted(source.rglob("*.py")):
         if path.name in HAND_WRITTEN:
             continue
-        target = into / path.relative_to(SOURCE)
+        target = into / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(transform(path.read_text()))
     ruff = [sys.executable, "-m", "ruff"]
@@ -94,23 +97,28 @@ def tree(root: Path) -> dict[Path, str]:
     return {p.relative_to(root): p.read_text() for p in files}
 
 
-def main(check: bool) -> int:
+def renew(source: Path, target: Path, check: bool) -> bool:
+    """Whether the target is the source's twin; without ``check`` it is made so."""
     with tempfile.TemporaryDirectory() as made:
-        generate(Path(made))
-        new, old = tree(Path(made)), tree(TARGET)
-        stale = sorted(str(p) for p in new.keys() | old.keys() if new.get(p) != old.get(p))
-        if check:
-            for path in stale:
-                print(
-                    f"stale: src/roost/client/_sync/{path}: run scripts/generate", file=sys.stderr
-                )
-            return 1 if stale else 0
-        for path in old.keys() - new.keys():
-            (TARGET / path).unlink()
-        for path, text in new.items():
-            (TARGET / path).parent.mkdir(parents=True, exist_ok=True)
-            (TARGET / path).write_text(text)
-    return 0
+        generate(source, Path(made))
+        new, old = tree(Path(made)), tree(target)
+    stale = sorted(p for p in new.keys() | old.keys() if new.get(p) != old.get(p))
+    if check:
+        for path in stale:
+            print(f"stale: {target / path}: run scripts/generate", file=sys.stderr)
+        return not stale
+    for path in old.keys() - new.keys():
+        (target / path).unlink()
+    for path, text in new.items():
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        (target / path).write_text(text)
+    return True
+
+
+def main(check: bool) -> int:
+    return (
+        0 if min([renew(*each, check) for each in TREES]) else 1
+    )  # all of them, whatever the first says
 
 
 if __name__ == "__main__":

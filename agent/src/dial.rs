@@ -63,6 +63,7 @@ pub async fn dial(
     let _ = stream.set_nodelay(true);
     let (read, write) = stream.into_split();
     let (sender, receiver) = mpsc::channel(4);
+    let _ = sender.try_send(Ok(DialFrame::default())); // it is connected
     tokio::spawn(inward(frames, first, write, sender.clone()));
     tokio::spawn(outward(read, sender));
     Ok(receiver)

@@ -94,6 +94,8 @@ pub fn io_error(error: &io::Error, what: impl AsRef<str>) -> Status {
     let code = match (error.raw_os_error(), error.kind()) {
         (Some(number), _) => code_of_errno(number),
         (None, io::ErrorKind::ConnectionAborted) => Code::InvalidState,
+        (None, io::ErrorKind::InvalidData) => Code::InvalidArgument,
+        (None, io::ErrorKind::QuotaExceeded) => Code::LimitExceeded,
         _ => Code::Internal,
     };
     fail(code, format!("{}: {error}", what.as_ref()))

@@ -16,7 +16,8 @@
 //!                                                            the program and all it starts
 //! ```
 //!
-//! In a virtual machine it is the kernel's init first: see `guest`.
+//! In a virtual machine it is the kernel's init first: see `guest`. Programs in the machine ask their daemon by a socket
+//! of their own: see `inside`.
 //!
 //! One thread runs all of the agent's tasks; work on files runs on a few more that come and go. Everything
 //! that a peer or a program can make grow is bounded: see `limits`. Everything that a program starts stays
@@ -31,6 +32,7 @@ pub mod exec;
 pub mod files;
 pub mod guest;
 pub mod identity;
+pub mod inside;
 pub mod kill;
 pub mod launch;
 pub mod limits;

@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::errors::{Code, Result, fail};
 use crate::exec::{self, Executions, Record};
 use crate::files::{self, blocking};
+use crate::inside::Inside;
 use crate::limits;
 use crate::machine::Machine;
 use crate::memory;
@@ -20,13 +21,14 @@ use crate::upload::{self, Chunk, Parts};
 use crate::{auth::Token, clock, dial, identity, stats, tar, watch};
 
 pub const CONTRACT_MAJOR: u32 = 1;
-pub const CONTRACT_MINOR: u32 = 2;
+pub const CONTRACT_MINOR: u32 = 4;
 
 pub struct Service {
     pub programs: Arc<Programs>,
     pub executions: Executions,
     pub terminals: Terminals,
     pub machine: Arc<Machine>,
+    pub inside: Inside,
     pub token: Token,
     pub own_ports: Vec<u16>,
     pub started: SystemTime,
@@ -378,6 +380,18 @@ impl Agent for Service {
         stream(watch::watch(request.into_inner()).await?)
     }
 
+    type SurveyStream = Out<pb::SurveyReply>;
+
+    async fn survey(&self, request: Request<pb::SurveyRequest>) -> Reply<Self::SurveyStream> {
+        let request = request.into_inner();
+        self.produce(move |_, sender| files::survey::survey(&request, sender))
+    }
+
+    async fn digest(&self, request: Request<pb::DigestRequest>) -> Reply<pb::DigestReply> {
+        let request = request.into_inner();
+        self.work(move |_| files::survey::digest(&request)).await
+    }
+
     type DialStream = Out<pb::DialFrame>;
 
     async fn dial(&self, request: Request<Streaming<pb::DialFrame>>) -> Reply<Self::DialStream> {
@@ -412,5 +426,14 @@ impl Agent for Service {
         let request = request.into_inner();
         self.machine.shutdown(request.grace_ms, request.exit).await;
         reply(pb::Empty {})
+    }
+
+    type InsideStream = Out<pb::InsideRequest>;
+
+    async fn inside(
+        &self,
+        request: Request<Streaming<pb::InsideAnswer>>,
+    ) -> Reply<Self::InsideStream> {
+        stream(self.inside.attach(request.into_inner()))
     }
 }

@@ -11,6 +11,7 @@ use tonic::transport::Server;
 
 use crate::auth::Token;
 use crate::exec::Executions;
+use crate::inside::{self, Inside};
 use crate::launch::{INHERITED, Inherited};
 use crate::listen::{self, Address};
 use crate::machine::{self, Machine};
@@ -21,11 +22,13 @@ use crate::service::Service;
 use crate::terminal::Terminals;
 use crate::{guest, limits, memory, zygote};
 
-const USAGE: &str = "usage: roost-agent --listen ADDRESS... [--token-file PATH] [--workdir DIR]
+const USAGE: &str =
+    "usage: roost-agent --listen ADDRESS... [--token-file PATH] [--workdir DIR] [--inside PATH]
 
   --listen ADDRESS   tcp:ADDR:PORT, unix:PATH, serial:PATH or serial-stdio; may be given again
   --token-file PATH  read the token there and remove the file; otherwise from ROOST_AGENT_TOKEN
   --workdir DIR      home of the agent's own user, in place of the one in /etc/passwd
+  --inside PATH      where programs ask the daemon; of a machine's first process /run/roost/socket
   --version
 ";
 const TOKEN_VARIABLE: &std::ffi::CStr = c"ROOST_AGENT_TOKEN";
@@ -35,9 +38,13 @@ struct Arguments {
     listen: Vec<Address>,
     token_file: Option<String>,
     workdir: Option<String>,
+    inside: Option<String>,
 }
 
 pub fn main() {
+    if inside::helper::called() {
+        inside::helper::main();
+    }
     let arguments: Vec<String> = std::env::args_os()
         .skip(1)
         .map(|argument| String::from_utf8_lossy(&argument.into_vec()).into_owned())
@@ -93,6 +100,7 @@ fn parse(arguments: Vec<String>) -> Result<Arguments, String> {
             "--listen" => parsed.listen.push(value()?.parse()?),
             "--token-file" => parsed.token_file = Some(value()?),
             "--workdir" => parsed.workdir = Some(value()?),
+            "--inside" => parsed.inside = Some(value()?),
             _ => return Err(format!("unknown argument {name:?}")),
         }
     }
@@ -135,6 +143,11 @@ fn run(arguments: Arguments) -> Result<(), String> {
         let terminals = Terminals::new(pool.clone(), programs.clone());
         let machine = Arc::new(Machine { pool });
         tokio::spawn(machine::end_on_signal(machine.clone()));
+        let inside = Inside::default();
+        let path = arguments.inside.as_deref();
+        if let Some(path) = path.or(pid1.then_some(inside::SOCKET)) {
+            inside::serve(path, inside.clone());
+        }
         let service = Service {
             programs,
             executions,
@@ -142,6 +155,7 @@ fn run(arguments: Arguments) -> Result<(), String> {
             token: token.clone(),
             own_ports,
             machine,
+            inside,
             started: SystemTime::now(),
         };
         let server = AgentServer::new(service).max_decoding_message_size(limits::MESSAGE_BYTES);

@@ -25,6 +25,7 @@ fn entry(name: &str, kind: Kind, link: &str, data: &[u8]) -> Vec<u8> {
         gid: 0,
         size: data.len() as u64,
         mtime: 1_600_000_000,
+        xattrs: Vec::new(),
     };
     let mut bytes = encode(&header);
     bytes.extend_from_slice(data);
@@ -65,7 +66,10 @@ async fn unpack(
 
 async fn pack(client: &mut Client, from: &Path) -> Result<Vec<u8>, Status> {
     let mut chunks = client
-        .tar_out(TarOutRequest { path: path(from) })
+        .tar_out(TarOutRequest {
+            path: path(from),
+            layer: false,
+        })
         .await?
         .into_inner();
     let mut archive = Vec::new();

@@ -50,7 +50,16 @@ qemu_is_recent() { # mapped-ram migration as we use it
   [ -n "$v" ] && [ "${v#version }" -ge 10 ]
 }
 
-system_packages=(python3 python3-venv ca-certificates runc nftables iproute2 xfsprogs e2fsprogs mmdebstrap util-linux gcc libc6-dev procps kmod lz4)
+system_packages=(python3 python3-venv ca-certificates runc nftables iproute2 xfsprogs e2fsprogs mmdebstrap util-linux gcc libc6-dev procps kmod lz4 skopeo)
+
+# What the tests drive the daemon with, besides their own.
+test_packages=(openssh-client rsync curl docker-registry)
+
+install_tests() {
+  have_packages "${test_packages[@]}" && return
+  say "Installing ${test_packages[*]}"
+  apt_install "${test_packages[@]}"
+}
 
 install_system() {
   local missing=()
@@ -97,6 +106,17 @@ install_python() {
   for f in "${files[@]}"; do args+=(-r "$f"); done
   quiet .venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes "${args[@]}"
   quiet .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall -e .
+  echo "$want" > "$stamp"
+}
+
+# mitmproxy, which keeps secrets out of machines, in an environment of its own: its pins clash with ours
+install_mitmproxy() {
+  local stamp=.venv-mitm/.roost want
+  want=$(sha256sum < requirements/mitmproxy.txt | cut -d' ' -f1)-$root
+  [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && return
+  say "Installing mitmproxy"
+  [ -x .venv-mitm/bin/python ] || quiet python3 -m venv .venv-mitm
+  quiet .venv-mitm/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/mitmproxy.txt
   echo "$want" > "$stamp"
 }
 

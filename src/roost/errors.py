@@ -113,14 +113,18 @@ CODES: dict[str, tuple[int, bool, type[RoostError]]] = {
     "EXECUTION_NOT_FOUND": (404, False, NotFoundError),
     "TERMINAL_NOT_FOUND": (404, False, NotFoundError),
     "TEMPLATE_NOT_FOUND": (404, False, NotFoundError),
+    "BUILD_NOT_FOUND": (404, False, NotFoundError),
     "KEY_NOT_FOUND": (404, False, NotFoundError),
+    "PORT_NOT_FOUND": (404, False, NotFoundError),
     "TENANT_NOT_FOUND": (404, False, NotFoundError),
     "SNAPSHOT_NOT_FOUND": (404, False, NotFoundError),
+    "SECRET_NOT_FOUND": (404, False, NotFoundError),
     "FILE_NOT_FOUND": (404, False, NotFoundError),
     "METHOD_NOT_ALLOWED": (405, False, InvalidRequestError),
     "INVALID_BODY": (400, False, InvalidRequestError),
     "VALIDATION_FAILED": (422, False, InvalidRequestError),
     "INVALID_PATH": (422, False, InvalidRequestError),
+    "DOCKERFILE_INVALID": (422, False, InvalidRequestError),  # details.line, where it is one line's
     "INVALID_CURSOR": (422, False, InvalidRequestError),
     "USER_NOT_FOUND": (422, False, InvalidRequestError),
     "COMMAND_NOT_FOUND": (422, False, InvalidRequestError),
@@ -150,7 +154,22 @@ CODES: dict[str, tuple[int, bool, type[RoostError]]] = {
     "AGENT_LOST": (502, True, MachineError),
     "MACHINE_FAILED": (502, True, MachineError),
     "PORT_CLOSED": (502, True, MachineError),
+    "PORT_BAD_ANSWER": (
+        502,
+        False,
+        MachineError,
+    ),  # what listens there speaks no HTTP/1.1, or broke off
+    "BROWSER_DOWN": (502, True, MachineError),
+    "NAVIGATION_FAILED": (502, True, MachineError),  # the browser could not open the address
+    "DISPLAY_DOWN": (502, True, MachineError),
+    "DISPLAY_LOCKED": (
+        409,
+        True,
+        ConflictError,
+    ),  # a program in the machine has the screen or the input
+    "KERNEL_DOWN": (502, True, MachineError),
     "TEMPLATE_BUILD_FAILED": (502, True, MachineError),
+    "TEMPLATE_NOT_READY": (502, False, MachineError),  # the machine runs; what it starts does not
     "TIMEOUT": (504, True, TimeoutExpired),
     "DEPENDENCY_UNAVAILABLE": (503, True, UnavailableError),
     "DATABASE_UNAVAILABLE": (503, True, UnavailableError),

@@ -66,11 +66,12 @@ async def _machines(settings: Settings, say: Say, failures: list[str]) -> None:
 
 
 async def _network(settings: Settings, say: Say, failures: list[str]) -> None:
+    from roost.egress.supervisor import Supervisor
     from roost.network import SlotNetwork
 
     try:
-        await SlotNetwork(settings).purge()
-        say("removed the network's namespaces and rules")
+        await SlotNetwork(settings, Supervisor(settings)).purge()
+        say("removed the network's namespaces, rules and its egress process")
     except Exception as exc:
         failures.append(f"network: {exc}")
 

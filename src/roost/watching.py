@@ -6,12 +6,28 @@ import sqlalchemy as sa
 
 from roost.engine.engine import Engine
 from roost.gateway.metrics import Metrics
+from roost.preview.plane import Plane
 from roost.services.executions import Executions
 from roost.services.warm import Warm
 from roost.store import usage
 from roost.store.schema import machines as t
 
 _GIB = 2**30
+
+
+def watch_previews(metrics: Metrics, plane: Plane) -> None:
+    requests = metrics.total("roost_preview_requests", "Requests let through to machines' ports.")
+    refused = metrics.gauge("roost_preview_refused", "Answers of the preview proxy's own.", "code")
+    open_ = metrics.gauge("roost_preview_connections", "Of browsers; to machines.", "side")
+
+    async def look() -> None:
+        requests(plane.requests)
+        for code, count in plane.refusals.items():
+            refused.labels(code).set(count)
+        for side, count in zip(("visitors", "machines"), plane.connections(), strict=True):
+            open_.labels(side).set(count)
+
+    metrics.measure(look)
 
 
 def watch(metrics: Metrics, engine: Engine, executions: Executions, warm: Warm) -> None:

@@ -8,15 +8,12 @@ afterwards, which the last check of the session proves. Two sessions at a time n
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
@@ -24,15 +21,13 @@ from typing import IO, Protocol
 import httpx
 import pytest
 
-from roost.drivers.tree import default_agent
-from roost.guest import Guests
 from roost.network.addresses import instance_tag
-from tests.system.internet import internet  # noqa: F401  (the fixture, once for all below)
 
 DATA_DIR = Path(os.environ.get("ROOST_TEST_DATA_DIR", "/var/lib/roost-test"))
 RUN_DIR = Path(os.environ.get("ROOST_TEST_RUN_DIR", "/run/roost-test"))
 PORT = int(os.environ.get("ROOST_TEST_PORT", "17676"))
 NETWORK = os.environ.get("ROOST_TEST_NETWORK", "10.203.0.0/16")
+REGISTRY = f"127.0.0.1:{PORT + 10_000}"  # of images, where a test has one
 
 
 class Process(Protocol):
@@ -154,31 +149,12 @@ def make_daemon(
         "ROOST_NETWORK_CIDR": NETWORK,
         "ROOST_POOL_GIB": "60",
         "ROOST_HOST_CA": "1",
+        "ROOST_REGISTRIES_PRIVATE": REGISTRY,
         "ROOST_WARM_MACHINES": "0",  # what is left behind is counted
         **settings,
     }
     env.pop("ROOST_API_KEY", None)
     return Daemon(env=env, url=f"http://127.0.0.1:{port}", data_dir=data_dir, run_dir=run_dir)
-
-
-@pytest.fixture(scope="session")
-def daemon() -> Iterator[Daemon]:
-    if os.geteuid() != 0:
-        pytest.exit("system tests need root", returncode=1)
-    daemon = make_daemon()
-    daemon.start()
-    try:
-        daemon.env["ROOST_API_KEY"] = daemon.key
-        os.environ.update({k: v for k, v in daemon.env.items() if k.startswith("ROOST_")})
-        daemon.delete_machines()
-        daemon.build_template()
-        yield daemon
-        daemon.delete_machines()
-        left = leftovers(daemon)
-        assert not left, f"left behind: {json.dumps(left, indent=1)}"
-    finally:
-        if daemon.process is not None:
-            daemon.stop()
 
 
 def leftovers(daemon: Daemon) -> dict[str, list[str]]:
@@ -217,21 +193,6 @@ def leftovers(daemon: Daemon) -> dict[str, list[str]]:
         "places": places,
     }
     return {k: v for k, v in found.items() if v}
-
-
-@pytest.fixture(scope="session")
-def guests() -> Guests:
-    """The daemon's own, with the guest of this agent: fetched and made once for all that boot one."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    if shutil.which("qemu-system-x86_64") is None:
-        pytest.skip("needs QEMU (scripts/up installs it)")
-    if not default_agent().exists():
-        pytest.skip("needs the agent (scripts/up builds it)")
-    DATA_DIR.mkdir(parents=True, exist_ok=True)
-    guests = Guests(DATA_DIR, default_agent())
-    asyncio.run(guests.ensure(lambda *_: None))
-    return guests
 
 
 @pytest.fixture(params=["runc", "gvisor"], scope="session")

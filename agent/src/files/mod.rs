@@ -6,6 +6,7 @@ pub mod directory;
 pub mod info;
 pub mod read;
 pub mod remove;
+pub mod survey;
 pub mod write;
 
 use std::ffi::OsStr;

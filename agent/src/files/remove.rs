@@ -36,6 +36,13 @@ pub fn remove(request: &RemoveRequest) -> Result<()> {
     unlinkat(CWD, &path, AtFlags::REMOVEDIR).at(show(&path))
 }
 
+/// A directory and everything below it.
+pub fn tree(at: BorrowedFd<'_>, name: &Path) -> rustix::io::Result<()> {
+    let directory = beneath::open_directory(at, name)?;
+    empty(directory.as_fd())?;
+    unlinkat(at, name, AtFlags::REMOVEDIR)
+}
+
 /// Removes everything below `root`, with a stack of open directories instead of recursion.
 fn empty(root: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let top = beneath::open_directory(root, Path::new(""))?;

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount, mount_move, mount_remount};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
 
 use super::parameters::Parameters;
+use crate::inside;
 
 const NEW_ROOT: &str = "/root-disk";
 /// A disk is there as soon as its driver is; this is for a host that hardly runs.
@@ -114,6 +115,8 @@ fn rest() -> io::Result<()> {
     )?;
     make("tmpfs", "/dev/shm", "tmpfs", shared, "mode=1777")?;
     make("tmpfs", "/run", "tmpfs", shared, "mode=0755")?;
+    // No machine fails without it.
+    let _ = helper();
     // Not on every kernel, and no machine fails without it.
     let _ = make("mqueue", "/dev/mqueue", "mqueue", PLAIN, "");
     for (link, target) in [
@@ -127,6 +130,14 @@ fn rest() -> io::Result<()> {
     make("cgroup2", CGROUPS, "cgroup2", PLAIN, "nsdelegate")?;
     give_controllers();
     Ok(())
+}
+
+/// This program, which is on the RAM disk alone, where the machine's programs find it by its other name.
+fn helper() -> io::Result<()> {
+    fs::create_dir_all(inside::PLACE)?;
+    let path = format!("{}/roost", inside::PLACE);
+    fs::File::create(&path)?;
+    Ok(mount_bind("/proc/self/exe", path)?)
 }
 
 /// Container runtimes inside find every controller that the kernel has.

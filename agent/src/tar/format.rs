@@ -28,7 +28,11 @@ pub struct Header {
     pub gid: u32,
     pub size: u64,
     pub mtime: i64,
+    /// Extended attributes: name, value.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
+
+const XATTR: &[u8] = b"SCHILY.xattr.";
 
 pub fn padding(size: u64) -> usize {
     ((BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64) as usize
@@ -39,7 +43,7 @@ pub fn encode(header: &Header) -> Vec<u8> {
     let mut records = Vec::new();
     let mut note = |key: &str, value: &[u8], fits: bool| {
         if !fits {
-            records.extend_from_slice(&record(key, value));
+            records.extend_from_slice(&record(key.as_bytes(), value));
         }
     };
     note("path", &header.path, header.path.len() <= 100);
@@ -61,6 +65,10 @@ pub fn encode(header: &Header) -> Vec<u8> {
     );
     let mtime_fits = (0..1 << 33).contains(&header.mtime);
     note("mtime", header.mtime.to_string().as_bytes(), mtime_fits);
+    for (name, value) in &header.xattrs {
+        let key = [XATTR, name].concat();
+        records.extend_from_slice(&record(&key, value));
+    }
     let mut out = Vec::with_capacity(3 * BLOCK);
     if !records.is_empty() {
         let pax = Header {
@@ -68,6 +76,7 @@ pub fn encode(header: &Header) -> Vec<u8> {
             link: Vec::new(),
             size: records.len() as u64,
             mode: 0o644,
+            xattrs: Vec::new(),
             ..header.clone()
         };
         out.extend_from_slice(&block(&pax, b'x'));
@@ -86,21 +95,13 @@ pub fn encode(header: &Header) -> Vec<u8> {
 }
 
 /// `LENGTH key=value\n`, the length counting its own digits.
-fn record(key: &str, value: &[u8]) -> Vec<u8> {
+fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + 1;
     while length != rest + length.to_string().len() {
         length = rest + length.to_string().len();
     }
-    [
-        length.to_string().as_bytes(),
-        b" ",
-        key.as_bytes(),
-        b"=",
-        value,
-        b"\n",
-    ]
-    .concat()
+    [length.to_string().as_bytes(), b" ", key, b"=", value, b"\n"].concat()
 }
 
 fn block(header: &Header, flag: u8) -> [u8; BLOCK] {
@@ -258,6 +259,7 @@ fn decode(block: &[u8; BLOCK]) -> Result<(Header, u8)> {
         gid: id(&block[116..124])?,
         size: number(&block[124..136])?,
         mtime: i64::try_from(number(&block[136..148]).unwrap_or(0)).unwrap_or(0),
+        xattrs: Vec::new(),
     };
     Ok((header, flag))
 }
@@ -331,6 +333,13 @@ fn apply(header: &mut Header, key: &[u8], value: &[u8]) -> Result<()> {
             let whole = text()?.split('.').next().unwrap_or_default();
             header.mtime = whole.parse().map_err(|_| bad())?;
         }
+        _ if key.starts_with(XATTR) => {
+            let name = &key[XATTR.len()..];
+            if name.is_empty() || name.len() > 255 || name.contains(&0) {
+                return Err(bad());
+            }
+            header.xattrs.push((name.to_vec(), value.to_vec()));
+        }
         _ if key.starts_with(b"GNU.sparse.") => {
             return Err(fail(Code::Unsupported, "sparse archives are not supported"));
         }
@@ -353,6 +362,7 @@ mod tests {
             gid: 2,
             size: 3,
             mtime: 4,
+            xattrs: Vec::new(),
         }
     }
 
@@ -380,7 +390,14 @@ mod tests {
             size: 0,
             ..header(b"\xff\n=")
         };
-        cases.extend([big, link]);
+        let dressed = Header {
+            xattrs: vec![
+                (b"security.capability".to_vec(), b"\x01\0\n=\xff".to_vec()),
+                (b"user.empty".to_vec(), Vec::new()),
+            ],
+            ..header(b"dressed")
+        };
+        cases.extend([big, link, dressed]);
         for case in cases {
             let encoded = encode(&case);
             assert_eq!(encoded.len() % BLOCK, 0);

@@ -7,7 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, Stat, fstat, open, openat, readlinkat, statat};
+use rustix::buffer::spare_capacity;
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, open, openat,
+    readlinkat, statat,
+};
 use rustix::io::Errno;
 use tokio::sync::mpsc::Sender;
 
@@ -15,15 +19,28 @@ use crate::errors::{Context, Result};
 use crate::files::{beneath, info, read::open_regular, show};
 use crate::pb::{Data, FileKind, TarOutRequest};
 use crate::tar::format::{BLOCK, Header, Kind, encode, padding};
+use crate::tar::layer::elsewhere;
+
+/// What every machine is given of its own before it starts, and no image brings.
+const OWN: [&str; 5] = [
+    "etc/hostname",
+    "etc/hosts",
+    "etc/machine-id",
+    "etc/resolv.conf",
+    "tmp/.roost-keep",
+];
 
 const CHUNK: usize = 256 << 10;
 /// Past it a hard link is packed as a file of its own.
 const MAX_LINKS: usize = 100_000;
+/// Of all extended attributes of a file, names and values: what the kernel itself takes.
+const MAX_ATTRIBUTES: usize = 64 << 10;
 
 struct Pack<'a> {
     sender: &'a Sender<Result<Data>>,
     pending: Vec<u8>,
     links: HashMap<(u64, u64), Vec<u8>>,
+    layer: bool,
     gone: bool,
 }
 
@@ -34,6 +51,7 @@ pub fn pack(request: &TarOutRequest, sender: &Sender<Result<Data>>) -> Result<()
         sender,
         pending: Vec::new(),
         links: HashMap::new(),
+        layer: request.layer,
         gone: false,
     };
     if info::kind(&stat) == FileKind::Directory {
@@ -61,7 +79,29 @@ fn header(path: Vec<u8>, stat: &Stat, kind: Kind) -> Header {
         gid: stat.st_gid,
         size: 0,
         mtime: stat.st_mtime,
+        xattrs: Vec::new(),
     }
+}
+
+/// Those that a layer may bring; a file without any, or on a disk that has none, has none.
+fn attributes(file: &File) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut names = Vec::with_capacity(MAX_ATTRIBUTES);
+    if flistxattr(file, spare_capacity(&mut names)).is_err() {
+        return Vec::new();
+    }
+    names
+        .split(|&byte| byte == 0)
+        .filter(|name| *name == b"security.capability" || name.starts_with(b"user."))
+        .filter_map(|name| {
+            let mut value = Vec::with_capacity(MAX_ATTRIBUTES);
+            fgetxattr(file, name, spare_capacity(&mut value)).ok()?;
+            Some((name.to_vec(), value))
+        })
+        .collect()
+}
+
+fn is_fifo(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Fifo
 }
 
 impl Pack<'_> {
@@ -111,12 +151,19 @@ impl Pack<'_> {
             Err(Errno::NOENT) => return Ok(false),
             other => other.at(full())?,
         };
+        if self.layer && OWN.iter().any(|own| path == Path::new(own)) {
+            return Ok(false);
+        }
         let mut bytes = path.as_os_str().as_bytes().to_vec();
         match info::kind(&stat) {
             FileKind::Directory => {
+                let left_out = self.layer && elsewhere(path);
+                if left_out && path.as_os_str().as_bytes().starts_with(b".") {
+                    return Ok(false);
+                }
                 bytes.push(b'/');
                 self.put(&encode(&header(bytes, &stat, Kind::Directory)));
-                return Ok(true);
+                return Ok(!left_out);
             }
             FileKind::Symlink => {
                 let link = readlinkat(at, name, Vec::new()).at(full())?.into_bytes();
@@ -147,7 +194,14 @@ impl Pack<'_> {
                 if now.st_nlink > 1 && self.links.len() < MAX_LINKS {
                     self.links.insert((now.st_dev, now.st_ino), bytes.clone());
                 }
-                self.file(file, header(bytes, &now, Kind::File), &shown.join(path))?;
+                let mut head = header(bytes, &now, Kind::File);
+                if self.layer {
+                    head.xattrs = attributes(&file);
+                }
+                self.file(file, head, &shown.join(path))?;
+            }
+            FileKind::Other if self.layer && is_fifo(&stat) => {
+                self.put(&encode(&header(bytes, &stat, Kind::Other(b'6'))));
             }
             // Sockets, FIFOs and devices mean nothing in another machine.
             _ => {}

@@ -13,14 +13,16 @@ use std::path::{Path, PathBuf};
 use bytes::{Buf, Bytes};
 use rustix::fs::{
     AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chownat, fchmod, fchown,
-    futimens, linkat, mkdirat, open, openat, statat, symlinkat, unlinkat, utimensat,
+    futimens, linkat, mkdirat, open, openat, statat, symlinkat, syncfs, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
 use crate::errors::{Code, Context, Result, fail};
 use crate::files::{beneath, directory, info, show};
 use crate::pb::{FileKind, TarInHeader, TarInReply};
-use crate::tar::format::{Header, Kind, Reader, broken, padding};
+use crate::tar::decode::{Bounds, Decoder};
+use crate::tar::format::{BLOCK, Header, Kind, Reader, broken, padding};
+use crate::tar::layer::Layer;
 use crate::upload::{Part, Parts, broke_off};
 use crate::users::Users;
 
@@ -61,16 +63,17 @@ impl Read for Source {
     }
 }
 
-struct Unpack {
-    root: OwnedFd,
-    shown: PathBuf,
+pub struct Unpack {
+    pub root: OwnedFd,
+    pub shown: PathBuf,
     owner: (Option<u32>, Option<u32>),
-    modes: u32,
+    pub modes: u32,
     may_chown: bool,
+    layer: Option<Layer>,
     /// The directory of the last entry, since entries come directory by directory.
     last: Option<(PathBuf, OwnedFd)>,
     /// Set at the end: a directory may forbid writing, and writing into it changes its time.
-    directories: Vec<(PathBuf, Header)>,
+    pub directories: Vec<(PathBuf, Header)>,
 }
 
 pub fn unpack(header: &TarInHeader, source: impl Read, users: &Users) -> Result<TarInReply> {
@@ -84,6 +87,7 @@ pub fn unpack(header: &TarInHeader, source: impl Read, users: &Users) -> Result<
         owner,
         modes: if header.keep_special { 0o7777 } else { 0o1777 },
         may_chown: rustix::process::geteuid().is_root(),
+        layer: header.layer.then(Layer::default),
         last: None,
         directories: Vec::new(),
     };
@@ -92,7 +96,14 @@ pub fn unpack(header: &TarInHeader, source: impl Read, users: &Users) -> Result<
         most(header.max_entries, DEFAULT_ENTRIES),
         most(header.max_bytes, DEFAULT_BYTES),
     );
-    let mut reader = Reader { source };
+    // Beside what is in them, entries have their headers and names.
+    let bounds = Bounds {
+        bytes: max_bytes.saturating_add(max_entries.saturating_mul(16 * BLOCK as u64)),
+        ratio: header.max_ratio.into(),
+    };
+    let mut reader = Reader {
+        source: Decoder::new(source, header.compression(), bounds),
+    };
     let mut done = TarInReply::default();
     while let Some(entry) = reader.next_entry()? {
         done.entries += 1;
@@ -109,16 +120,24 @@ pub fn unpack(header: &TarInHeader, source: impl Read, users: &Users) -> Result<
                 format!("the archive holds more than {max_bytes} bytes"),
             ));
         }
-        unpack.entry(entry, &mut reader)?;
+        match unpack.layer {
+            Some(_) => unpack.layer_entry(entry, &mut reader)?,
+            None => unpack.entry(entry, &mut reader)?,
+        }
     }
     unpack.finish()?;
     // What follows the end is padding; taken so that the sender is not cut off.
     io::copy(&mut reader.source, &mut io::sink()).at("archive")?;
+    if let Some(layer) = &unpack.layer {
+        done.left_out = layer.left_out;
+        done.attributes_left_out = layer.attributes_left_out;
+        syncfs(&unpack.root).at(show(&unpack.shown))?;
+    }
     Ok(done)
 }
 
 /// The components of a name. None is "..", none leads to the root; INVALID_PATH otherwise.
-fn components(name: &[u8]) -> Result<PathBuf> {
+pub fn components(name: &[u8]) -> Result<PathBuf> {
     let refuse = |why: &str| {
         let name = String::from_utf8_lossy(name);
         Err(fail(
@@ -152,6 +171,11 @@ fn components(name: &[u8]) -> Result<PathBuf> {
 }
 
 impl Unpack {
+    /// Of an archive that is one.
+    pub fn layer(&mut self) -> &mut Layer {
+        self.layer.get_or_insert_default()
+    }
+
     fn entry<R: Read>(&mut self, entry: Header, reader: &mut Reader<R>) -> Result<()> {
         let path = components(&entry.path)?;
         let Some(name) = path.file_name().map(PathBuf::from) else {
@@ -233,7 +257,7 @@ impl Unpack {
         Ok(directory)
     }
 
-    fn make_directory(&self, at: BorrowedFd<'_>, name: &Path) -> rustix::io::Result<()> {
+    pub fn make_directory(&self, at: BorrowedFd<'_>, name: &Path) -> rustix::io::Result<()> {
         match mkdirat(at, name, Mode::from(0o755)) {
             Err(Errno::EXIST) => {
                 let stat = statat(at, name, AtFlags::SYMLINK_NOFOLLOW)?;
@@ -261,8 +285,8 @@ impl Unpack {
         (uid.map(Uid::from_raw), gid.map(Gid::from_raw))
     }
 
-    fn file<R: Read>(
-        &self,
+    pub fn file<R: Read>(
+        &mut self,
         at: BorrowedFd<'_>,
         name: &Path,
         entry: &Header,
@@ -278,6 +302,10 @@ impl Unpack {
                 fchown(&file, uid, gid).at(shown)?;
             }
             fchmod(&file, Mode::from(entry.mode & self.modes)).at(shown)?;
+            // After its owner: a new one takes capabilities away.
+            if let Some(layer) = &mut self.layer {
+                layer.dress(&file, entry);
+            }
             futimens(&file, &times(entry.mtime)).at(shown)
         });
         if filled.is_err() {
@@ -286,7 +314,7 @@ impl Unpack {
         filled
     }
 
-    fn dress_link(
+    pub fn dress_link(
         &self,
         at: BorrowedFd<'_>,
         name: &Path,
@@ -313,6 +341,9 @@ impl Unpack {
                 fchown(&directory, uid, gid).at(&shown)?;
             }
             fchmod(&directory, Mode::from(entry.mode & self.modes)).at(&shown)?;
+            if let Some(layer) = &mut self.layer {
+                layer.dress(&directory, &entry);
+            }
             futimens(&directory, &times(entry.mtime)).at(&shown)?;
         }
         Ok(())

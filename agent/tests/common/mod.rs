@@ -71,6 +71,8 @@ impl Agent {
         let socket = scratch.join("agent.sock");
         let process = Command::new(env!("CARGO_BIN_EXE_roost-agent"))
             .args(["--listen", &format!("unix:{}", socket.display())])
+            .arg("--inside")
+            .arg(scratch.join("inside.sock"))
             .env("ROOST_AGENT_TOKEN", TOKEN)
             .stdin(Stdio::null())
             .spawn()

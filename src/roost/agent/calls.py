@@ -34,8 +34,7 @@ class Calls:
             raise gone() from failure
         except asyncio.CancelledError:
             # grpcio cancels the calls of a channel that is closed: only a cancelled task is a cancellation.
-            task = asyncio.current_task()
-            if self.closed and task is not None and not task.cancelling():
+            if self.closed and not _cancelled():
                 raise gone() from None
             raise
 
@@ -51,6 +50,13 @@ class Calls:
                 yield message
         finally:
             call.cancel()
+
+
+def _cancelled() -> bool:
+    """Whether the task is. By itself: a task named in a frame that its cancellation goes through would be held by
+    that, and hold the call, until the garbage collector comes; a capture waits to see the call gone."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 async def push(call: Any, message: bytes) -> bool:

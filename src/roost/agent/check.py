@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from roost.agent.failures import lied
 from roost.agent.v1 import agent_pb2 as pb
 
 MAX_COUNT = 1 << 62
 MAX_FRAME = 1 << 20
 MAX_PATH = 64 * 1024
+MAX_ASKED = 16 * 1024
 _MAX_TIME_MS = 253_402_300_799_999  # the end of year 9999
 _MAX_TIME_NS = _MAX_TIME_MS * 1_000_000
 
@@ -20,6 +23,19 @@ def execution(said: pb.Execution, execution_id: str) -> pb.Execution:
     for at in (said.started_at_unix_ms, said.ended_at_unix_ms):
         if not 0 <= at <= _MAX_TIME_MS:
             raise lied("executions", "a time is impossible")
+    return said
+
+
+_METHOD = re.compile(r"[A-Z]{1,16}", re.ASCII)
+_PATH = re.compile(r"/[!-~]{0,1023}", re.ASCII)
+
+
+def asked(said: pb.InsideRequest) -> pb.InsideRequest:
+    """Of a machine's program; no honest agent passes on what is beyond the contract's bounds."""
+    if not _METHOD.fullmatch(said.method) or not _PATH.fullmatch(said.path):
+        raise lied("Inside", "a request that cannot be")
+    if len(said.body) > MAX_ASKED:
+        raise lied("Inside", "a request that is too large")
     return said
 
 

@@ -16,7 +16,7 @@ from roost.agent import check
 from roost.agent.calls import Calls, data_field, gone, push
 from roost.agent.channel import listening, open_channel
 from roost.agent.failures import lied
-from roost.agent.streams import DialStream, TerminalStream
+from roost.agent.streams import DialStream, InsideStream, TerminalStream
 from roost.agent.v1 import agent_pb2 as pb
 from roost.agent.v1 import agent_pb2_grpc
 from roost.errors import MachineError, RoostError
@@ -43,7 +43,7 @@ class AgentClient:
         self.target = target
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._calls = Calls()
-        self._terminals: weakref.WeakSet[TerminalStream] = weakref.WeakSet()
+        self._leaving: weakref.WeakSet[TerminalStream | InsideStream] = weakref.WeakSet()
         self.hello: pb.HelloReply | None = None
         self._foreign: int | None = None  # the contract of an agent that is of another
         self._connect()
@@ -66,9 +66,9 @@ class AgentClient:
 
     async def close(self) -> None:
         """Ends every call under way (AGENT_LOST for its callers); those who watch terminals hear what was shown
-        up to then, if they listen."""
+        up to then, if they listen, and the machine's programs that nobody answers them now."""
         self._calls.closed = True
-        if leaving := [asyncio.ensure_future(each.leave()) for each in self._terminals]:
+        if leaving := [asyncio.ensure_future(each.leave()) for each in self._leaving]:
             _, late = await asyncio.wait(leaving, timeout=LEAVE_S)
             for each in late:
                 each.cancel()
@@ -205,7 +205,7 @@ class AgentClient:
     ) -> TerminalStream:
         call = self._stub.AttachTerminal(metadata=self._metadata)
         stream = TerminalStream(self._calls, call, terminal_id, scrollback, resume)
-        self._terminals.add(stream)
+        self._leaving.add(stream)
         return stream
 
     async def resize_terminal(self, terminal_id: str, cols: int, rows: int) -> pb.Terminal:
@@ -346,8 +346,9 @@ class AgentClient:
         call = self._stub.SetAttributes(request, timeout=LONG_S, metadata=self._metadata)
         return check.info(await self._calls.one("SetAttributes", call))
 
-    async def tar_out(self, path: bytes) -> AsyncGenerator[bytes, None]:
-        call = self._stub.TarOut(pb.TarOutRequest(path=path), metadata=self._metadata)
+    async def tar_out(self, path: bytes, layer: bool = False) -> AsyncGenerator[bytes, None]:
+        request = pb.TarOutRequest(path=path, layer=layer)
+        call = self._stub.TarOut(request, metadata=self._metadata)
         messages = self._calls.many("TarOut", call)
         async with contextlib.aclosing(messages):
             async for message in messages:
@@ -361,11 +362,32 @@ class AgentClient:
             async for event in events:
                 yield event
 
+    async def survey(self, request: pb.SurveyRequest) -> AsyncGenerator[pb.SurveyReply, None]:
+        """A tree's entries, in order; nothing of them has been checked. UNSUPPORTED: the agent is older than this."""
+        replies = self._calls.many("Survey", self._stub.Survey(request, metadata=self._metadata))
+        async with contextlib.aclosing(replies):
+            async for reply in replies:
+                yield reply
+
+    async def digest(self, request: pb.DigestRequest) -> Sequence[bytes]:
+        """SHA-256 of each, in order; empty where there is none to be had."""
+        call = self._stub.Digest(request, timeout=LONG_S, metadata=self._metadata)
+        found = (await self._calls.one("Digest", call)).sha256
+        if len(found) != len(request.paths):
+            raise lied("Digest", "it answered for other files than asked for")
+        return found
+
     # --- network and machine --------------------------------------------------------------------
 
     def dial(self, port: int, host: str = "") -> DialStream:
         """A byte stream to the machine's loopback port; PORT_CLOSED comes with the first read."""
         return DialStream(self._calls, self._stub.Dial(metadata=self._metadata), port, host)
+
+    def inside(self) -> InsideStream:
+        """What the machine's programs ask from now on; a stream before this one ends."""
+        stream = InsideStream(self._calls, self._stub.Inside(metadata=self._metadata))
+        self._leaving.add(stream)
+        return stream
 
     async def stats(self, timeout_s: float = 5.0) -> pb.StatsReply:
         call = self._stub.Stats(_EMPTY, timeout=timeout_s, metadata=self._metadata)

@@ -1,4 +1,4 @@
-"""Streams that go both ways: a terminal's viewer and a connection into the machine."""
+"""Streams that go both ways: a terminal's viewer, a connection into the machine, and what its programs ask."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from roost.agent.calls import Calls, cut, push
 from roost.agent.v1 import agent_pb2 as pb
 
 PIECE = 256 * 1024
+SILENT_S = 1.0  # an agent of contract 1.2 says nothing before the port does
 
 
 class TerminalStream:
@@ -94,28 +95,104 @@ class DialStream:
         self._calls = calls
         self._call = call
         self._first = pb.DialFrame(port=port, host=host)
+        self._ahead: asyncio.Task[Any] | None = None
 
     async def open(self) -> None:
-        await _write(self._call, self._first)
+        await self._send(self._first)
+
+    async def connected(self) -> None:
+        """Returns once the port has answered: the agent says so with an empty frame. Raises RoostError: PORT_CLOSED when
+        nothing listens there."""
+        await self._calls.one("Dial", self._call.initial_metadata())
+        self._ahead = asyncio.ensure_future(self._calls.next("Dial", self._call))
+        await asyncio.wait({self._ahead}, timeout=SILENT_S)
+        # In no variable of this frame: a failure would hold the call by it.
+        if self._ahead is not None and self._ahead.done():
+            self._ahead.result()
 
     async def write(self, data: bytes) -> None:
         for part in cut(data, PIECE):
-            await _write(self._call, pb.DialFrame(data=part))
+            await self._send(pb.DialFrame(data=part))
 
     async def write_eof(self) -> None:
-        await _write(self._call, pb.DialFrame(eof=True))
+        await self._send(pb.DialFrame(eof=True))
 
     async def read(self) -> bytes:
         """Empty at the end. Raises RoostError: PORT_CLOSED when nothing listens there."""
-        while (frame := await self._calls.next("Dial", self._call)) is not None:
+        while (frame := await self._next()) is not None:
             if frame.data:
                 return bytes(frame.data)
             if frame.eof:
                 break
         return b""
 
+    async def _next(self) -> Any:
+        if self._call is None:
+            return None
+        ahead, self._ahead = self._ahead, None
+        return await (ahead if ahead is not None else self._calls.next("Dial", self._call))
+
+    async def _send(self, message: pb.DialFrame) -> None:
+        if self._call is not None:
+            await _write(self._call, message)
+
     def close(self) -> None:
-        self._call.cancel()
+        """At once, both ways. Idempotent."""
+        if self._ahead is not None:
+            self._ahead.cancel()
+            self._ahead = None
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None  # a call holds its connection
+
+
+class InsideStream:
+    """What the machine's programs ask their daemon. One task reads; any number answer."""
+
+    def __init__(self, calls: Calls, call: Any) -> None:
+        self._calls = calls
+        self._call = call
+        self._writing = asyncio.Lock()
+        self._ended = asyncio.Event()
+        self.left = False  # nothing is answered any more
+
+    async def read(self) -> pb.InsideRequest | None:
+        """None at the end. Raises RoostError: UNSUPPORTED (an agent of before contract 1.4), AGENT_LOST,
+        MACHINE_FAILED."""
+        try:
+            asked = await self._calls.next("Inside", self._call) if self._call is not None else None
+            if asked is not None:
+                return check.asked(asked)
+        except BaseException:
+            self._ended.set()
+            raise
+        self._ended.set()
+        return None
+
+    async def answer(self, request_id: int, status: int, body: bytes) -> None:
+        """Nothing where it has ``left``."""
+        async with self._writing:
+            if not self.left and self._call is not None:
+                said = pb.InsideAnswer(id=request_id, status=status, body=body)
+                await _write(self._call, said)
+
+    async def leave(self) -> None:
+        """What was answered has been taken, and what still waits was told that no answer comes, on return. As long as
+        that takes."""
+        self.left = True
+        async with self._writing:
+            if self._call is not None:
+                with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+                    await self._call.done_writing()
+        await self._ended.wait()
+
+    def close(self) -> None:
+        """At once. Idempotent."""
+        self.left = True
+        self._ended.set()
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None  # a call holds its connection
 
 
 async def _write(call: Any, message: Any) -> None:

@@ -16,24 +16,44 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("machines", "Everything about one machine."),
     "exec": ("exec", "Run a command in a machine."),
     "shell": ("shell", "Open a terminal in a machine."),
+    "ssh": ("ssh", "SSH into a machine with OpenSSH's client; --config for other programs."),
+    "port-forward": ("port_forward", "Ports of a machine as ports here, raw TCP."),
     "cp": ("cp", "Copy files and directories to, from and between machines."),
     "fork": ("snapshots", "Machines that go on from another's instant."),
-    "snapshot": ("snapshots", "Snapshots of machines: create, ls, show, rm."),
+    "snapshot": ("snapshots", "Snapshots of machines: create, ls, show, rm, export, import."),
+    "explore": ("explore", "Best of N: fork, run, score, keep the best in its parent's place."),
+    "promote": ("explore", "Put a fork in its parent's place: key, name, ports."),
+    "diff": ("diff", "What differs between the files of two machines."),
+    "tree": ("tree", "Which machines and snapshots came of which."),
     "rollback": ("snapshots", "Take a machine back to a snapshot of its own."),
+    "secret": ("secret", "What a machine's requests carry and it never sees: set, ls, rm."),
+    "egress": ("egress", "What a machine may reach, what it tried, and changing it."),
+    "inside": ("inside", "What a machine may ask of its daemon itself, and changing it."),
+    "port": ("port", "Ports shown outside: add, ls, rm."),
+    "open": ("port", "Open a port of a machine in the browser."),
+    "screenshot": ("screenshot", "Save a picture of a machine's screen or of its browser's page."),
+    "browser": ("browser", "The browser of a machine: goto, text, pages, eval, click, fill, cdp."),
+    "computer": ("computer", "Mouse, keyboard, windows and clipboard of a machine with a screen."),
+    "run-code": ("run_code", "Run code in a machine's Jupyter kernel, which keeps its names."),
     "logs": ("logs", "A machine's life, or the daemon's log."),
     "ps": ("machines", "Commands that run in a machine."),
     "usage": ("usage", "What was used and what it costs; or what one machine uses now."),
     "sleep": ("machines", "Take a machine off the host; what needs it wakes it."),
     "wake": ("machines", "Start a sleeping machine."),
     "rm": ("machines", "Destroy machines and their disks."),
-    "template": ("template", "Templates machines start from: ls, show, build."),
+    "template": (
+        "template",
+        "Templates machines start from: ls, show, build, tag, rm, gc, export, import.",
+    ),
     "key": ("key", "API keys: show, ls, create, rm (or revoke)."),
+    "ssh-key": ("ssh_key", "Public keys that may come in over SSH: add, list, rm."),
     "tenant": ("tenant", "Tenants and their quotas: create, ls, show, set, rm."),
     "audit": ("audit", "Who changed what, when, from where."),
+    "mcp": ("mcp", "Machines as tools for agents' hosts (MCP), over stdio or --http."),
     "completion": ("about", "Print the completion script of a shell."),
     "version": ("about", "Versions of this command and of the daemon."),
 }
-GROUPS = {"template", "key", "tenant"}
+GROUPS = {"template", "key", "ssh-key", "tenant", "secret", "browser", "computer"}
 
 
 def overview() -> str:
@@ -44,7 +64,7 @@ def overview() -> str:
         "--help": "Of a command: roost COMMAND --help.",
     }
     lines = ["Usage: roost [OPTIONS] COMMAND [ARGS]...", "", f"  {HELP}", "", "Commands:"]
-    lines += [f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
+    lines += [f"  {name:<14}{text}" for name, (_, text) in COMMANDS.items()]
     lines += ["", "Options:"]
     lines += [f"  {name:<22}{text}" for name, text in options.items()]
     return "\n".join([*lines, "", f"  {EPILOG}", ""])

@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from roost.cli._out import note
+from roost.client import _tls as tls
 from roost.client._config import DEFAULT_DATA_DIR, data_dir, default_url, is_loopback
 from roost.errors import RoostError, error
 
@@ -47,9 +48,17 @@ def local_url() -> str:
 def healthy(url: str, timeout: float = 2.0) -> bool:
     """True if a Roost daemon answers there."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(
-        parts.hostname or "127.0.0.1", parts.port or 80, timeout=timeout
-    )
+    host = parts.hostname or "127.0.0.1"
+    connection: http.client.HTTPConnection
+    try:
+        if trusted := tls.context(url):
+            connection = http.client.HTTPSConnection(
+                host, parts.port or 443, timeout=timeout, context=trusted
+            )
+        else:
+            connection = http.client.HTTPConnection(host, parts.port or 80, timeout=timeout)
+    except RoostError:
+        return False
     try:
         connection.request("GET", "/healthz")
         answer = connection.getresponse()

@@ -29,7 +29,7 @@ TIMED_OUT = 124
 _ENDED = ("INVALID_STATE", "EXECUTION_NOT_FOUND", "AGENT_LOST", "MACHINE_NOT_FOUND")
 
 
-class _Exec(TyperCommand):
+class Inward(TyperCommand):
     """Options are ours up to the command's first word, before or after the machine; what follows is the
     command's, as it stands."""
 
@@ -51,7 +51,7 @@ class _Exec(TyperCommand):
         return list(parser.parse_args(list(args))[1])
 
 
-@app.command("exec", cls=_Exec)
+@app.command("exec", cls=Inward)
 def exec_(
     machine: MachineArg,
     command: Annotated[
@@ -185,6 +185,22 @@ def _show(stream: ExecStream, raw: bool) -> None:
             note(f"[{chunk.dropped} bytes of {chunk.stream} were dropped]")
         sinks[chunk.stream](chunk.data)
     for sink in sinks.values():
+        sink(None)
+
+
+def show_said(execution: Execution, follow: bool, json: bool) -> None:
+    """What an execution wrote so far, and with ``follow`` as it comes."""
+    if follow and not json:
+        _show(execution.stream(), raw=False)
+        return
+    result = execution.output()
+    if json:
+        data = execution.to_json() | {"stdout": result.stdout, "stderr": result.stderr}
+        print_json(data | {"truncated": result.truncated})
+        return
+    for file, text in ((sys.stdout, result.stdout), (sys.stderr, result.stderr)):
+        sink = _sink(file, raw=False)
+        sink(text.encode())
         sink(None)
 
 

@@ -11,6 +11,7 @@ import typer
 from roost.cli._connect import complete_machine, find
 from roost.cli._inert import plain
 from roost.cli._out import Json, print_json, table, usage_error
+from roost.cli.exec import show_said
 from roost.client._config import data_dir
 from roost.errors import error
 
@@ -22,18 +23,29 @@ def logs(
     machine: Annotated[
         str | None, typer.Argument(metavar="[MACHINE]", autocompletion=complete_machine)
     ] = None,
+    execution: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[EXECUTION]",
+            help="What this one said: its id, or start for what the template starts.",
+            autocompletion=lambda: ["start"],
+        ),
+    ] = None,
     daemon: Annotated[bool, typer.Option("--daemon", help="The daemon's own log.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="The last so many.")] = 100,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on as lines come (--daemon).")
+        bool, typer.Option("--follow", "-f", help="Go on as it comes (EXECUTION, --daemon).")
     ] = False,
     json: Json = False,
 ) -> None:
-    """A machine's life (transitions, failures), or with --daemon the daemon's log."""
+    """A machine's life (transitions, failures), what one of its executions said, or the daemon's log."""
     if (machine is None) != daemon:
         raise usage_error("name a machine, or --daemon.")
     if daemon:
         _daemon(data_dir() / "logs" / "daemon.log", lines, follow, json)
+        return
+    if execution is not None:
+        show_said(find(machine or "").executions.get(execution), follow, json)
         return
     items = find(machine or "").logs()[-lines:] if lines else []
     if json:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from roost.cli._connect import MachineArg, MachineArgs, complete_machine, find, pairs
+from roost.cli._egress import Allow, Mode, Observe, asked
+from roost.cli._inside import AllowInside, allowed
 from roost.cli._out import Json, age, fields, note, print_json, say, table, usage_error
 
 if TYPE_CHECKING:
@@ -60,6 +62,10 @@ def create(
     autosleep: Autosleep = None,
     hibernate_after: HibernateAfter = None,
     ttl: Ttl = None,
+    egress: Mode = None,
+    allow: Allow = [],  # noqa: B006
+    observe: Observe = False,
+    allow_inside: AllowInside = [],  # noqa: B006
     wait: Wait = True,
     json: Json = False,
 ) -> None:
@@ -69,6 +75,8 @@ def create(
     settings = _settings(
         name, vcpu, memory, storage, isolation, driver, env, label, autosleep, hibernate_after, ttl
     )
+    settings["egress"] = asked(egress, allow, observe)
+    settings["allow_inside"] = allowed(allow_inside)
     _made(Machine.create(template, key=key, snapshot=snapshot, wait=wait, **settings), json)
 
 
@@ -87,6 +95,10 @@ def ensure(
     autosleep: Autosleep = None,
     hibernate_after: HibernateAfter = None,
     ttl: Ttl = None,
+    egress: Mode = None,
+    allow: Allow = [],  # noqa: B006
+    observe: Observe = False,
+    allow_inside: AllowInside = [],  # noqa: B006
     json: Json = False,
 ) -> None:
     """The machine of KEY: made if there is none, woken if it slept; prints its id.
@@ -98,6 +110,8 @@ def ensure(
     settings = _settings(
         name, vcpu, memory, storage, isolation, driver, env, label, autosleep, hibernate_after, ttl
     )
+    settings["egress"] = asked(egress, allow, observe)
+    settings["allow_inside"] = allowed(allow_inside)
     _made(Machine.ensure(key, template=template, **settings), json)
 
 
@@ -222,6 +236,8 @@ def show(machine: MachineArg, json: Json = False) -> None:
             ("phase", f"{_phase(m)}: {status['reason']}" if status.get("reason") else _phase(m)),
             *([("error", status["last_error"])] if status.get("last_error") else []),
             ("template", m.template),
+            *([("parent", m.parent)] if m.parent else []),
+            *([("replaces", m.replaces)] if m.replaces else []),
             ("size", f"{m.vcpu:g} vCPU, {m.memory_mib} MiB, {m.storage_gib} GiB disk"),
             ("isolation", f"{isolation.get('claim')} [{isolation.get('driver')}]"),
             ("boundary", isolation.get("boundary")),
@@ -230,12 +246,21 @@ def show(machine: MachineArg, json: Json = False) -> None:
                 "hibernates",
                 "never" if m.hibernate_after is None else f"after {m.hibernate_after} s frozen",
             ),
+            ("egress", _egress(data.get("egress"))),
+            ("inside", f"may {', '.join(m.inside['allow'])}" if m.inside["allow"] else None),
             ("expires", data.get("expires_at")),
             ("labels", ", ".join(f"{k}={v}" for k, v in m.labels.items()) or None),
             ("env", ", ".join(sorted(m.env)) or None),
             ("created", f"{data.get('created_at')} ({age(data.get('created_at'))} ago)"),
         ]
     )
+
+
+def _egress(policy: dict[str, Any] | None) -> str | None:
+    if policy is None:
+        return None
+    listed = f" of {len(policy['allow'])}" if policy["mode"] == "allowlist" else ""
+    return f"{policy['mode']}{listed}{', observed' if policy['observe'] else ''}"
 
 
 @app.command()
@@ -250,9 +275,16 @@ def ps(
         print_json({"items": [e.to_json() for e in found]})
         return
     table(
-        ["ID", "STATUS", "EXIT", "AGE", "COMMAND"],
+        ["ID", "NAME", "STATUS", "EXIT", "AGE", "COMMAND"],
         [
-            (e.id, e.status, e.exit_code, age(e.to_json().get("created_at")), _command(e.command))
+            (
+                e.id,
+                e.name,
+                e.status,
+                e.exit_code,
+                age(e.to_json().get("created_at")),
+                _command(e.command),
+            )
             for e in found
         ],
         empty="Nothing runs." if not every else "Nothing was run.",

@@ -1,4 +1,4 @@
-"""Instants of machines: fork, rollback, and ``roost snapshot`` create, ls, show, rm."""
+"""Instants of machines: fork, rollback, and ``roost snapshot`` create, ls, show, rm, export, import."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import Annotated
 import typer
 
 from roost.cli._connect import MachineArg, find, pairs
-from roost.cli._out import Json, age, fields, print_json, say, size, table
+from roost.cli._egress import Allow, Mode, Observe, asked
+from roost.cli._inside import AllowInside, allowed
+from roost.cli._out import Json, age, fields, note, print_json, say, size, table
+from roost.cli._transfer import Output, Source, progress, to_stdout
 from roost.cli.machines import Labels, Name, Ttl, show_made
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 group = typer.Typer(
-    help="Snapshots of machines: create, ls, show, rm.",
+    help="Snapshots of machines: create, ls, show, rm, export, import.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -45,11 +48,24 @@ def fork(
     name: Name = None,
     label: Labels = [],  # noqa: B006
     ttl: Ttl = None,
+    secrets: Annotated[
+        bool, typer.Option("--secrets", help="MACHINE's secrets are theirs, too.")
+    ] = False,
+    egress: Mode = None,
+    allow: Allow = [],  # noqa: B006
+    observe: Observe = False,
+    allow_inside: AllowInside = [],  # noqa: B006
     json: Json = False,
 ) -> None:
     """Make machines that go on from MACHINE's instant; prints their ids. MACHINE runs on."""
     made = find(machine).fork(
-        count=count, name=name, labels=pairs(label, "--label") or None, ttl=ttl
+        count=count,
+        name=name,
+        labels=pairs(label, "--label") or None,
+        ttl=ttl,
+        inherit_secrets=secrets or None,
+        egress=asked(egress, allow, observe),
+        allow_inside=allowed(allow_inside),
     )
     show_made(made if isinstance(made, list) else [made], json)
 
@@ -139,3 +155,56 @@ def rm(
             say(found.id)
     if json:
         print_json({"items": done})
+
+
+@group.command("export")
+def export_(
+    snapshot: SnapshotArg,
+    output: Output,
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory", help="With its processes; only this installation can go on from them."
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Write SNAPSHOT to one file, compressed."""
+    from roost import Snapshot
+
+    found = Snapshot.get(snapshot)
+    with progress(f"export {found.name or found.id}") as heard:
+        if output == "-":
+            to_stdout(found.read(memory=memory), heard)
+            return
+        count = found.export(output, memory=memory, progress=heard)
+    if json:
+        print_json({"file": output, "bytes": count, "snapshot_id": found.id})
+    else:
+        note(f"{output}: {size(count)}")
+
+
+@group.command("import")
+def import_(
+    file: Source,
+    name: Annotated[str | None, typer.Option(help="A name of its own.")] = None,
+    trusted: Annotated[
+        bool,
+        typer.Option(
+            "--trusted",
+            help="An admin knows where FILE comes from: containers may use its disk, and its memory is gone on from.",
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Make a snapshot of a FILE that `export` wrote; prints its id.
+
+    Without --trusted its disk, which somebody else wrote, is used in microVMs alone."""
+    from roost import Snapshot
+
+    with progress(f"import {file.name}", file.stat().st_size) as heard:
+        made = Snapshot.load(file, name=name, trusted=trusted, progress=heard)
+    if json:
+        print_json(made.to_json())
+    else:
+        say(made.id)

@@ -21,7 +21,14 @@ class Config:
 
 def fingerprint() -> tuple[str | None, ...]:
     """What a default client was made from; when it changes, another client is due."""
-    names = ("ROOST_URL", "ROOST_PORT", "ROOST_API_KEY", "ROOST_DATA_DIR")
+    names = (
+        "ROOST_URL",
+        "ROOST_PORT",
+        "ROOST_API_KEY",
+        "ROOST_DATA_DIR",
+        "ROOST_CA",
+        "ROOST_TLS_CERT",
+    )
     return (str(os.getpid()), *(os.environ.get(n) for n in names))
 
 
@@ -30,7 +37,9 @@ def data_dir() -> Path:
 
 
 def default_url() -> str:
-    return os.environ.get("ROOST_URL") or f"http://127.0.0.1:{os.environ.get('ROOST_PORT') or 7676}"
+    scheme = "https" if os.environ.get("ROOST_TLS_CERT") else "http"
+    port = os.environ.get("ROOST_PORT") or 7676
+    return os.environ.get("ROOST_URL") or f"{scheme}://127.0.0.1:{port}"
 
 
 def resolve(url: str | None = None, api_key: str | None = None) -> Config:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -174,5 +174,85 @@ class FileEvent:
     new_path: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EgressPolicy:
+    """What a machine may reach."""
+
+    mode: str  # open, allowlist, off
+    allow: tuple[str, ...]  # names, wildcards, addresses, networks, with ports
+    observe: bool  # everything that is tried is listed
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(data["mode"], tuple(data["allow"]), bool(data["observe"]))
+
+
+@dataclass(frozen=True, slots=True)
+class EgressDecision:
+    """What a machine tried to reach, and how often."""
+
+    host: str  # the name, where one was said, else the address
+    port: int
+    protocol: str  # tcp, udp, icmp
+    via: str  # dns, tls, http, packet
+    allowed: bool
+    reason: str  # why it was refused; "" where it was not
+    count: int
+    first_at: datetime
+    last_at: datetime
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        values = {name: data[name] for name in cls.__slots__}
+        for name in ("first_at", "last_at"):
+            values[name] = datetime.fromisoformat(data[name])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """A machine's policy and what it tried since it last started, newest first. ``suggested``: the entries that would
+    have let the refused through; of a machine that is open and observed, all that it tried. ``wildcards``: one entry
+    each and those of ``suggested`` that it would stand for."""
+
+    policy: EgressPolicy
+    decisions: tuple[EgressDecision, ...]
+    suggested: tuple[str, ...]
+    wildcards: Mapping[str, tuple[str, ...]]
+
+    @property
+    def refused(self) -> tuple[EgressDecision, ...]:
+        return tuple(each for each in self.decisions if not each.allowed)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        suggested = data["suggested"]
+        return cls(
+            EgressPolicy.from_json(data),
+            tuple(EgressDecision.from_json(each) for each in data["decisions"]),
+            tuple(suggested["allow"]),
+            {each["entry"]: tuple(each["instead_of"]) for each in suggested["wildcards"]},
+        )
+
+
 def parse_time(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """What a machine's requests carry and it never sees. ``hosts``: names and wildcards, port 443 unless given
+    (``"api.example.org:8443"``). ``header`` is set by the boundary, as ``format`` says (``"Bearer {value}"``); without
+    one, programs find a placeholder in their environment, under the secret's name, and send that."""
+
+    name: str
+    value: str = field(repr=False)
+    hosts: Sequence[str]
+    header: str | None = None
+    format: str | None = None
+    placeholder: str | None = None  # None and no header: one is made
+    in_body: bool | None = None  # look for the placeholder in bodies, too
+
+    def to_json(self) -> dict[str, Any]:
+        said = {name: getattr(self, name) for name in self.__slots__}
+        return {k: v for k, v in {**said, "hosts": list(self.hosts)}.items() if v is not None}

@@ -36,6 +36,21 @@ def duration(value: Duration | None) -> str | int | float | None:
     return f"{value.total_seconds():g}s" if isinstance(value, timedelta) else value
 
 
+def egress_body(value: str | Mapping[str, Any] | None) -> str | dict[str, Any] | None:
+    """As asked for: a mode's name, or {mode, allow, observe}; ``allow`` may be any sequence."""
+    if value is None or isinstance(value, str):
+        return value
+    body = dict(value)
+    if "allow" in body and not isinstance(body["allow"], str):
+        body["allow"] = list(body["allow"])
+    return body
+
+
+def listed(value: Sequence[str] | None) -> list[str] | None:
+    """One text is a list of one."""
+    return [value] if isinstance(value, str) else None if value is None else list(value)
+
+
 def execution_body(
     command: Command,
     *,

@@ -135,6 +135,9 @@ class ContainerDriver(Driver):
         """In the launching thread, in the machine's network namespace and a mount namespace that only
         the runtime will see."""
 
+    def traits(self) -> dict[str, Any]:
+        return self._traits()
+
     def environment(self) -> Mapping[str, str]:
         return tree.CA_ENVIRONMENT if self.settings.host_ca else {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import platform
 import shutil
@@ -26,6 +27,7 @@ _OVERHEAD_PIDS = 512
 _IMAGE_FILES = ("checkpoint.img", "pages_meta.img", "pages.img")
 
 _SETTLE_TIMEOUT_S = 5.0
+_SOON_S = 0.5
 
 # What a client of the agent says first, and an empty SETTINGS; whoever lives says SETTINGS, too.
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -85,6 +87,17 @@ class GVisorDriver(ContainerDriver):
         # A save cuts what is connected to the agent, in the machine that runs on and in what is restored. So
         # there must be nothing to cut.
         address, _, port = handle.agent_target.rpartition(":")
+        # An agent that its machine's root has stopped would be kept as it stands, and found so at every wake.
+        if not tcp.answers(address, int(port), _HTTP2_HELLO, _ALIVE_TIMEOUT_S):
+            raise MachineError(
+                "The machine's agent does not answer: nothing of its memory is kept.",
+                code="AGENT_LOST",
+            )
+        if tcp.wait_closed(address, int(port), _SOON_S):
+            return
+        # A call that failed may be held by what it was caught in, a circle that only the collector ends; and a call
+        # holds its connection.
+        gc.collect()
         if not tcp.wait_closed(address, int(port), _SETTLE_TIMEOUT_S):
             raise MachineError(
                 "The connections to the machine's agent do not end; try again.", code="TIMEOUT"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,9 +28,10 @@ def reserve(
     *,
     placing: bool,
     in_place_of: str | None = None,
+    also: Callable[[sa.Connection, str], None] | None = None,
 ) -> tuple[Machine, Operation]:
     """``placing``: its turn is now, so that its first stage begins with this. ``in_place_of``: a machine that waits
-    for this one to be gone again. Raises QUOTA_EXCEEDED, CAPACITY_EXCEEDED, IntegrityError (the key)."""
+    for this one to be gone again. ``also`` writes with its row, given its id. Raises QUOTA_EXCEEDED, CAPACITY_EXCEEDED, IntegrityError (the key)."""
     quotas.check(connection, values["tenant_id"], quotas.of_machine(values))
     held = Held(*machines.held(connection, HOLDING, without=in_place_of))
     reservations.admit(settings, host, held, values["vcpu"], values["memory_mib"])
@@ -54,6 +55,11 @@ def reserve(
         "snapshot_id": None,
         "memory_image": None,
         "created_by": None,
+        "egress": None,
+        "parent_id": None,
+        "from_snapshot_id": None,
+        "replaces": None,
+        "inside": None,
         "created_at": now,
         "last_transition_at": now,
         "last_progress_at": now,
@@ -63,6 +69,8 @@ def reserve(
         **values,
     }
     machines.insert(connection, row)
+    if also is not None:
+        also(connection, row["id"])
     source = (
         f"snapshot {row['snapshot_id']}" if row["snapshot_id"] else f"template {row['template']}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from roost.store import Store
 
@@ -13,7 +13,12 @@ from roost.store import Store
 class Changes:
     def __init__(self, store: Store) -> None:
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._listeners: list[Callable[[str], None]] = []
         store.listener = self._changed
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Is told the id of each machine that changes."""
+        self._listeners.append(listener)
 
     @contextlib.contextmanager
     def of(self, machine_id: str) -> Iterator[asyncio.Event]:
@@ -32,3 +37,5 @@ class Changes:
         for machine_id in machine_ids:
             for event in self._waiting.get(machine_id, ()):
                 event.set()
+            for listener in self._listeners:
+                listener(machine_id)

@@ -54,7 +54,7 @@ from roost.engine.lifecycle import (
 )
 from roost.engine.machine import Machine, capabilities_to_json
 from roost.engine.meter import Meter
-from roost.engine.ports import Agents
+from roost.engine.ports import Agents, Boundary, NoBoundary
 from roost.engine.reconciler import Reconciler
 from roost.engine.reservations import HostSize
 from roost.engine.roster import Roster, Running
@@ -77,6 +77,8 @@ REMEMBER_OPERATIONS = timedelta(days=1)
 
 
 Source = Callable[[Machine], contextlib.AbstractAsyncContextManager[Mapping[str, Any]]]
+# What a machine that came up begins with: whether it booted from its disk, and what tells that it is being destroyed.
+Begin = Callable[[Running, bool, asyncio.Event], Awaitable[None]]
 
 
 class Engine:
@@ -92,6 +94,7 @@ class Engine:
         network: Network,
         storage: Storage,
         agents: Agents,
+        boundary: Boundary | None = None,
         identity: HostIdentity | None = None,
         host: Callable[[], HostSize] = HostSize.measure,
         boot_id: Callable[[], str] | None = None,
@@ -114,6 +117,7 @@ class Engine:
             agents=agents,
             identity=self.identity,
             agent_timeout_s=settings.operation_timeout_s,
+            boundary=boundary or NoBoundary(),
         )
         self.journal = Journal(
             store,
@@ -131,6 +135,7 @@ class Engine:
         self.room: list[Callable[[], Awaitable[bool]]] = []
         self.changes = Changes(store)
         self.source: Source | None = None  # where a machine begins that was not told
+        self.begin: Begin | None = None
         self.strangers: set[str] = set()  # adopted frozen: their agents said nothing yet
         self._starts = Turns(STARTS_AT_ONCE)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -177,11 +182,13 @@ class Engine:
         *,
         find_source: bool = False,
         in_place_of: str | None = None,
+        also: Callable[[sa.Connection, str], None] | None = None,
     ) -> Machine:
         """Reserves the machine (row, memory, CPU) and lines up its making; ``settled`` waits for that.
 
         ``find_source``: where it begins is asked of ``source`` in its line, which may take long. ``in_place_of``:
-        a machine whose reservation is this one's as long, since it waits for it.
+        a machine whose reservation is this one's as long, since it waits for it. ``also`` writes in the transaction of
+        its row, whose id it is given.
 
         Raises QUOTA_EXCEEDED, CAPACITY_EXCEEDED; sqlalchemy's IntegrityError for a key in use.
         """
@@ -200,6 +207,7 @@ class Engine:
                     values,
                     placing=placing,
                     in_place_of=in_place_of,
+                    also=also,
                 )
             )
 
@@ -241,22 +249,24 @@ class Engine:
         machine = await asyncio.shield(self.desk.submit(machine_id, f"doze {tier}", job))
         return machine.phase == Phase.SLEEPING
 
-    async def snapshot(self, machine_id: str, values: Mapping[str, Any]) -> str:
+    async def snapshot(
+        self, machine_id: str, values: Mapping[str, Any], snapshot_id: str | None = None
+    ) -> str:
         """Keeps a running or sleeping machine at one instant; the snapshot's id once it is durable. ``values``
-        are the caller's columns (tenant_id, name, for_fork).
+        are the caller's columns (tenant_id, name, for_fork). ``snapshot_id``: a new one that the caller holds.
 
         Raises INVALID_STATE, UNSUPPORTED, STORAGE_FULL, MACHINE_FAILED, TIMEOUT (nothing is kept, the machine
         runs on); sqlalchemy's IntegrityError for a name in use."""
-        snapshot_id = ids.new()
+        made = snapshot_id or ids.new()
         await asyncio.shield(
             self.desk.submit(
                 machine_id,
                 "snapshot",
-                lambda _: self._snapshot(machine_id, snapshot_id, values),
+                lambda _: self._snapshot(machine_id, made, values),
                 join=False,
             )
         )
-        return snapshot_id
+        return made
 
     async def rollback(self, machine_id: str, snapshot_id: str) -> Machine:
         """Back to a snapshot of its own: what it did since is gone. Runs if it ran, else sleeps."""
@@ -309,16 +319,24 @@ class Engine:
         """Marks it at once, interrupts its create or wake, then takes everything down."""
 
         def fn(connection: sa.Connection) -> tuple[Change, Operation | None]:
-            machine = load(connection, machine_id)
-            check_revision(machine, revision)
-            change = advance(connection, machine_id, DestroyAsked(), self.clock.now())
-            if Command.RUN_DESTROY not in change.commands:
-                return change, None
-            operations.supersede(connection, machine_id, self.clock.now(), "stuck")
-            return change, self.journal.open(connection, "destroy", machine_id, step=1)
+            check_revision(load(connection, machine_id), revision)
+            return self.condemn(connection, machine_id)
 
         self.desk.check()
-        change, operation = await self.store.write(fn)
+        return await self.condemned(*await self.store.write(fn), wait)
+
+    def condemn(
+        self, connection: sa.Connection, machine_id: str
+    ) -> tuple[Change, Operation | None]:
+        """Marks it, in somebody's transaction, after which ``condemned`` takes it down."""
+        change = advance(connection, machine_id, DestroyAsked(), self.clock.now())
+        if Command.RUN_DESTROY not in change.commands:
+            return change, None
+        operations.supersede(connection, machine_id, self.clock.now(), "stuck")
+        return change, self.journal.open(connection, "destroy", machine_id, step=1)
+
+    async def condemned(self, change: Change, operation: Operation | None, wait: bool) -> Machine:
+        machine_id = change.machine.id
         self.timers.set(machine_id, None)
         if operation is None:
             future = self.desk.last(machine_id)
@@ -434,11 +452,13 @@ class Engine:
         start.failure = failure
         async with self._starts.turn(interrupt):
             try:
-                return await self._run_start(operation, flows.create(start), start, interrupt)
+                made = await self._run_start(operation, flows.create(start), start, interrupt)
             except Interrupted:
                 raise
             except RoostError as error:
                 raise failed(machine.id, "created", error) from error
+        await self.begun(machine.id, start.image is None, interrupt)
+        return made
 
     async def _found(
         self, machine: Machine, interrupt: asyncio.Event
@@ -529,11 +549,13 @@ class Engine:
         start.failure = failure
         async with self._starts.turn(interrupt):
             try:
-                return await self._run_start(operation, flows.wake(start), start, interrupt)
+                woken = await self._run_start(operation, flows.wake(start), start, interrupt)
             except (Interrupted, ConflictError):
                 raise
             except RoostError as error:
                 raise failed(machine_id, "woken", error) from error
+        await self.begun(machine_id, start.image is None, interrupt)
+        return woken
 
     async def _thaw(self, machine: Machine, operation: Operation) -> Machine:
         try:
@@ -559,6 +581,14 @@ class Engine:
         if image is not None and image.snapshot_id is None:
             await self._discard(machine.id)
         return machine
+
+    async def begun(
+        self, machine_id: str, booted: bool, interrupt: asyncio.Event | None = None
+    ) -> None:
+        """After it is listed as live: it runs whatever comes of this. Raises TEMPLATE_NOT_READY."""
+        running = self.roster.peek(machine_id)
+        if self.begin is not None and running is not None:
+            await self.begin(running, booted, interrupt or asyncio.Event())
 
     async def _discard(self, machine_id: str) -> None:
         """The memory of a machine's sleep; what fails here is swept at the next start."""

@@ -19,7 +19,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Coroutine, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -44,7 +44,7 @@ from roost.engine.lifecycle import (
     WakeUndone,
 )
 from roost.engine.machine import Machine, MemoryImage
-from roost.engine.ports import Agents
+from roost.engine.ports import Agents, Boundary, NoBoundary
 from roost.engine.rungs import Rungs
 from roost.engine.transitions import advance, load
 from roost.errors import (
@@ -58,7 +58,7 @@ from roost.errors import (
 )
 from roost.network.interface import Network
 from roost.storage.interface import Image, Storage
-from roost.store import Store, machines, operations, snapshots
+from roost.store import Store, machines, operations, ports, snapshots
 from roost.store.schema import templates
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class Parts:
     agents: Agents
     identity: HostIdentity
     agent_timeout_s: float
+    boundary: Boundary = field(default_factory=NoBoundary)
 
 
 class Start:
@@ -131,7 +132,10 @@ class Start:
 
     async def take(self, context: Context) -> None:
         if self.machine.capabilities.own_network:
-            self.slot = await self.parts.network.take(context.machine_id)
+            intercepts = await self.parts.boundary.intercepts(context.machine_id)
+            self.slot = await self.parts.network.take(
+                context.machine_id, self.machine.egress, intercepts
+            )
 
     async def release(self, context: Context) -> None:
         await self.parts.network.release(context.machine_id)
@@ -199,6 +203,7 @@ class Start:
             await agent.renew_identity(renewal)
         if known != self.token:
             self.parts.agents.renewed(machine.id, self.token)
+        await self.parts.boundary.greeted(machine.id, agent)
 
     def _renewal(self, stranger: bool) -> pb.RenewIdentityRequest:
         assert self.handle is not None
@@ -436,6 +441,7 @@ class End:
     async def delete(self, context: Context) -> None:
         await self.parts.storage.delete(context.machine_id)
         await self.parts.storage.delete_memory(context.machine_id)
+        await self.parts.boundary.gone(context.machine_id)
 
 
 class Still:
@@ -455,7 +461,18 @@ class Still:
         if machine.capabilities.own_clock:
             token = self.parts.identity.agent_token(machine.id, machine.generation)
             agent = self.parts.agents.get(machine.id, self._handle.agent_target, token)
-            await agent.set_clock(int(self.parts.clock.now().timestamp() * 1e9))
+            try:
+                await agent.set_clock(self._now_ns())
+            except MachineError as failure:
+                if failure.code not in ("AGENT_LOST", "TIMEOUT"):
+                    raise
+                # A daemon that spoke with it went away while it stood still: what comes first then may be lost.
+                log.info("the agent of %s is dialled anew: %s", machine.id, failure)
+                await agent.wait_ready(self.parts.agent_timeout_s)
+                await agent.set_clock(self._now_ns())
+
+    def _now_ns(self) -> int:
+        return int(self.parts.clock.now().timestamp() * 1e9)
 
     async def freeze_again(self, context: Context) -> None:
         with _unless_gone():
@@ -574,6 +591,8 @@ def destroy(end: End) -> Plan:
             advance(connection, context.machine_id, DestroyAsked(), context.now)
         for state in operations.OPEN:  # whatever was left of them, nothing of the machine is
             operations.supersede(connection, context.machine_id, context.now, state)
+        ports.forget(connection, context.machine_id)
+        end.parts.boundary.erase(connection, context.machine_id)
         context.change = advance(
             connection,
             context.machine_id,
@@ -590,9 +609,8 @@ def destroy(end: End) -> Plan:
 
 
 async def image_of(storage: Storage, digest: str) -> Image:
-    for image in await storage.images():
-        if image.digest == digest:
-            return image
+    if (image := await storage.image(digest)) is not None:
+        return image
     raise NotFoundError(
         f"The image {digest[:20]}... this machine starts from is gone; create it anew.",
         code="TEMPLATE_NOT_FOUND",

@@ -29,6 +29,7 @@ AT_ONCE = 4
 class Idle:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._making = asyncio.Lock()  # room, for whoever needs it
         self._under_way: set[str] = set()
         # Monotonic seconds, of what could not be put to sleep.
         self._not_before: dict[str, float] = {}
@@ -78,7 +79,8 @@ class Idle:
     async def relieve(self) -> None:
         """Where the host is short of memory, the longest frozen goes to the disk."""
         engine = self._engine
-        if not engine.roster.frozen():
+        # Where room is being made, the next look tells whether that was enough.
+        if not engine.roster.frozen() or self._making.locked():
             return
         host = engine.host()
         if host.available_mib is None or host.available_mib >= engine.settings.memory_reserve_mib:
@@ -87,7 +89,15 @@ class Idle:
             log.warning("a frozen machine went to the disk: %d MiB are free", host.available_mib)
 
     async def make_room(self, tenant: str | None = None) -> bool:
-        """The longest frozen goes to the disk, of ``tenant`` before others; whether there was one that could."""
+        """The longest frozen goes to the disk, of ``tenant`` before others; whether there was one that could, or others
+        made room meanwhile, which may be enough."""
+        if self._making.locked():
+            async with self._making:
+                return True
+        async with self._making:
+            return await self._make_room(tenant)
+
+    async def _make_room(self, tenant: str | None) -> bool:
         engine = self._engine
         frozen = engine.roster.frozen()
         for running in sorted(frozen, key=lambda each: each.machine.tenant_id != tenant):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
 
 from roost.drivers.interface import Capabilities, ForkKind, Handle, Isolation, Size
+from roost.egress.policy import Policy
+from roost.engine.allowance import NOTHING, Allowance
 from roost.engine.lifecycle import Desired, Phase, State, Tier
+
+OPEN = Policy()  # of a row that says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,11 @@ class Machine:
     snapshot_id: str | None = None  # whose disk a fresh one is cloned from; None: the image's
     memory_image: MemoryImage | None = None
     created_by: str | None = None  # the key that made it
+    egress: Policy = OPEN  # what it may reach
+    parent_id: str | None = None  # the machine it went on from; may be gone by now
+    from_snapshot_id: str | None = None  # which snapshot of the parent; None: a fork
+    replaces: str | None = None  # the machine whose key, name and ports it took (``promoting``)
+    inside: Allowance = NOTHING  # what it may ask of its daemon itself
 
     @property
     def hostname(self) -> str:
@@ -123,18 +133,25 @@ class Machine:
     @staticmethod
     def from_row(row: Mapping[Any, Any]) -> Machine:
         values = {name: row[name] for name in _PLAIN}
-        handle, memory = row["handle"], row["memory_image"]
+        handle, memory, egress = row["handle"], row["memory_image"], row["egress"]
         return Machine(
             **values,
             capabilities=capabilities_from_json(row["capabilities"]),
             handle=None if handle is None else Handle.from_json(handle),
             memory_image=None if memory is None else MemoryImage.from_json(memory),
+            egress=OPEN if egress is None else _policy(**{**egress, "allow": (*egress["allow"],)}),
+            inside=Allowance.from_json(row["inside"]),
         )
 
 
-_PLAIN = [
-    f.name for f in fields(Machine) if f.name not in ("capabilities", "handle", "memory_image")
-]
+@functools.lru_cache(maxsize=512)
+def _policy(mode: str, allow: tuple[str, ...], observe: bool) -> Policy:
+    """Of ``Policy.to_json``. Rows are read far more often than written, and a long list takes milliseconds."""
+    return Policy.read({"mode": mode, "allow": allow, "observe": observe})
+
+
+_MADE = {"capabilities", "handle", "memory_image", "egress", "inside"}
+_PLAIN = [f.name for f in fields(Machine) if f.name not in _MADE]
 _CAPABILITIES = {f.name for f in fields(Capabilities)}
 
 

@@ -1,10 +1,14 @@
-"""What the engine needs of the agent client, and nothing more of it."""
+"""What the engine needs of the agent client and of the keeper of secrets, and nothing more of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import sqlalchemy as sa
+
 from roost.agent.v1 import agent_pb2 as pb
+from roost.egress.interface import Intercept
 
 
 class Agent(Protocol):
@@ -36,3 +40,47 @@ class Agents(Protocol):
 
     def drop(self, machine_id: str) -> None:
         """Forgets it and closes its channel. Idempotent."""
+
+
+class Boundary(Protocol):
+    """Who keeps machines' secrets out of them (``roost.secrets.keeper``)."""
+
+    def environment(self, machine_id: str) -> Mapping[str, str]:
+        """What its programs are told; no secret is in it."""
+
+    async def intercepts(self, machine_id: str) -> Sequence[Intercept]:
+        """Names that its connections reach by the boundary alone."""
+
+    async def greeted(self, machine_id: str, agent: Any) -> None:
+        """It came up and has its identity: its authority is put where its programs look for it. Never raises."""
+
+    def inherit(self, connection: sa.Connection, parent_id: str, child_id: str) -> None:
+        """In the transaction that makes a fork's row."""
+
+    def erase(self, connection: sa.Connection, machine_id: str) -> None:
+        """In the transaction that ends a machine."""
+
+    async def gone(self, machine_id: str) -> None:
+        """It is being destroyed. Idempotent; never raises."""
+
+
+class NoBoundary:
+    """Nobody has a secret."""
+
+    def environment(self, machine_id: str) -> Mapping[str, str]:
+        return {}
+
+    async def intercepts(self, machine_id: str) -> Sequence[Intercept]:
+        return ()
+
+    async def greeted(self, machine_id: str, agent: Any) -> None:
+        pass
+
+    def inherit(self, connection: sa.Connection, parent_id: str, child_id: str) -> None:
+        pass
+
+    def erase(self, connection: sa.Connection, machine_id: str) -> None:
+        pass
+
+    async def gone(self, machine_id: str) -> None:
+        pass

@@ -31,9 +31,9 @@ from roost.engine.lifecycle import (
     Tier,
     WentDown,
 )
-from roost.engine.machine import Machine, MemoryImage, capabilities_to_json
+from roost.engine.machine import OPEN, Machine, MemoryImage, capabilities_to_json
 from roost.engine.transitions import advance
-from roost.errors import RoostError
+from roost.errors import RoostError, UnavailableError
 from roost.store import machines, operations, snapshots
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ async def unstick(engine: Engine, machine_id: str) -> None:
 
 
 async def adopted(parts: flows.Parts, machine: Machine) -> bool:
-    """Whether it lives, and is the driver's and the network's again."""
+    """Whether it lives, and is the driver's and the network's again. One that its egress policy cannot be put upon is
+    none: it must not run on."""
     handle = machine.handle
     if handle is None:
         return False
@@ -97,9 +98,16 @@ async def adopted(parts: flows.Parts, machine: Machine) -> bool:
         async with asyncio.timeout(ADOPT_S):
             alive = await parts.rungs.driver(machine.driver).adopt(handle)
         if alive and machine.slot_index is not None:
-            await parts.network.reattach(machine.id, machine.slot_index)
+            intercepts = await parts.boundary.intercepts(machine.id)
+            try:
+                await parts.network.reattach(
+                    machine.id, machine.slot_index, machine.egress, intercepts
+                )
+            except UnavailableError as error:  # the rules hold; the rest the network tells later
+                log.warning("names of %s are not proven yet: %s", machine.id, error)
     except (RoostError, OSError, TimeoutError) as error:
         log.warning("machine %s could not be adopted: %s", machine.id, error)
+        alive = alive and machine.egress == OPEN
     return alive
 
 
@@ -117,7 +125,7 @@ async def _adopt(engine: Engine, machine: Machine) -> bool:
         return True
     rebooted = handle is not None and handle.boot_id != engine.boot_id()
     event = WentDown("host restarted") if rebooted else Failed("crashed", True)
-    message = None if rebooted else "its process had ended when the daemon started"
+    message = None if rebooted else "it could not be taken over when the daemon started"
     if machine.frozen:
         event = WentDown("host restarted" if rebooted else "its memory was lost")
 

@@ -9,10 +9,10 @@ A machine is idle while nobody uses it: no call is under way (``using``) and non
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,9 +48,19 @@ class Roster:
         self._monotonic = monotonic
         self._on_exit = on_exit
         self._users: Counter[str] = Counter()
+        self._listeners: list[Callable[[str], None]] = []
         self.changed = (
             asyncio.Event()
         )  # set when one comes, goes, freezes, thaws or has other settings
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Is told, at once, the id of each that comes, goes, freezes, thaws or has other settings."""
+        self._listeners.append(listener)
+
+    def _tell(self, machine_id: str) -> None:
+        self.changed.set()
+        for listener in self._listeners:
+            listener(machine_id)
 
     def touch(self, machine_id: str) -> None:
         """Counts as activity."""
@@ -58,17 +68,19 @@ class Roster:
         if entry is not None:
             entry.touched = self._monotonic()
 
-    @contextlib.contextmanager
-    def using(self, machine_id: str) -> Iterator[None]:
+    def using(self, machine_id: str) -> AbstractContextManager[None]:
         """Meanwhile the machine is not idle, also where it sleeps in between."""
+        return _Use(self, machine_id)
+
+    def begin(self, machine_id: str) -> None:
+        """One more uses it, until ``end``."""
         self._users[machine_id] += 1
-        try:
-            yield
-        finally:
-            self._users[machine_id] -= 1
-            if not self._users[machine_id]:
-                del self._users[machine_id]
-            self.touch(machine_id)
+
+    def end(self, machine_id: str) -> None:
+        self._users[machine_id] -= 1
+        if not self._users[machine_id]:
+            del self._users[machine_id]
+        self.touch(machine_id)
 
     def idle_for(self, machine_id: str) -> float | None:
         """Seconds; None for one that does not run."""
@@ -111,14 +123,14 @@ class Roster:
         now = self._monotonic()
         at = None if frozen_for is None else now - frozen_for
         self._entries[running.machine.id] = Entry(running, watcher, now, now, at)
-        self.changed.set()
+        self._tell(running.machine.id)
 
     def freeze(self, machine_id: str) -> None:
         """It does not run any more, and is watched on."""
         entry = self._entries.get(machine_id)
         if entry is not None and entry.frozen_at is None:
             entry.frozen_at = self._monotonic()
-            self.changed.set()
+            self._tell(machine_id)
 
     def thaw(self, machine: Machine) -> None:
         """It runs again."""
@@ -127,19 +139,21 @@ class Roster:
             entry.frozen_at = None
             entry.touched = self._monotonic()
             self.update(machine)
-            self.changed.set()
+            self._tell(machine.id)
 
     def update(self, machine: Machine) -> None:
         """The same machine at a later revision."""
         entry = self._entries.get(machine.id)
         if entry is not None and machine.generation == entry.running.machine.generation:
             entry.running = replace(entry.running, machine=machine)
-            self.changed.set()
+            self._tell(machine.id)
 
     def remove(self, machine_id: str) -> None:
         entry = self._entries.pop(machine_id, None)
         if entry is not None and entry.watcher is not asyncio.current_task():
             entry.watcher.cancel()
+        if entry is not None:
+            self._tell(machine_id)
 
     def active(self) -> list[tuple[str, float]]:
         """Machines touched since this was last asked, and how many seconds ago."""
@@ -163,4 +177,21 @@ class Roster:
         current = self._entries.get(machine.id)
         if current is not None and current.watcher is asyncio.current_task():
             self._entries.pop(machine.id)
+            self._tell(machine.id)
             self._on_exit(machine, how)
+
+
+class _Use:
+    """A plain object, for every request of a preview has one: a generator would cost thrice as much."""
+
+    __slots__ = ("_machine_id", "_roster")
+
+    def __init__(self, roster: Roster, machine_id: str) -> None:
+        self._roster = roster
+        self._machine_id = machine_id
+
+    def __enter__(self) -> None:
+        self._roster.begin(self._machine_id)
+
+    def __exit__(self, *exc: object) -> None:
+        self._roster.end(self._machine_id)

@@ -1,8 +1,8 @@
 """The one port. The first bytes of a connection decide what it is.
 
 ```
- accept --> (nothing for 10 s: closed) --> "PRI * HTTP/2.0" --> relay --> gRPC server
-   |                                   '-> anything else ----> HTTP/1.1 on this very transport
+ accept --> (TLS, where there is a certificate) --> (nothing for 10 s: closed) --> "PRI * HTTP/2.0" --> relay --> gRPC server
+   |                                   '-> anything else ----> HTTP/1.1 on this very transport <--by request--> preview
    '-- above the cap, of all or of one address: 503, closed
 ```
 """
@@ -27,11 +27,15 @@ from roost.errors import ConflictError, InvalidRequestError
 from roost.gateway import relay
 from roost.gateway.http import HttpProtocol, State, WsProtocol, last_words, raw_error
 from roost.gateway.respond import SHUTDOWN
+from roost.gateway.tls import Tls
+from roost.preview.plane import Plane
 
 log = structlog.get_logger(__name__)
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FIRST_BYTES_S = 10.0
+ACCEPT_PAUSE_S = 0.1  # after a failure to accept: descriptors are short
+CLOSE_S = 5.0  # what a client may take to say goodbye in TLS
 KEEP_ALIVE_S = 75
 WS_MESSAGE_BYTES = 2 * 2**20
 BACKLOG = 1024
@@ -51,8 +55,13 @@ class Front:
         sockets: list[socket.socket],
         max_connections: int = 4096,
         first_bytes_s: float = FIRST_BYTES_S,
+        previews: Plane | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._sockets = sockets
+        self._tls = tls
+        self._accepting: list[asyncio.Task[None]] = []
+        self._handshakes: set[asyncio.Task[None]] = set()
         self._max = max_connections
         self._share = max(1, max_connections // SHARE)
         self._parties: Counter[str] = Counter()
@@ -75,7 +84,13 @@ class Front:
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
         )
+        self.previews = previews
         self.state = State(self.released)
+        if previews is not None:
+            self.state.wants = previews.wants
+            self.state.to_preview = functools.partial(previews.take, handed=True)
+            previews.to_api = self.to_http
+            previews.released = self.released
         self._waiting: set[_Sniff] = set()
         self._endless: set[asyncio.Task[None]] = set()  # answers that end only when told to
         self._relays: set[asyncio.Task[None]] = set()
@@ -93,6 +108,9 @@ class Front:
         self._date()
         for sock in self._sockets:
             sock.setblocking(False)
+        if (tls := self._tls) is not None:
+            self._accepting = [loop.create_task(self._accept(s, tls)) for s in self._sockets]
+            return
         self._listeners = [
             await loop.create_server(lambda: _Sniff(self), sock=sock, backlog=BACKLOG)
             for sock in self._sockets
@@ -104,19 +122,27 @@ class Front:
             listener.close()
         for waiting in list(self._waiting):
             waiting.transport.close()
+        for task in (*self._accepting, *self._handshakes):
+            task.cancel()
         for connection in list(self.state.connections):
             connection.shutdown()
+        if self.previews is not None:
+            self.previews.shutdown()
         for task in list(self._endless):
             task.cancel(SHUTDOWN)
         deadline = time.monotonic() + grace_s
         while self.state.tasks and time.monotonic() < deadline:
             await asyncio.wait(set(self.state.tasks), timeout=deadline - time.monotonic())
+        if self.previews is not None:
+            await self.previews.over_by(deadline)
         for task in list(self.state.tasks):
             task.cancel(SHUTDOWN)
         if self.state.tasks:
             await asyncio.wait(set(self.state.tasks), timeout=2)
         for connection in list(self.state.connections):
             connection.transport.close()
+        if self.previews is not None:
+            self.previews.cut()
         for task in self._relays:
             task.cancel()
         if self._tick is not None:
@@ -128,6 +154,8 @@ class Front:
 
     def _every_second(self) -> None:
         self._date()
+        if self.previews is not None:
+            self.previews.sweep()
         if self.open_connections > self._max * CROWDED:
             self._close_idle()
 
@@ -138,6 +166,8 @@ class Front:
             ends = getattr(connection, "timeout_keep_alive_task", None)  # None: at work
             if ends is not None and ends.when() <= before:
                 connection.transport.close()
+        if self.previews is not None:
+            self.previews.close_idle(IDLE_S)
 
     # --- for the connections --------------------------------------------------------------------
 
@@ -157,6 +187,11 @@ class Front:
         """Far above the cap: no time for manners."""
         return self.open_connections > self._max * 1.25
 
+    def moved(self, half: asyncio.BaseTransport, transport: asyncio.BaseTransport) -> None:
+        """What was counted as the one is the other now."""
+        if (whose := self._party_of.pop(half, None)) is not None:
+            self._party_of[transport] = whose
+
     def released(self, transport: asyncio.BaseTransport) -> None:
         self.open_connections -= 1
         whose = self._party_of.pop(transport, None)
@@ -165,7 +200,43 @@ class Front:
             if not self._parties[whose]:
                 del self._parties[whose]
 
+    async def _accept(self, listener: socket.socket, tls: Tls) -> None:
+        """By ourselves, not by the loop, which would tell of a connection only after its handshake."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, address = await loop.sock_accept(listener)
+            except OSError as failure:
+                log.warning("front.accept", error=str(failure))
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            half = _Half(address)
+            if self.admit(half):
+                task = loop.create_task(self._secure(sock, half, tls))
+                self._handshakes.add(task)
+                task.add_done_callback(self._handshakes.discard)
+            else:
+                self.released(half)
+                sock.close()
+
+    async def _secure(self, sock: socket.socket, half: _Half, tls: Tls) -> None:
+        sniff = _Sniff(self, half)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: sniff,
+                sock,
+                ssl=tls.context,
+                ssl_handshake_timeout=self.first_bytes_s,
+                ssl_shutdown_timeout=CLOSE_S,
+            )
+        except (OSError, asyncio.CancelledError):  # those of TLS and of time are OSErrors
+            sock.close()
+        finally:
+            if sniff.half is not None:  # it came to nothing
+                self.released(half)
+
     def to_http(self, transport: asyncio.Transport, first: bytes) -> None:
+        """HTTP/1.1; where the first request is for a preview it is handed on from there."""
         protocol = HttpProtocol(self.config, self.state, {"endless": self._endless})
         protocol.connection_made(transport)
         transport.set_protocol(protocol)
@@ -179,20 +250,31 @@ class Front:
         task.add_done_callback(self._relays.discard)
 
 
+class _Half(asyncio.BaseTransport):
+    """A connection before its handshake; it counts from here on."""
+
+    def __init__(self, address: Any) -> None:
+        super().__init__({"peername": address})
+
+
 class _Sniff(asyncio.Protocol):
-    """A connection until it has said enough to be known."""
+    """A connection until it has said enough to be known. ``half``: what it is counted as until it has a transport."""
 
     transport: asyncio.Transport
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, front: Front, half: _Half | None = None) -> None:
         self._front = front
+        self.half = half
         self._seen = b""
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport = cast(asyncio.Transport, transport)
         front = self._front
-        if not front.admit(transport):
+        if self.half is not None:
+            front.moved(self.half, transport)
+            self.half = None
+        elif not front.admit(transport):
             message = "Too many connections are open, or too many of yours; try again soon."
             answer = raw_error(503, "CAPACITY_EXCEEDED", message, retryable=True)
             if front.crowded:
@@ -242,15 +324,17 @@ def party(address: str) -> str | None:
     return str(at) if at.version == 4 else str(ipaddress.ip_network((int(at), 64), strict=False))
 
 
-def bind(host: str, port: int) -> list[socket.socket]:
-    """Listening-to-be sockets for every address ``host`` names. Raises PORT_IN_USE, CONFIG_INVALID."""
+def bind(host: str, port: int, setting: str = "") -> list[socket.socket]:
+    """Listening-to-be sockets for every address ``host`` names; ``setting``: SSH, for those of ROOST_SSH_PORT. Raises
+    PORT_IN_USE, CONFIG_INVALID."""
+    named = f"ROOST_{setting}_" if setting else "ROOST_"
     try:
         found = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except OSError as error:
         raise InvalidRequestError(
-            f"ROOST_HOST {host!r} is no address of this host: {error}.", code="CONFIG_INVALID"
+            f"{named}HOST {host!r} is no address of this host: {error}.", code="CONFIG_INVALID"
         ) from error
     sockets: list[socket.socket] = []
     for family, kind, proto, _, address in dict.fromkeys(found):
@@ -266,7 +350,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
             for each in sockets:
                 each.close()
             raise ConflictError(
-                f"Cannot listen on {host}:{port}: {error.strerror}. Stop what listens there or set ROOST_PORT.",
+                f"Cannot listen on {host}:{port}: {error.strerror}. Stop what listens there or set {named}PORT.",
                 code="PORT_IN_USE",
                 details={"host": host, "port": port},
             ) from error

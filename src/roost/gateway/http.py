@@ -25,10 +25,17 @@ class State(ServerState):
     def __init__(self, released: Callable[[asyncio.BaseTransport], None]) -> None:
         super().__init__()
         self.released = released
+        # Whether a request (its Host, its target) is for a preview, and what such a connection is handed to.
+        self.wants: Callable[[bytes, bytes], bool] | None = None
+        self.to_preview: Callable[[asyncio.Transport, bytes, bool], None] | None = None
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """A body is taken in megabytes, not in kilobytes: fewer turns of the loop for an upload."""
+    """A body is taken in megabytes, not in kilobytes: fewer turns of the loop for an upload.
+
+    A request for a preview takes its connection along, with the bytes it came in. One that came in the same breath as
+    the request before it is answered 421: what it came in belongs to both.
+    """
 
     server_state: State
     _loris: asyncio.TimerHandle | None = None
@@ -36,6 +43,12 @@ class HttpProtocol(HttpToolsProtocol):
     _header_bytes = 0
     _discarded = 0
     _refused = False
+    _between = True  # no request has begun that is not over
+    _begun = 0  # requests in what is being read
+    _came_in: bytes | None = (
+        None  # the bytes of the request whose head is being read; None: not all its own
+    )
+    _elsewhere = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -49,7 +62,16 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.parser is None or self._refused:
             return
+        if self._between:
+            self._begun, self._came_in = 0, data
+        else:
+            self._begun = 1
+            if self._in_headers and self._came_in is not None:
+                self._came_in += data
         super().data_received(data)
+        if self._elsewhere:
+            self._hand_on()
+            return
         if self._in_headers:
             self._header_bytes += len(data)
             if self._header_bytes > HEADER_BYTES:
@@ -63,6 +85,12 @@ class HttpProtocol(HttpToolsProtocol):
                 )
 
     def on_message_begin(self) -> None:
+        if self._elsewhere:
+            return
+        self._between = False
+        self._begun += 1
+        if self._begun > 1:
+            self._came_in = None
         super().on_message_begin()
         self._in_headers = True
         self._header_bytes = 0
@@ -70,11 +98,27 @@ class HttpProtocol(HttpToolsProtocol):
         self._loris = self.loop.call_later(HEADER_S, self.transport.close)
 
     def on_headers_complete(self) -> None:
+        if self._elsewhere:
+            return
         self._in_headers = False
         self._quiet()
+        wants = self.server_state.wants
+        if wants is not None:
+            host = next((value for name, value in self.headers if name == b"host"), b"")
+            if wants(host, self.url):
+                self._elsewhere = True
+                return
+        self._came_in = None
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        if not self._elsewhere:
+            self._between = True
+            super().on_message_complete()
+
     def on_body(self, body: bytes) -> None:
+        if self._elsewhere:
+            return
         if self.parser.should_upgrade() and self._should_upgrade():
             return
         cycle = self.cycle
@@ -92,10 +136,32 @@ class HttpProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
         cycle.message_event.set()
 
+    def _hand_on(self) -> None:
+        cycle, came_in = self.cycle, self._came_in
+        self._came_in = None
+        if cycle is not None and not cycle.response_complete:
+            self._refused = True  # the answer before it is still to come, and is then the last
+            cycle.keep_alive = False
+        elif came_in is None or self.server_state.to_preview is None:
+            message = (
+                "This request came in one piece with another for another host: send it by itself."
+            )
+            self._refuse(421, "INVALID_BODY", message)
+        else:
+            self.connections.discard(self)
+            self._unset_keepalive_if_required()
+            self._quiet()
+            self.parser = None  # type: ignore[assignment]
+            self.server_state.to_preview(self.transport, came_in, self.flow.write_paused)
+
     def send_400_response(self, msg: str) -> None:
+        if self._elsewhere:
+            return
         self._refuse(400, "INVALID_BODY", "This is not an HTTP request that can be read.")
 
     def handle_websocket_upgrade(self) -> None:
+        if self._elsewhere:
+            return
         self._quiet()
         super().handle_websocket_upgrade()
 
@@ -172,4 +238,9 @@ def raw_error(status: int, code: str, message: str, retryable: bool = False) -> 
     return head.encode() + body
 
 
-_PHRASES = {400: "Bad Request", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
+_PHRASES = {
+    400: "Bad Request",
+    421: "Misdirected Request",
+    431: "Request Header Fields Too Large",
+    503: "Service Unavailable",
+}

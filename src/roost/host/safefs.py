@@ -98,6 +98,11 @@ class Tree:
             os.chown(name, 0, 0, dir_fd=root, follow_symlinks=False)
         finally:
             os.close(root)
+        made = self.directory(name)
+        try:
+            os.fchmod(made, mode)  # whatever the umask
+        finally:
+            os.close(made)
 
     def _aside(self, name: str) -> None:
         root = self._open(".", os.O_RDONLY | os.O_DIRECTORY)

@@ -19,6 +19,11 @@ def only_reads() -> None:
     _may_wake.set(False)
 
 
+def may_change() -> bool:
+    """Whether who asks may change machines."""
+    return _may_wake.get()
+
+
 def check_wake(phase: str) -> None:
     """Raises FORBIDDEN."""
     if phase != "running" and not _may_wake.get():

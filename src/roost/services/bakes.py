@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -22,9 +24,11 @@ import structlog
 from roost import ids
 from roost.agent.v1 import agent_pb2 as pb
 from roost.drivers.interface import Capabilities, Size
+from roost.drivers.sizes import rounded
 from roost.engine.engine import Engine
 from roost.engine.machine import Machine, capabilities_to_json
 from roost.errors import MachineError, RoostError
+from roost.services import starting
 from roost.services.models import Template
 from roost.store import keys, templates
 from roost.store import snapshots as rows
@@ -46,11 +50,16 @@ NOBODYS: Mapping[str, Any] = {
     "ttl_seconds": None,
     "expires_at": None,
     "created_by": None,
+    "inside": None,
 }
 KEEP = timedelta(days=7)  # without a machine made from it
+TRY_AGAIN_S = 600.0  # a bake that failed, where machines can do without
 WARMUP = ("true",)  # what a template that names nothing runs before it is captured
 WARMUP_S = 120.0
-PIECE = 1 << 20
+SETTLE_S = 60.0  # for what was started to have nothing left to do
+SETTLE_LOOK_S = 1.5
+QUIET = 0.1  # of a CPU
+_STARTED = ("start", "ready", "env", "user", "workdir")  # what runs in it, and how
 
 
 class Bakes:
@@ -60,53 +69,121 @@ class Bakes:
         self._making: dict[str, asyncio.Task[rows.Row]] = {}
         self._since = engine.clock.now()
         self._used: dict[str, datetime] = {}  # snapshot id -> when, since then
+        self._failed: dict[str, float] = {}  # name -> monotonic seconds
         engine.source = self.of
+
+    def bakes(self, config: Mapping[str, Any], driver: str, env: Mapping[str, str]) -> bool:
+        """Whether machines of this template go on from a bake: on drivers that boot none for a user, and, where the
+        template starts something, on all that keep memory, or on those of them that it names (``bake``: drivers or
+        rungs)."""
+        chosen = self._engine.rungs.driver(driver)
+        if starting.of(config) is None:
+            return chosen.bakes
+        if not alike(config, env) or not (chosen.bakes or self._keeps_memory(driver)):
+            return False
+        named = config.get("bake")
+        return not isinstance(named, list) or bool(
+            {driver, self._rung(driver)} & {*map(str, named)}
+        )
+
+    def fit(
+        self, config: Mapping[str, Any], driver: str, size: Size, env: Mapping[str, str]
+    ) -> Size:
+        """The size that a machine asked to be of that size gets: what is in a bake knows its own."""
+        chosen = self._engine.rungs.driver(driver)
+        if not chosen.bakes and self.bakes(config, driver, env):
+            return rounded(size)
+        return chosen.fit(size)
+
+    def _keeps_memory(self, driver: str) -> bool:
+        capabilities = self._engine.rungs.capabilities(driver)
+        return capabilities is not None and capabilities.memory_snapshot
+
+    def _rung(self, driver: str) -> str | None:
+        capabilities = self._engine.rungs.capabilities(driver)
+        return None if capabilities is None else capabilities.isolation.value
 
     @contextlib.asynccontextmanager
     async def of(self, machine: Machine) -> AsyncIterator[Mapping[str, Any]]:
         """As ``source``, for a machine that is there and waits, with what its driver turned out to be. One of nobody
         begins where it was told."""
         engine = self._engine
-        if machine.tenant_id == NOBODY or not engine.rungs.driver(machine.driver).bakes:
+        if machine.tenant_id == NOBODY:
             yield {}
             return
-        capabilities = await engine.rungs.prepared(machine.driver)
         row = await self._store.read(lambda c: templates.get(c, machine.template_id))
         # Of the image that it was promised; its template may have another by now.
         template = replace(Template(**row), digest=machine.image_digest)
-        async with self.source(template, machine.driver, machine.size, machine.id) as source:
+        if not self.bakes(template.config, machine.driver, machine.env):
+            yield {}
+            return
+        capabilities = await engine.rungs.prepared(machine.driver)
+        async with self.source(
+            template, machine.driver, machine.size, machine.env, machine.id
+        ) as source:
             yield {**source, "capabilities": capabilities_to_json(capabilities)}
 
     @contextlib.asynccontextmanager
     async def source(
-        self, template: Template, driver: str, size: Size, waiting: str | None = None
+        self,
+        template: Template,
+        driver: str,
+        size: Size,
+        env: Mapping[str, str],
+        waiting: str | None = None,
     ) -> AsyncIterator[dict[str, Any]]:
-        """The columns that tell a new machine where it begins: none for a driver that boots each, else those of
+        """The columns that tell a new machine where it begins: none for one that boots, else those of
         a bake, which stays meanwhile; made where there is none, once for all who wait. ``waiting``: the machine
-        that does, and has its reservation.
+        that does, and has its reservation. Where its driver boots machines well enough, one that cannot be made is
+        done without for a while.
 
         Raises HOST_UNSUPPORTED, DEPENDENCY_UNAVAILABLE, CAPACITY_EXCEEDED, MACHINE_FAILED (with the console's last
         lines), STORAGE_FULL."""
         engine = self._engine
-        if not engine.rungs.driver(driver).bakes:
+        row = None
+        if self.bakes(template.config, driver, env):
+            row = await self._baked(template, driver, size, waiting)
+        if row is None:
             yield {}
             return
-        name = self._name(template, driver, size)
-        row = await self._find(name)
-        if row is None:
-            task = self._making.get(name)
-            if task is None:
-                task = asyncio.ensure_future(self._make(name, template, driver, size, waiting))
-                self._making[name] = task
-                task.add_done_callback(lambda _: self._making.pop(name, None))
-            row = await asyncio.shield(task)
         self._used[row["id"]] = engine.clock.now()
         with engine.holding(row["id"]):
             yield {"snapshot_id": row["id"], "memory_image": row["memory_image"]}
 
+    async def _baked(
+        self, template: Template, driver: str, size: Size, waiting: str | None
+    ) -> rows.Row | None:
+        name = self._name(template, driver, size)
+        if (row := await self._find(name)) is not None:
+            return row
+        monotonic = self._engine.clock.monotonic
+        needed = self._engine.rungs.driver(driver).bakes
+        self._failed = {n: at for n, at in self._failed.items() if monotonic() - at < TRY_AGAIN_S}
+        if not needed and name in self._failed:
+            return None
+        task = self._making.get(name)
+        if task is None:
+            task = asyncio.ensure_future(self._make(name, template, driver, size, waiting))
+            self._making[name] = task
+            task.add_done_callback(lambda _: self._making.pop(name, None))
+        try:
+            return await asyncio.shield(task)
+        except RoostError as error:
+            if needed:
+                raise
+            self._failed[name] = monotonic()
+            log.warning(
+                "bake.failed",
+                template=template.name,
+                driver=driver,
+                error=error.code,
+                message=error.message[:300],
+            )
+            return None
+
     def _name(self, template: Template, driver: str, size: Size) -> str:
         chosen = self._engine.rungs.driver(driver)
-        depends = [
+        depends: list[Any] = [
             driver,
             template.digest,
             _warmup(template),
@@ -114,6 +191,8 @@ class Bakes:
             dict(chosen.traits()),
             {path: hashlib.sha256(data).hexdigest() for path, data in chosen.given().items()},
         ]
+        if starting.of(template.config) is not None:
+            depends.append({name: template.config.get(name) for name in _STARTED})
         text = json.dumps(depends, sort_keys=True)
         return f"bake-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
@@ -168,6 +247,8 @@ class Bakes:
         try:
             await engine.settled(machine.id)
             await self._warm_up(machine.id, template)
+            if starting.of(template.config) is not None:
+                await self._settle(machine.id)
             values = {"tenant_id": NOBODY, "name": name, "for_fork": False}
             await engine.snapshot(machine.id, values)
         finally:
@@ -178,9 +259,6 @@ class Bakes:
         if running is None:
             raise MachineError("The machine to be baked ended at once.", code="MACHINE_FAILED")
         agent = cast("AgentClient", running.agent)
-        for path, content in self._engine.rungs.driver(running.machine.driver).given().items():
-            header = pb.WriteFileHeader(path=path.encode(), permissions=0o644, make_parents=True)
-            await agent.write_file(header, _pieces(content))
         for command in _warmup(template):
             request = pb.StartRequest(
                 execution_id=ids.new(),
@@ -194,6 +272,21 @@ class Bakes:
                     f"The warm-up of {template.name} failed: {command!r} ended with {code}: {said}",
                     code="MACHINE_FAILED",
                 )
+
+    async def _settle(self, machine_id: str) -> None:
+        """What was started goes on with that for a while once it is ready, and would in each machine made from this."""
+        running = self._engine.roster.peek(machine_id)
+        if running is None:
+            return
+        driver, clock = self._engine.rungs.driver(running.machine.driver), time.monotonic
+        until, before = clock() + SETTLE_S, (-math.inf, 0)
+        while clock() < until:
+            now = (clock(), (await driver.usage(running.handle)).cpu_usage_us)
+            if now[1] - before[1] < QUIET * 1e6 * (now[0] - before[0]) < math.inf:
+                return
+            before = now
+            await asyncio.sleep(SETTLE_LOOK_S)
+        log.info("bake.restless", machine_id=machine_id)
 
     async def collect(self) -> None:
         """Deletes bakes that nothing was made from for ``KEEP``, and those that cannot be loaded."""
@@ -220,6 +313,12 @@ class Bakes:
             await driver.tidy(manifests)
 
 
+def alike(config: Mapping[str, Any], env: Mapping[str, str]) -> bool:
+    """Whether a machine made ahead, which knows no ``env`` of its own, is as one that booted with it: what is started
+    there may read it. A template that names the rungs to bake says that it does not."""
+    return not env or starting.of(config) is None or isinstance(config.get("bake"), list)
+
+
 def columns(
     template: Template, driver: str, capabilities: Capabilities, size: Size
 ) -> dict[str, Any]:
@@ -235,11 +334,6 @@ def columns(
         "memory_mib": size.memory_mib,
         "storage_gib": size.storage_gib,
     }
-
-
-async def _pieces(content: bytes) -> AsyncIterator[bytes]:
-    for at in range(0, len(content), PIECE):
-        yield content[at : at + PIECE]
 
 
 def _warmup(template: Template) -> tuple[str, ...]:

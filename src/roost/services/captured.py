@@ -37,8 +37,13 @@ async def find(store: Store, tenant: str, which: str, for_fork: bool = False) ->
 def values(row: Row, memory: bool = True) -> dict[str, Any]:
     """The columns of a machine made from it; without ``memory`` from its disk alone."""
     taken = {name: row["machine"][name] for name in keeping.TAKEN_OVER}
-    image = row["memory_image"] if memory else None
-    return {**taken, "snapshot_id": row["id"], "memory_image": image}
+    return {
+        **taken,
+        "snapshot_id": row["id"],
+        "memory_image": row["memory_image"] if memory else None,
+        "parent_id": row["machine_id"],
+        "from_snapshot_id": None if row["for_fork"] else row["id"],
+    }
 
 
 def require_sound(row: Row) -> None:
@@ -50,6 +55,16 @@ def require_sound(row: Row) -> None:
             "memory=false.",
             code="SNAPSHOT_INVALID",
             details={"snapshot_id": row["id"], "status": "quarantined"},
+        )
+
+
+def require_of(row: Row, machine: Machine) -> None:
+    """Raises INVALID_STATE for another machine's."""
+    if row["machine_id"] != machine.id:
+        raise ConflictError(
+            f"Snapshot {row['id']} is of another machine ({row['machine_id']}): make a new one from it "
+            "with create(snapshot=).",
+            details={"machine_id": row["machine_id"]},
         )
 
 

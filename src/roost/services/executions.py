@@ -19,9 +19,10 @@ import asyncio
 import builtins
 import contextlib
 import dataclasses
+import re
 from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
@@ -29,8 +30,10 @@ from roost import ids
 from roost.agent.client import AgentClient, Agents
 from roost.agent.v1 import agent_pb2 as pb
 from roost.clock import Clock
+from roost.engine.roster import Running
 from roost.errors import ConflictError, InvalidRequestError, MachineError, NotFoundError, RoostError
-from roost.services import launching, outcome
+from roost.services import launching, outcome, starting
+from roost.services.bakes import NOBODY
 from roost.services.going_on import goes_on
 from roost.services.machines import Machines
 from roost.services.models import Live, Machine, Page
@@ -52,6 +55,7 @@ REACHED_S = 5.0  # a call that lasted for so long had a connection
 READER_S = 2.0  # who may never come
 STREAM_READER_S = 30.0  # who comes at once
 PRUNE_EVERY = 200
+_STARTED = re.compile(rf"{starting.NAME}[a-z2-7]{{26}}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +182,7 @@ class Executions:
         client = self._agents.peek(machine_id)
         if row.status in LIVE and client is not None and self._machines.runs(machine_id):
             with contextlib.suppress(RoostError):
-                said = await client.get_execution(execution_id)
+                said = await client.get_execution(row.agents_id)
                 return dataclasses.replace(row, **outcome.progress(said))
         return row
 
@@ -206,7 +210,7 @@ class Executions:
         if row.status not in LIVE:
             return row
         try:
-            result = await (await self._reach(tenant, machine_id)).output(execution_id)
+            result = await (await self._reach(tenant, machine_id)).output(row.agents_id)
         except RoostError as failure:
             row = await self._settled(row, 5.0)
             if row.status in LIVE:
@@ -274,9 +278,9 @@ class Executions:
     ) -> int:
         """Bytes written; waits for a process that is slow to read. Raises INVALID_STATE when it has ended or
         was not started with ``stdin_stream``."""
-        await self._running(tenant, machine_id, execution_id)
+        row = await self._running(tenant, machine_id, execution_id)
         client = await self._reach(tenant, machine_id)
-        return await client.write_stdin(execution_id, data, eof)
+        return await client.write_stdin(row.agents_id, data, eof)
 
     async def signal(
         self, tenant: str, machine_id: str, execution_id: str, number: int
@@ -284,7 +288,7 @@ class Executions:
         """To the process group of its leader. Raises INVALID_STATE when it has ended."""
         row = await self._running(tenant, machine_id, execution_id)
         client = await self._reach(tenant, machine_id)
-        said = await client.signal(execution_id, number)
+        said = await client.signal(row.agents_id, number)
         return dataclasses.replace(row, **outcome.progress(said))
 
     async def cancel(self, tenant: str, machine_id: str, execution_id: str) -> ExecutionRow:
@@ -302,7 +306,7 @@ class Executions:
             raise MachineError(
                 "The execution was killed, but its end has not been seen yet; ask again.",
                 code="TIMEOUT",
-                details={"execution_id": execution_id},
+                details={"execution_id": row.id},
             )
         return row
 
@@ -419,6 +423,39 @@ class Executions:
         else:
             await self._rows.insert(dataclasses.replace(row, **values))
 
+    def began(self, running: Running, known_as: str | None) -> None:
+        """A template's start runs in the machine, called so by its agent; None: it came with its memory. From now on
+        it is an execution of the machine's."""
+        startup = starting.of(running.config)
+        if running.machine.tenant_id != NOBODY and startup is not None:
+            self._spawn(self._take_up(running, startup, known_as))
+
+    async def _take_up(
+        self, running: Running, startup: starting.Startup, known_as: str | None
+    ) -> None:
+        machine, agent = running.machine, cast(AgentClient, running.agent)
+        if known_as is None:
+            if await self._rows.named(machine.tenant_id, machine.id, starting.NAME) is not None:
+                return  # it slept, and goes on
+            known_as = await _started(agent)
+            if known_as is None:
+                return
+        command = startup.command
+        row = ExecutionRow(
+            id=ids.new(),
+            tenant_id=machine.tenant_id,
+            machine_id=machine.id,
+            name=starting.NAME,
+            known_as=known_as,
+            command=["/bin/sh", "-c", command] if isinstance(command, str) else command,
+            status="running",
+            created_at=self._clock.now(),
+            started_at=self._clock.now(),
+            keep_awake=False,
+        )
+        await self._rows.insert(row)
+        self._keep_following(row, agent, machine.generation)
+
     # --- following ------------------------------------------------------------------------------
 
     def _follow(self, live: Live, row: ExecutionRow) -> None:
@@ -445,7 +482,7 @@ class Executions:
                     try:
                         if client is None:
                             raise MachineError("No connection to the machine.")
-                        values = await self._overdue.end(client, row, client.wait(row.id))
+                        values = await self._overdue.end(client, row, client.wait(row.agents_id))
                         break
                     except RoostError as failure:
                         lost = failure.code
@@ -558,13 +595,13 @@ class Executions:
         except RoostError as failure:
             log.warning("execution.reconcile", machine_id=machine_id, error=failure.code)
         for row in rows:
-            if live is not None and row.id in known:
+            if live is not None and row.agents_id in known:
                 self._follow(live, row)
             else:
                 await self._write_end(row.id, outcome.failed(reason))
 
     async def _attached(self, row: ExecutionRow, at: dict[str, int]) -> AsyncGenerator[Event, None]:
-        frames = self._client(row.machine_id).attach(row.id, at["stdout"], at["stderr"])
+        frames = self._client(row.machine_id).attach(row.agents_id, at["stdout"], at["stderr"])
         async with contextlib.aclosing(frames):
             async for frame in frames:
                 stream = "stderr" if frame.stream == pb.OutputFrame.STREAM_STDERR else "stdout"
@@ -600,6 +637,9 @@ class Executions:
         self, tenant: str, machine_id: str, execution_id: str, output: bool = False
     ) -> ExecutionRow:
         await self._machines.get(tenant, machine_id)
+        if execution_id == starting.NAME:
+            newest = await self._rows.named(tenant, machine_id, starting.NAME)
+            execution_id = newest or execution_id
         row = await self._rows.get(tenant, machine_id, execution_id, output)
         if row is None:
             raise NotFoundError(
@@ -653,6 +693,13 @@ class Executions:
         self._since_prune[machine_id] = count % PRUNE_EVERY
         if count == PRUNE_EVERY:
             self._spawn(self._rows.prune(machine_id))
+
+
+async def _started(agent: AgentClient) -> str | None:
+    """What the agent of a machine that goes on from memory calls what was started in it; the newest, should there be
+    others."""
+    said = [each for each in await agent.list_executions() if _STARTED.fullmatch(each.execution_id)]
+    return max(said, key=lambda each: each.started_at_unix_ms).execution_id if said else None
 
 
 def _let_go(failure: RoostError) -> None:

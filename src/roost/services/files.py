@@ -55,7 +55,7 @@ class FileInfo:
 
     @property
     def mtime(self) -> datetime:
-        return _EPOCH + timedelta(microseconds=self.mtime_ns // 1000)
+        return at_ns(self.mtime_ns)
 
     @property
     def etag(self) -> str:
@@ -258,6 +258,10 @@ async def _events(
                 yield FileEvent(kind, event.path, event.new_path or None, event.directory)
     finally:
         await said.aclose()
+
+
+def at_ns(since_1970: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=since_1970 // 1000)
 
 
 def check_path(path: bytes) -> None:

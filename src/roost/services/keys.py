@@ -97,15 +97,7 @@ class Keys:
                 raise _unknown()
             if before != self._revocations:  # it may have been this one
                 continue
-            known = Principal(
-                row["tenant_id"],
-                row["id"],
-                "",
-                Role(row["role"]),
-                row["machine_id"],
-                row["port"],
-                row["expires_at"],
-            )
+            known = _principal(row)
             if known.is_token:
                 break
             if len(self._seen) >= REMEMBER:
@@ -116,6 +108,12 @@ class Keys:
             raise _invalid("This key has expired.")
         self._used[known.key_id] = now
         return replace(known, prefix=match[1])
+
+    async def known(self, key_id: str) -> Principal | None:
+        """Whose key this is, where it counts still."""
+        now = self._clock.now()
+        row = await self._store.read(lambda c: rows.get(c, key_id, now))
+        return None if row is None else _principal(row)
 
     async def preview(self, secret_form: str, machine_id: str, port: int) -> Principal:
         """For the preview proxy: who may see this port of this machine with this token. Raises AUTH_INVALID, also
@@ -312,6 +310,12 @@ def _check_number(connection: sa.Connection, made: Mapping[str, Any], now: datet
             code="QUOTA_EXCEEDED",
             details={"quota": name, "limit": limit, "used": used, "asked": 1},
         )
+
+
+def _principal(row: Mapping[Any, Any]) -> Principal:
+    role = Role(row["role"])
+    scope = (row["machine_id"], row["port"], row["expires_at"])
+    return Principal(row["tenant_id"], row["id"], "", role, *scope)
 
 
 def _digest(hex_secret: str) -> str:

@@ -21,13 +21,14 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 def environment(live: Live, asked: Mapping[str, str]) -> list[pb.EnvVar]:
-    """The template's, then the machine's, then what was asked for; checked."""
+    """The template's, then the machine's, what its secrets need, then what was asked for; checked."""
     check_env(asked)
     merged: dict[str, str] = {}
     base = live.config.get("env")
     if isinstance(base, Mapping):
         merged.update({str(k): str(v) for k, v in base.items()})
     merged.update(live.machine.env)
+    merged.update(live.told)
     merged.update(asked)
     return [pb.EnvVar(name=name, value=value) for name, value in merged.items()]
 

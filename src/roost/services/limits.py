@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
+from roost import ids
+from roost.drivers.interface import Size
 from roost.errors import InvalidRequestError
 from roost.services.models import UNSET, CreateMachine
+from roost.templates import reference
 from roost.units import MAX_SECONDS
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}", re.ASCII)
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+DEFAULT_SIZE: Mapping[str, float] = {"vcpu": 1.0, "memory_mib": 1024, "storage_gib": 10}
 
 
 def check_create(req: CreateMachine) -> None:
@@ -20,10 +25,15 @@ def check_create(req: CreateMachine) -> None:
     template(req.template)
     if req.key is not None:
         key(req.key)
+        no_id("key", req.key)
     name(req.name)
-    vcpu(req.vcpu)
-    memory(req.memory_mib)
-    storage(req.storage_gib)
+    no_id("name", req.name)
+    if req.vcpu is not None:
+        vcpu(req.vcpu)
+    if req.memory_mib is not None:
+        memory(req.memory_mib)
+    if req.storage_gib is not None:
+        storage(req.storage_gib)
     env(req.env)
     labels(req.labels)
     seconds("autosleep", req.autosleep_seconds)
@@ -34,9 +44,26 @@ def check_create(req: CreateMachine) -> None:
         raise bad("memory", "is of a snapshot: name one, or leave it out")
 
 
+def size(req: CreateMachine, config: Mapping[str, Any]) -> Size:
+    """As asked for, else as the template says (``size``), else the default. Raises VALIDATION_FAILED."""
+    said = config.get("size")
+    its = said if isinstance(said, Mapping) else {}
+    chosen = {
+        name: its.get(name, default) if (asked := getattr(req, name)) is None else asked
+        for name, default in DEFAULT_SIZE.items()
+    }
+    vcpu(chosen["vcpu"])
+    memory(chosen["memory_mib"])
+    storage(chosen["storage_gib"])
+    return Size(float(chosen["vcpu"]), chosen["memory_mib"], chosen["storage_gib"])
+
+
 def template(value: str) -> None:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise bad("template", "is 1-63 of [a-z0-9-], starting and ending with a letter or digit")
+    """A name, name:tag, name@digest or id."""
+    try:
+        reference.parse(value)
+    except InvalidRequestError as failure:
+        raise bad("template", f"cannot be found: {failure.message}") from failure
 
 
 def key(value: str) -> None:
@@ -47,6 +74,12 @@ def key(value: str) -> None:
 def name(value: str | None) -> None:
     if value is not None and (not isinstance(value, str) or not _NAME.fullmatch(value)):
         raise bad("name", "is 1-63 of [a-z0-9-], starting and ending with a letter or digit")
+
+
+def no_id(field: str, value: str | None) -> None:
+    """Of what is given anew: an id names one machine in all the world, so no name or key may look like one."""
+    if value is not None and ids.formed(value):
+        raise bad(field, "is 26 of [a-z2-7], the form of an id: choose another")
 
 
 def vcpu(value: float) -> None:
@@ -78,7 +111,7 @@ def labels(value: Mapping[str, str]) -> None:
             raise bad(
                 "labels", "have names of 1-128 of [A-Za-z0-9._:@-], starting with a letter or digit"
             )
-        if not isinstance(text, str) or len(text) > 256 or "\0" in text or not _utf8(text):
+        if not isinstance(text, str) or len(text) > 256 or "\0" in text or not utf8(text):
             raise bad("labels", "have values of at most 256 characters")
 
 
@@ -89,7 +122,7 @@ def env(value: Mapping[str, str]) -> None:
     for variable, text in value.items():
         if not isinstance(variable, str) or not _ENV.fullmatch(variable):
             raise bad("env", "has names of [A-Za-z_][A-Za-z0-9_]*")
-        if not isinstance(text, str) or "\0" in text or not _utf8(text):
+        if not isinstance(text, str) or "\0" in text or not utf8(text):
             raise bad("env", "has values of text without NUL")
         size += len(variable) + len(text.encode()) + 2
     if size > 128 * 1024:
@@ -100,7 +133,7 @@ def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _utf8(text: str) -> bool:
+def utf8(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import builtins
 import json
-from collections.abc import AsyncGenerator, Mapping
+import socket
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from roost.drivers.interface import Size
-from roost.engine import quotas, reservations
+from roost import ids
+from roost.egress.policy import Policy
+from roost.engine import egress, quotas, reservations
+from roost.engine.allowance import Allowance
 from roost.engine.engine import REMEMBER_DESTROYED, Engine, check_revision
 from roost.engine.flows import config_of
 from roost.engine.lifecycle import HOLDING, Desired, Phase, Tier
@@ -25,11 +28,12 @@ from roost.errors import (
     ConflictError,
     InternalError,
     LimitError,
+    MachineError,
     RoostError,
     UnsupportedError,
 )
 from roost.services import asking, captured, limits
-from roost.services.bakes import Bakes, columns
+from roost.services.bakes import Bakes, alike, columns
 from roost.services.models import (
     UNSET,
     CreateMachine,
@@ -78,8 +82,8 @@ class Machines:
 
         Raises VALIDATION_FAILED, TEMPLATE_NOT_FOUND, INVALID_STATE (template not built), RUNG_UNAVAILABLE,
         ALREADY_EXISTS (the key; details.machine_id), SNAPSHOT_INVALID (it is quarantined), QUOTA_EXCEEDED, CAPACITY_EXCEEDED, STORAGE_FULL: nothing
-        was made. Any error with details.machine_id (MACHINE_FAILED, TIMEOUT, ...) but ALREADY_EXISTS: the
-        machine exists as ``failed``.
+        was made. TEMPLATE_NOT_READY: it runs, but what its template starts does not. Any other error with
+        details.machine_id (MACHINE_FAILED, TIMEOUT, ...) but ALREADY_EXISTS: the machine exists as ``failed``.
         """
         limits.check_create(req)
         if req.snapshot is not None:
@@ -92,13 +96,14 @@ class Machines:
         if req.isolation == "auto" and req.driver is None:
             await engine.rungs.decide()
         driver, capabilities = engine.rungs.choose(req.isolation, req.driver)
-        asked = Size(float(req.vcpu), req.memory_mib, req.storage_gib)
-        size = engine.rungs.driver(driver).fit(asked)
-        reservations.check_size(engine.host(), size.vcpu, size.memory_mib)
+        egress.require_enforced(self._policy(req), driver, capabilities)
         template = await self._templates.resolve(tenant, req.template)
+        config = template.config
+        size = self._bakes.fit(config, driver, limits.size(req, config), req.env)
+        reservations.check_size(engine.host(), size.vcpu, size.memory_mib)
         await engine.parts.storage.require(ROOM_BYTES)
         # Who does not wait is answered at once: what may take minutes is then done in the machine's line.
-        later = not wait and engine.rungs.driver(driver).bakes
+        later = not wait and self._bakes.bakes(config, driver, req.env)
         if not (later and engine.rungs.driver(driver).undecided):
             capabilities = await engine.rungs.prepared(driver)
         values = {
@@ -114,15 +119,17 @@ class Machines:
                 raise _key_taken(req.key, row["id"])
 
         await self._store.read(check)
-        try:
-            machine = await self._warm.take(values)
-        except IntegrityError as error:
-            raise await self._taken(tenant, req.key, error) from error
+        machine = None
+        if alike(config, req.env):
+            try:
+                machine = await self._warm.take(values)
+            except IntegrityError as error:
+                raise await self._taken(tenant, req.key, error) from error
         if machine is None and later:
-            machine = await self._make(tenant, values, template.config, wait, find_source=True)
+            machine = await self._make(tenant, values, config, wait, find_source=True)
         elif machine is None:
-            async with self._bakes.source(template, driver, size) as source:
-                machine = await self._make(tenant, {**values, **source}, template.config, wait)
+            async with self._bakes.source(template, driver, size, req.env) as source:
+                machine = await self._make(tenant, {**values, **source}, config, wait)
         self._warm.want(template, values)
         return machine
 
@@ -137,6 +144,11 @@ class Machines:
             raise limits.bad("count", f"is from 1 to {MAX_CHILDREN}")
         parent = await self.get(tenant, machine_id)
         captured.require_fork(parent)
+        row = None
+        if req.snapshot is not None:
+            row = await captured.find(self._store, tenant, req.snapshot)
+            captured.require_sound(row)
+            captured.require_of(row, parent)
         wanted = CreateMachine(
             name=req.name,
             labels=parent.labels if req.labels is None else req.labels,
@@ -144,25 +156,41 @@ class Machines:
             hibernate_after_seconds=parent.hibernate_after_seconds,
             ttl_seconds=req.ttl_seconds,
             created_by=req.created_by,
+            egress=parent.egress if req.egress is None else req.egress,
+            inside=req.inside,
         )
         limits.check_create(wanted)
-        await self._room(tenant, parent, req.count)
+        egress.require_enforced(self._policy(wanted), parent.driver, parent.capabilities)
+        await self._room(tenant, parent, req.count, stops=row is None)
+        secrets_of = machine_id if req.inherit_secrets else None
         with self._engine.journal.observed("fork"):
-            snapshot_id = await self._engine.snapshot(
-                machine_id, {"tenant_id": tenant, "name": None, "for_fork": True}
-            )
+            if row is not None:
+                return await self._children(tenant, row, wanted, req.count, secrets_of)
+            snapshot_id = ids.new()
+            values = {"tenant_id": tenant, "name": None, "for_fork": True}
             try:
-                return await self._children(tenant, snapshot_id, wanted, req.count)
+                # From before it is there: another fork that ends collects what nobody holds.
+                with self._engine.holding(snapshot_id):
+                    await self._engine.snapshot(machine_id, values, snapshot_id)
+                    if req.egress is None:  # it may have been changed before that instant
+                        now = await self._engine.load(machine_id)
+                        wanted = replace(wanted, egress=now.egress)
+                    row = await captured.find(self._store, tenant, snapshot_id, for_fork=True)
+                    return await self._children(tenant, row, wanted, req.count, secrets_of)
             finally:
                 await self._engine.collect()
 
     async def _children(
-        self, tenant: str, snapshot_id: str, wanted: CreateMachine, count: int
+        self,
+        tenant: str,
+        row: captured.Row,
+        wanted: CreateMachine,
+        count: int,
+        secrets_of: str | None,
     ) -> builtins.list[Machine]:
-        with self._engine.holding(snapshot_id):
-            row = await captured.find(self._store, tenant, snapshot_id, for_fork=True)
+        with self._engine.holding(row["id"]):
             made = await asyncio.gather(
-                *(self._create_from(tenant, row, wanted, True) for _ in range(count)),
+                *(self._create_from(tenant, row, wanted, True, secrets_of) for _ in range(count)),
                 return_exceptions=True,
             )
         children = [each for each in made if isinstance(each, Machine)]
@@ -176,15 +204,16 @@ class Machines:
         await asyncio.gather(*(self._engine.destroy(each) for each in lost), return_exceptions=True)
         raise failures[0]
 
-    async def _room(self, tenant: str, parent: Machine, count: int) -> None:
-        """For so many more of its size, before anything is stopped for them."""
+    async def _room(self, tenant: str, parent: Machine, count: int, stops: bool) -> None:
+        """For so many more of its size, before anything is stopped for them (``stops``: there is)."""
         engine = self._engine
         size = {name: getattr(parent, name) for name in ("vcpu", "memory_mib", "storage_gib")}
-        own = parent.vcpu if parent.frozen else 0.0  # it is woken for the capture
+        woken = stops and parent.frozen  # for the capture
+        own = parent.vcpu if woken else 0.0
 
         def check(connection: sa.Connection) -> float | None:
             asked = quotas.of_machine(size, count)
-            if parent.frozen:
+            if woken:
                 asked |= quotas.of_start(size, count + 1)
             quotas.check(connection, tenant, asked)
             return (tenants.quotas(connection, tenant) or {}).get("forks_per_minute")
@@ -202,23 +231,29 @@ class Machines:
             reservations.admit(engine.settings, engine.host(), held, parent.vcpu, parent.memory_mib)
 
         await engine.with_room(admit, tenant)
-        memory = parent.memory_mib << 20 if parent.memory_kept else 0
+        memory = parent.memory_mib << 20 if stops and parent.memory_kept else 0
         await engine.parts.storage.require(ROOM_BYTES * count + memory)
         if a_minute is not None:
             self._forks.take(tenant, "forks_per_minute", a_minute, count)
 
     async def _create_from(
-        self, tenant: str, row: captured.Row, req: CreateMachine, wait: bool
+        self,
+        tenant: str,
+        row: captured.Row,
+        req: CreateMachine,
+        wait: bool,
+        secrets_of: str | None = None,
     ) -> Machine:
         values = {**self._asked(tenant, req), **captured.values(row, req.memory)}
         engine = self._engine
         driver = values["driver"]
         _, capabilities = engine.rungs.choose("auto", driver)
+        egress.require_enforced(self._policy(req), driver, capabilities)
         values["capabilities"] = capabilities_to_json(capabilities)
         reservations.check_size(engine.host(), values["vcpu"], values["memory_mib"])
         await engine.parts.storage.require(ROOM_BYTES)
         config = await self._store.read(lambda c: config_of(c, values["template_id"]))
-        return await self._make(tenant, values, config, wait)
+        return await self._make(tenant, values, config, wait, secrets_of=secrets_of)
 
     def _asked(self, tenant: str, req: CreateMachine) -> dict[str, Any]:
         expires = None
@@ -238,7 +273,12 @@ class Machines:
             "ttl_seconds": req.ttl_seconds,
             "expires_at": expires,
             "created_by": req.created_by,
+            "egress": self._policy(req).to_json(),
+            "inside": req.inside.to_json(),
         }
+
+    def _policy(self, req: CreateMachine) -> Policy:
+        return self._engine.settings.egress_policy if req.egress is None else req.egress
 
     async def _make(
         self,
@@ -247,9 +287,18 @@ class Machines:
         config: Mapping[str, Any],
         wait: bool,
         find_source: bool = False,
+        secrets_of: str | None = None,
     ) -> Machine:
+        boundary = self._engine.parts.boundary
+
+        def inherit(connection: sa.Connection, machine_id: str) -> None:
+            if secrets_of is not None:
+                boundary.inherit(connection, secrets_of, machine_id)
+
         try:
-            machine = await self._engine.create(values, config, find_source=find_source)
+            machine = await self._engine.create(
+                values, config, find_source=find_source, also=inherit if secrets_of else None
+            )
         except IntegrityError as error:
             raise await self._taken(tenant, values["key"], error) from error
         return await self._engine.settled(machine.id) if wait else machine
@@ -281,6 +330,25 @@ class Machines:
             raise not_found(machine_id)
         return machine
 
+    async def named(self, tenant: str, name: str) -> Machine:
+        """Of this id, else of this key, else the only one of this name, unless it is destroyed. Raises
+        MACHINE_NOT_FOUND."""
+
+        def fn(connection: sa.Connection) -> rows.Row | None:
+            row = rows.get(connection, name)
+            if row is not None and row["tenant_id"] == tenant and row["phase"] != Phase.DESTROYED:
+                return row
+            row = rows.by_key(connection, tenant, name)
+            if row is not None:
+                return row
+            found = rows.by_name(connection, tenant, name)
+            return found[0] if len(found) == 1 else None
+
+        row = await self._store.read(fn)
+        if row is None:
+            raise not_found(name)
+        return Machine.from_row(row)
+
     async def list(
         self,
         tenant: str,
@@ -290,6 +358,7 @@ class Machines:
         template: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
+        parent: str | None = None,
     ) -> Page[Machine]:
         """Newest first; destroyed ones only with ``phase="destroyed"``. Raises INVALID_CURSOR."""
         if not 1 <= limit <= 500:
@@ -298,7 +367,8 @@ class Machines:
             raise limits.bad("phase", f"is one of {', '.join(Phase)}")
         wanted = dict(labels or {})
         limits.labels(wanted)
-        scope = json.dumps(["machines", tenant, phase, key, wanted, template], sort_keys=True)
+        asked = ["machines", tenant, phase, key, wanted, template, parent]
+        scope = json.dumps(asked, sort_keys=True)
         after = None if cursor is None else self._cursors.decode(scope, cursor)
         found = await self._store.read(
             lambda c: rows.page(
@@ -310,6 +380,7 @@ class Machines:
                 template=template,
                 limit=limit + 1,
                 after=after,
+                parent=parent,
             )
         )
         items = [Machine.from_row(row) for row in found[:limit]]
@@ -337,7 +408,8 @@ class Machines:
             if resized:
                 _check_not_frozen(machine)
             fits(connection, machine)
-            return amend(connection, machine_id, values, engine.clock.now())
+            now = {**values, "inside": _allowed(machine.inside, patch).to_json()}
+            return amend(connection, machine_id, now, engine.clock.now())
 
         resized: dict[str, Any] = {k: values[k] for k in ("vcpu", "memory_mib") if k in values}
 
@@ -346,8 +418,9 @@ class Machines:
             if grown and machine.phase in HOLDING:  # else it is a wake that asks
                 quotas.check(connection, tenant, grown, without=machine_id)
 
+        _allowed(before.inside, patch)
         if not resized:
-            if not values:
+            if not values and patch.allow_inside is UNSET and patch.inside_forks is UNSET:
                 check_revision(before, if_match)
                 return before
             machine = await self._store.write(fn)
@@ -409,22 +482,12 @@ class Machines:
         """``tier``: "frozen" keeps its memory resident, "hibernated" with its disk, "stopped" ends its processes;
         None: the deepest that keeps all its rung can. Asleep as deep already: nothing happens. Raises
         UNSUPPORTED."""
-        machine = await self.get(tenant, machine_id)
-        if tier is not None and tier not in set(Tier):
-            raise limits.bad("tier", f"is one of {', '.join(Tier)}")
-        if tier == Tier.HIBERNATED and not machine.memory_kept:
-            raise UnsupportedError(
-                f"Machines of the {machine.driver} driver cannot keep memory: sleep it without a tier, "
-                "which keeps its disk."
-            )
-        if tier == Tier.FROZEN and not machine.capabilities.freeze:
-            raise UnsupportedError(
-                f"Machines of the {machine.driver} driver cannot stand still: sleep it without a tier."
-            )
+        check_tier(await self.get(tenant, machine_id), tier)
         return await self._engine.sleep(machine_id, None if tier is None else Tier(tier))
 
     async def wake(self, tenant: str, machine_id: str) -> Machine:
-        """Running again, from its disk; also the way back from ``failed``."""
+        """Running again, from its disk; also the way back from ``failed``. Raises TEMPLATE_NOT_READY, too: then it
+        runs, but what its template starts does not."""
         await self.get(tenant, machine_id)
         return await self._engine.wake(machine_id)
 
@@ -466,7 +529,13 @@ class Machines:
         running = roster.peek(machine_id)
         if running is None:
             asking.check_wake((await self.get(tenant, machine_id)).phase)
-            await self._engine.wake(machine_id, from_failed=False)
+            try:
+                await self._engine.wake(machine_id, from_failed=False)
+            except MachineError as error:
+                if (
+                    error.code != "TEMPLATE_NOT_READY"
+                ):  # it runs: whoever asks may have come to mend it
+                    raise
             running = roster.peek(machine_id)
             if running is None:  # it ended again at once
                 machine = await self.get(tenant, machine_id)
@@ -477,7 +546,20 @@ class Machines:
         if running.machine.tenant_id != tenant:
             raise not_found(machine_id)
         roster.touch(machine_id)
-        return Live(running.machine, cast("AgentClient", running.agent), running.config)
+        told = self._engine.parts.boundary.environment(machine_id)
+        return Live(running.machine, cast("AgentClient", running.agent), running.config, told)
+
+    def boot(self, machine_id: str, tenant: str | None = None) -> int | None:
+        """Which of its starts it runs from, without I/O; None where it does not run, or is another tenant's."""
+        running = self._engine.roster.peek(machine_id)
+        if running is None or tenant not in (None, running.machine.tenant_id):
+            return None
+        return running.machine.generation
+
+    async def connection(self, machine_id: str) -> socket.socket:
+        """A TCP socket, not blocking and not connected, that reaches the machine's own address and nothing else.
+        Raises NOT_FOUND for one without a network of its own."""
+        return await self._engine.parts.network.connection(machine_id)
 
     def runs(self, machine_id: str) -> bool:
         """Whether it can be asked something now."""
@@ -486,6 +568,10 @@ class Machines:
     def using(self, machine_id: str) -> AbstractContextManager[None]:
         """Meanwhile the machine is not idle (a transfer, a terminal's viewer, an execution)."""
         return self._engine.roster.using(machine_id)
+
+    def on_change(self, listener: Callable[[str], None]) -> None:
+        """Is told the id of each machine whose row changes, once that is durable."""
+        self._engine.changes.listen(listener)
 
     def changing(self, machine_id: str) -> AbstractContextManager[asyncio.Event]:
         """Set with every change of the machine's row from now on; clear it before looking."""
@@ -584,6 +670,8 @@ class Machines:
         values: dict[str, Any] = {}
         if patch.name is not UNSET:
             limits.name(patch.name)
+            if patch.name != before.name:
+                limits.no_id("name", patch.name)
             values["name"] = patch.name
         if patch.labels is not UNSET:
             limits.labels(patch.labels)
@@ -617,6 +705,30 @@ class Machines:
                 details={"field": "storage_gib"},
             )
         return values
+
+
+def check_tier(machine: Machine, tier: str | None) -> None:
+    """Raises VALIDATION_FAILED, UNSUPPORTED."""
+    if tier is not None and tier not in set(Tier):
+        raise limits.bad("tier", f"is one of {', '.join(Tier)}")
+    if tier == Tier.HIBERNATED and not machine.memory_kept:
+        raise UnsupportedError(
+            f"Machines of the {machine.driver} driver cannot keep memory: sleep it without a tier, "
+            "which keeps its disk."
+        )
+    if tier == Tier.FROZEN and not machine.capabilities.freeze:
+        raise UnsupportedError(
+            f"Machines of the {machine.driver} driver cannot stand still: sleep it without a tier."
+        )
+
+
+def _allowed(now: Allowance, patch: PatchMachine) -> Allowance:
+    """What it took already stays taken. Raises VALIDATION_FAILED."""
+    asked = Allowance.of(
+        now.allow if patch.allow_inside is UNSET else patch.allow_inside,
+        now.forks if patch.inside_forks is UNSET else patch.inside_forks,
+    )
+    return replace(now, allow=asked.allow, forks=asked.forks)
 
 
 def _check_not_frozen(machine: Machine) -> None:

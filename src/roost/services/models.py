@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from roost.egress.policy import Policy
+from roost.engine.allowance import NOTHING, Allowance
 from roost.engine.machine import Machine
 from roost.storage.interface import Image
 
@@ -19,7 +21,9 @@ T = TypeVar("T")
 __all__ = [
     "TOKENS",
     "UNSET",
+    "Allowance",
     "AuditEntry",
+    "Build",
     "CreateMachine",
     "ForkMachine",
     "Key",
@@ -27,14 +31,17 @@ __all__ = [
     "Machine",
     "MachineEvent",
     "MachineUsage",
+    "Node",
     "Page",
     "PatchMachine",
+    "Port",
     "Principal",
     "Progress",
     "Role",
     "Snapshot",
     "Template",
     "Tenant",
+    "Tree",
     "Unset",
 ]
 
@@ -55,9 +62,9 @@ class CreateMachine:
     template: str = "base"
     key: str | None = None
     name: str | None = None
-    vcpu: float = 1.0
-    memory_mib: int = 1024
-    storage_gib: int = 10
+    vcpu: float | None = None  # None: the template's, else the host's default; of each
+    memory_mib: int | None = None
+    storage_gib: int | None = None
     isolation: str = "auto"  # auto | workspace | user | container | microvm
     driver: str | None = None  # a driver's name; wins over isolation and must agree with it
     env: Mapping[str, str] = field(default_factory=dict)
@@ -68,6 +75,8 @@ class CreateMachine:
     snapshot: str | None = None  # id or name; template, rung, size and env are then the snapshot's
     created_by: str | None = None  # the caller's key: its usage is counted under that
     memory: bool = True  # the snapshot's; False: from its disk alone
+    egress: Policy | None = None  # None: the host's default
+    inside: Allowance = NOTHING  # what it may ask of its daemon itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,10 @@ class ForkMachine:
     labels: Mapping[str, str] | None = None  # None: the parent's
     ttl_seconds: int | None = None
     created_by: str | None = None  # as of ``CreateMachine``
+    egress: Policy | None = None  # None: the parent's, at the instant they go on from
+    inherit_secrets: bool = False
+    snapshot: str | None = None  # of the parent, id or name: its instant; None: now
+    inside: Allowance = NOTHING  # the parent's is not inherited
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +139,29 @@ class PatchMachine:
     vcpu: float | Unset = UNSET
     memory_mib: int | Unset = UNSET
     storage_gib: int | Unset = UNSET  # may only grow
+    allow_inside: Sequence[str] | Unset = UNSET  # replaces all of it
+    inside_forks: int | Unset = UNSET
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port of a machine that is shown outside. ``salt`` is in its links: another one ends them."""
+
+    id: str
+    machine_id: str
+    tenant_id: str
+    port: int
+    protocol: str  # http | tcp
+    visibility: str  # private | public
+    name: str | None
+    salt: str = field(repr=False)
+    created_at: datetime
+    host_id: str  # the machine its host is called after: the one it was made for
+    from_inside: bool = False  # the machine asked for it itself
+
+    @property
+    def public(self) -> bool:
+        return self.visibility == "public"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +171,7 @@ class Live:
     machine: Machine
     agent: AgentClient
     config: Mapping[str, Any]
+    told: Mapping[str, str] = field(default_factory=dict)  # of its secrets, to its programs
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +179,30 @@ class MachineEvent:
     at: datetime
     event: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine, or a snapshot somebody made of one, and what it came of."""
+
+    kind: str  # machine | snapshot
+    id: str
+    parent_id: str | None  # the machine it went on from, or was taken of
+    from_snapshot_id: str | None  # of a machine that was made from one
+    name: str | None
+    key: str | None
+    phase: str | None  # of a machine; destroyed: others that came of it live
+    tier: str | None
+    replaces: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Oldest first. ``truncated``: there is more than is told."""
+
+    nodes: list[Node]
+    truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +237,38 @@ class Template:
     error: Mapping[str, Any] | None
     created_at: datetime
     updated_at: datetime
+    parent_id: str | None = None  # what it was built FROM, where that is a template
+    tags: tuple[str, ...] = ()  # "name:tag"
     image: Image | None = None  # set by ``resolve``
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """waiting (for its context) | queued | running | succeeded | failed | cancelled"""
+
+    id: str
+    tenant_id: str
+    tags: tuple[str, ...]
+    driver: str | None
+    status: str
+    step: int  # of ``steps``: the one it is at, or was
+    steps: int
+    cached: int  # steps that did not run, since their layer was there
+    template_id: str | None
+    machine_id: str | None  # kept after it failed
+    digest: str | None
+    error: Mapping[str, Any] | None
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+    @staticmethod
+    def from_row(row: Mapping[Any, Any]) -> Build:
+        plain = (
+            "id", "tenant_id", "driver", "status", "step", "steps", "cached", "template_id", "machine_id", "digest",
+            "error", "created_at", "started_at", "ended_at",
+        )  # fmt: skip
+        return Build(**{name: row[name] for name in plain}, tags=tuple(row["tags"]))
 
 
 class Role(StrEnum):

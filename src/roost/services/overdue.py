@@ -76,7 +76,7 @@ class Overdue:
 
     async def kill(self, agent: AgentClient, row: ExecutionRow) -> None:
         """Everything it started, by its agent; by the host where that takes long. Raises as ``signal``."""
-        killing = asyncio.ensure_future(agent.signal(row.id, 9, tree=True))
+        killing = asyncio.ensure_future(agent.signal(row.agents_id, 9, tree=True))
         try:
             done, _ = await asyncio.wait({killing}, timeout=FORCE_S)
             if not done:
@@ -89,7 +89,7 @@ class Overdue:
         """True, and nothing done, where it is over and only its output is not yet read."""
         try:
             async with asyncio.timeout(ANSWER_S):
-                said = await agent.get_execution(row.id)
+                said = await agent.get_execution(row.agents_id)
             if said.state in _OVER:
                 return True
             found = await self._host.end_tree(row.machine_id, said.supervisor_pid)
@@ -103,6 +103,6 @@ class Overdue:
     async def _output(self, agent: AgentClient, row: ExecutionRow) -> pb.ExecutionResult | None:
         try:
             async with asyncio.timeout(ANSWER_S):
-                return await agent.output(row.id)
+                return await agent.output(row.agents_id)
         except (RoostError, TimeoutError):
             return None  # the row ends without it: that is what it is asked for here

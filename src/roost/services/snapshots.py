@@ -85,12 +85,7 @@ class Snapshots:
         machine = await self._machines.get(tenant, machine_id)
         row = await captured.find(self._store, tenant, which)
         captured.require_sound(row)
-        if row["machine_id"] != machine.id:
-            raise ConflictError(
-                f"Snapshot {row['id']} is of another machine ({row['machine_id']}): make a new one from it "
-                "with create(snapshot=).",
-                details={"machine_id": row["machine_id"]},
-            )
+        captured.require_of(row, machine)
         return await self._engine.rollback(machine.id, row["id"])
 
     async def _taken(self, tenant: str, name: str | None, error: IntegrityError) -> RoostError:

@@ -20,6 +20,7 @@ from roost.services.rates import Rates
 from roost.settings import Settings
 from roost.store import Store
 from roost.store import keys as key_rows
+from roost.store import ssh_keys as ssh_key_rows
 from roost.store import tenants as rows
 
 # Whole numbers, and those that need not be.
@@ -128,6 +129,7 @@ class Tenants:
                     f"The tenant has {what}: delete those first.", code="IN_USE", details=held
                 )
             keys = key_rows.ids_of(connection, row["id"])
+            keys += ssh_key_rows.ids_of(connection, row["id"])
             rows.delete(connection, row["id"])
             return row["id"], keys
 

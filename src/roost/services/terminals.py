@@ -109,14 +109,20 @@ class Terminals:
         await live.agent.close_terminal(terminal_id)
 
     async def attach(
-        self, tenant: str, machine_id: str, terminal_id: str, scrollback: bool = True
+        self,
+        tenant: str,
+        machine_id: str,
+        terminal_id: str,
+        scrollback: bool = True,
+        catches_up: bool = False,
     ) -> Viewer:
-        """A viewer of it; close it. Raises TERMINAL_NOT_FOUND."""
+        """A viewer of it; close it. ``catches_up``: one that falls behind loses what fell out of the scrollback,
+        instead of its place. Raises TERMINAL_NOT_FOUND."""
         await self.get(tenant, machine_id, terminal_id)
         live = await self._machines.awake(tenant, machine_id)
         stream = live.agent.attach_terminal(terminal_id, scrollback)
         await stream.open()
-        return Viewer(self._machines, live, terminal_id, stream)
+        return Viewer(self._machines, live, terminal_id, stream, catches_up)
 
     async def _if_there(self, tenant: str, machine_id: str) -> Live | None:
         """Its terminals sleep with its memory."""
@@ -137,8 +143,14 @@ class Viewer:
     machine awake. Where a capture hangs up, the viewer is attached again at the byte it had come to."""
 
     def __init__(
-        self, machines: Machines, live: Live, terminal_id: str, stream: TerminalStream
+        self,
+        machines: Machines,
+        live: Live,
+        terminal_id: str,
+        stream: TerminalStream,
+        catches_up: bool = False,
     ) -> None:
+        self._comes_back = ("AGENT_LOST", "LIMIT_EXCEEDED") if catches_up else ("AGENT_LOST",)
         self._machines = machines
         self._machine = live.machine
         self._terminal_id = terminal_id
@@ -186,7 +198,7 @@ class Viewer:
         try:
             return await self._stream.read(), None
         except RoostError as failure:
-            if failure.code != "AGENT_LOST":
+            if failure.code not in self._comes_back:
                 self._end(failure)
                 raise
             return None, error(failure.code, failure.message)

@@ -112,6 +112,26 @@ class Usage:
         items, total = await self._store.read(fn)
         return UsageReport(first, last, by, self._prices, items, total)
 
+    async def of_machine(self, tenant: str, machine_id: str) -> tuple[Amounts, Decimal]:
+        """The machine itself, without its snapshots, in the last 30 UTC days; and what that costs."""
+        now = self._clock.now()
+        today = now.date().toordinal()
+        first = date.fromordinal(today - DEFAULT_DAYS + 1)
+        days = [date.fromordinal(today - back).isoformat() for back in range(DEFAULT_DAYS)]
+
+        def fn(connection: sa.Connection) -> Amounts:
+            total = Amounts()
+            for sums in usage.of_machine(connection, tenant, machine_id, days):
+                total = total.plus(sums)
+            meter = usage.get(connection, machine_id)
+            if meter is None:
+                return total
+            since = max(int(meter["since_ms"]), _ms(first))
+            return total.plus(metering.amounts(meter, max(0, metering.to_ms(now) - since)))
+
+        amounts = await self._store.read(fn)
+        return amounts, amounts.cost(self._prices)
+
     def _rows(
         self, sums: Mapping[tuple[str, ...], Amounts], columns: tuple[str, ...]
     ) -> tuple[list[UsageRow], UsageRow]:

@@ -22,12 +22,14 @@ import structlog
 from roost import ids
 from roost.agent.v1 import agent_pb2 as pb
 from roost.drivers.interface import Size
+from roost.egress.policy import Policy
 from roost.engine import quotas
 from roost.engine.engine import Engine
 from roost.engine.machine import Machine
 from roost.engine.roster import Running
 from roost.engine.transitions import amend, load
 from roost.errors import CapacityError, LimitError, RoostError
+from roost.services import starting
 from roost.services.bakes import NOBODY, NOBODYS, Bakes
 from roost.services.models import Template
 from roost.store import keys, machines
@@ -182,7 +184,7 @@ class Warm:
             quotas.check(connection, values["tenant_id"], quotas.of_machine(values))
             if load(connection, machine.id).handle != running.handle:
                 raise CapacityError("The machine ended meanwhile.")
-            own = {name: values[name] for name in (*NOBODYS, "env")}
+            own = {name: values[name] for name in (*NOBODYS, "env", "egress")}
             times = dict.fromkeys(("created_at", "last_transition_at", "last_activity_at"), now)
             machines.forget_events(connection, machine.id)
             machines.record(connection, machine.id, now, "accepted", "a warm machine was taken")
@@ -190,15 +192,17 @@ class Warm:
             return amend(connection, machine.id, {**own, **times}, now)
 
         # The row last: one that cannot be renewed is still nobody's, and holds no key.
-        made = await engine.change(
-            machine.id, fn, before=lambda: self._renew(running, values["name"])
-        )
+        made = await engine.change(machine.id, fn, before=lambda: self._renew(running, values))
         engine.roster.touch(machine.id)  # idle until now, and nobody's
+        await engine.begun(machine.id, booted=False)
         return made
 
-    async def _renew(self, running: Running, name: str | None) -> None:
-        machine = running.machine
-        if self._freezes(machine):
+    async def _renew(self, running: Running, values: Mapping[str, Any]) -> None:
+        machine, name = running.machine, values["name"]
+        policy = Policy.read(values["egress"])
+        if policy != machine.egress:
+            await self._engine.parts.network.apply(machine.id, policy)
+        if self._freezes(running):
             await self._engine.rungs.driver(machine.driver).thaw(running.handle)
         calls: list[Any] = []
         if machine.capabilities.own_clock:
@@ -210,9 +214,11 @@ class Warm:
 
     # --- making ---------------------------------------------------------------------------------
 
-    def _freezes(self, machine: Machine) -> bool:
-        """Where a kernel of its own ticks while nobody needs it."""
-        return self._engine.rungs.driver(machine.driver).bakes
+    def _freezes(self, running: Running) -> bool:
+        """Where a kernel of its own ticks while nobody needs it, or what the template started is at work."""
+        if self._engine.rungs.driver(running.machine.driver).bakes:
+            return True
+        return running.machine.capabilities.freeze and starting.of(running.config) is not None
 
     async def _keep(self) -> None:
         while True:
@@ -247,7 +253,7 @@ class Warm:
     async def _add(self, shelf: _Shelf) -> None:
         engine, values = self._engine, shelf.values
         kind = Kind.of(values)
-        async with self._bakes.source(shelf.template, kind.driver, kind.size) as source:
+        async with self._bakes.source(shelf.template, kind.driver, kind.size, {}) as source:
             machine = await engine.create(
                 {**values, **NOBODYS, **source}, shelf.template.config, make_room=False
             )
@@ -259,7 +265,7 @@ class Warm:
                 await cast("AgentClient", running.agent).run(
                     pb.StartRequest(execution_id=ids.new(), argv=["/bin/true"], timeout_ms=60_000)
                 )
-                if self._freezes(machine):
+                if self._freezes(running):
                     await engine.rungs.driver(machine.driver).freeze(running.handle)
             except BaseException:
                 await asyncio.shield(self._discard(machine.id))

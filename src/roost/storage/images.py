@@ -26,29 +26,36 @@ class Images:
         """Sweeps nothing: an image without a manifest may be one that is being added."""
         found = []
         for manifest in sorted(self._pool.images.glob("[0-9a-f]*.json")):
-            data = files.read_json(manifest)
-            path = manifest.with_suffix(".ext4")
-            if data is None or not path.exists():
-                continue
-            stat = path.stat()
-            found.append(
-                Image(
-                    digest=f"sha256:{manifest.stem}",
-                    path=path,
-                    size_bytes=stat.st_size,
-                    allocated_bytes=stat.st_blocks * 512,
-                    raw_written=bool(data.get("raw_written", True)),
-                    imported=bool(data.get("imported", True)),
-                    agent_digest=data.get("agent_digest"),
-                )
-            )
+            if (image := self._read(manifest)) is not None:
+                found.append(image)
         return found
+
+    def _read(self, manifest: Path) -> Image | None:
+        data = files.read_json(manifest)
+        path = manifest.with_suffix(".ext4")
+        if data is None:
+            return None
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            return None
+        return Image(
+            digest=f"sha256:{manifest.stem}",
+            path=path,
+            size_bytes=stat.st_size,
+            allocated_bytes=stat.st_blocks * 512,
+            raw_written=bool(data.get("raw_written", True)),
+            imported=bool(data.get("imported", True)),
+            agent_digest=data.get("agent_digest"),
+            content=data.get("content_digest"),
+            kind=str(data.get("kind", "")),
+        )
 
     def manifest(self, digest: str) -> dict[str, Any] | None:
         return files.read_json(self._pool.images / f"{_hex(digest)}.json")
 
     def get(self, digest: str) -> Image | None:
-        return next((image for image in self.list() if image.digest == digest), None)
+        return self._read(self._pool.images / f"{_hex(digest)}.json")
 
     def add(self, made: Path, digest: str, manifest: Mapping[str, Any]) -> Image:
         """Moves ``made`` (a file in the pool's ``tmp``) in. Durable on return; the same digest twice is

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class Image:
     raw_written: bool  # a guest could write its blocks: never mount it on the host
     imported: bool  # came from elsewhere: never mount it on the host
     agent_digest: str | None
+    content: str | None = None  # digest of what is in it, our agent apart, where it was taken
+    kind: str = ""  # "layer" or "template" of a build's
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,32 @@ class Storage(Protocol):
         images and the snapshots ``free`` have, too, for nobody. Families stand oldest first."""
 
     async def images(self) -> list[Image]: ...
+
+    async def image(self, digest: str) -> Image | None: ...
+
+    async def content(self, image: Image) -> str:
+        """A digest of all that is in it. Reads it whole."""
+
+    async def unique_bytes(self, digests: Sequence[str], others: Sequence[str]) -> dict[str, int]:
+        """Bytes each of these images (oldest first) has to answer for: every block once, those of ``others`` not at
+        all."""
+
+    @property
+    def tmp(self) -> Path:
+        """For what is half made; emptied when it is opened."""
+
+    async def copy_out(self, machine_id: str) -> Path:
+        """The disk of a machine whose disk is frozen (or that does not run), as a file in the pool's ``tmp``. Not
+        durable."""
+
+    async def copy_out_snapshot(self, snapshot_id: str) -> Path:
+        """Its disk, likewise. Raises SNAPSHOT_NOT_FOUND."""
+
+    async def keep_image(
+        self, made: Path, digest: str, of: Path, manifest: Mapping[str, Any]
+    ) -> Image:
+        """A file from ``copy_out`` as an image: whether the host may mount it is what is known of the disk ``of``.
+        Durable on return."""
 
     def snapshot(self, snapshot_id: str) -> Snapshot:
         """Where it lies (whether or not it is there)."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from roost.errors import InvalidRequestError
+from roost.errors import InvalidRequestError, NotFoundError
 from roost.host import files
 from roost.settings import Settings
-from roost.storage import accounting, disks
+from roost.storage import accounting, content, disks
 from roost.storage.disks import DiskInfo
 from roost.storage.images import Images
 from roost.storage.interface import Holder, Image, PoolUsage, Snapshot
@@ -112,6 +113,58 @@ class PoolStorage:
 
     async def images(self) -> list[Image]:
         return await self._run(self.image_store.list)
+
+    async def image(self, digest: str) -> Image | None:
+        return await self._run(self.image_store.get, digest)
+
+    @property
+    def tmp(self) -> Path:
+        return self.pool.tmp
+
+    async def content(self, image: Image) -> str:
+        return await self._run(content.digest, image.path)
+
+    async def unique_bytes(self, digests: Sequence[str], others: Sequence[str]) -> dict[str, int]:
+        return await self._run(self._unique_bytes, digests, others)
+
+    def _unique_bytes(self, digests: Sequence[str], others: Sequence[str]) -> dict[str, int]:
+        def path(digest: str) -> Path:
+            return self.pool.images / f"{digest.removeprefix('sha256:')}.ext4"
+
+        _, free = accounting.look([path(each) for each in others])
+        return accounting.shares([(each, [path(each)]) for each in digests], free)
+
+    async def copy_out(self, machine_id: str) -> Path:
+        await self._run(self.pool.require, _CLONE_BYTES)
+        return await self._run(self._copy_out, self.disk(machine_id))
+
+    async def copy_out_snapshot(self, snapshot_id: str) -> Path:
+        await self._run(self.pool.require, _CLONE_BYTES)
+        disk = self._snapshots.at(snapshot_id).disk
+        if not disk.exists():
+            raise NotFoundError(
+                f"Snapshot {snapshot_id} is not in the pool any more.", code="SNAPSHOT_NOT_FOUND"
+            )
+        return await self._run(self._copy_out, disk)
+
+    def _copy_out(self, disk: Path) -> Path:
+        made = self.pool.tmp / f"disk-{secrets.token_hex(8)}.ext4"
+        files.reflink(disk, made, durable=False)
+        return made
+
+    async def keep_image(
+        self, made: Path, digest: str, of: Path, manifest: Mapping[str, Any]
+    ) -> Image:
+        return await self._run(self._keep_image, made, digest, of, manifest)
+
+    def _keep_image(self, made: Path, digest: str, of: Path, manifest: Mapping[str, Any]) -> Image:
+        info = disks.read(of)
+        known = {
+            "raw_written": info is None or info.raw_written,
+            "imported": info is None or info.imported,
+            "agent_digest": None,
+        }
+        return self.image_store.add(made, digest, {**manifest, **known})
 
     async def delete_image(self, digest: str) -> None:
         await self._run(self.image_store.delete, digest)

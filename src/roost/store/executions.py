@@ -44,6 +44,12 @@ class ExecutionRow:
     duration_us: int | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    name: str | None = None
+    known_as: str | None = None
+
+    @property
+    def agents_id(self) -> str:
+        return self.known_as or self.id
 
 
 _NAMES = [f.name for f in fields(ExecutionRow)]
@@ -99,6 +105,12 @@ class Executions:
         query = query.order_by(t.c.created_at.desc(), t.c.id.desc()).limit(limit)
         rows = await self._store.read(lambda c: c.execute(query).mappings().all())
         return [ExecutionRow(**row) for row in rows]
+
+    async def named(self, tenant_id: str, machine_id: str, name: str) -> str | None:
+        """The id of the newest of that name."""
+        mine = (t.c.tenant_id == tenant_id, t.c.machine_id == machine_id, t.c.name == name)
+        query = sa.select(t.c.id).where(*mine).order_by(t.c.created_at.desc(), t.c.id.desc())
+        return await self._store.read(lambda c: c.execute(query.limit(1)).scalar())
 
     async def running(self, machine_id: str | None = None) -> builtins.list[ExecutionRow]:
         """Queued or running ones, of one machine or of all."""

@@ -7,6 +7,7 @@ Of a tenant with ``MAX_BYTES`` or ``MAX_ROWS`` of answers no more are kept: only
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -48,12 +49,17 @@ Claim = New | InProgress | Replay | Mismatch
 
 
 class Idempotency:
-    def __init__(self, store: Store) -> None:
+    """``secret``: what fingerprints are kept under. A digest alone would let who reads the database try out what a
+    short body said."""
+
+    def __init__(self, store: Store, secret: bytes = b"") -> None:
         self._store = store
+        self._secret = secret
         self._kept: dict[str, list[int]] = {}  # tenant -> rows, bytes; in the writer's thread only
 
     async def claim(self, tenant: str, key: str, request_sha256: str) -> Claim:
         now = self._store.clock.now()
+        request_sha256 = hmac.digest(self._secret, request_sha256.encode(), "sha256").hex()
 
         def fn(connection: sa.Connection) -> Claim:
             mine = sa.and_(t.c.tenant_id == tenant, t.c.key == key)

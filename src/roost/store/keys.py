@@ -65,6 +65,14 @@ def of_machine(connection: sa.Connection, machine_id: str, now: datetime) -> lis
     return _list(connection, now, t.c.machine_id == machine_id, t.c.role.in_(TOKEN_ROLES))
 
 
+def hand_over(connection: sa.Connection, machine_id: str, to: str) -> list[str]:
+    """The one machine's preview tokens are the other's; their ids."""
+    mine = sa.and_(t.c.machine_id == machine_id, t.c.role == "preview")
+    ids = list(connection.execute(sa.select(t.c.id).where(mine)).scalars())
+    connection.execute(sa.update(t).where(mine).values(machine_id=to))
+    return ids
+
+
 def lasting(connection: sa.Connection, tenant: str, role: str | None = None) -> list[str]:
     """Keys of a tenant (and role) that never expire."""
     query = sa.select(t.c.id).where(

@@ -8,8 +8,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from roost.store import lineage
 from roost.store.keys import NOBODY
-from roost.store.schema import executions, keys, machine_events, operations
+from roost.store.schema import executions, keys, machine_events, operations, ports
 from roost.store.schema import machines as t
 
 EVENTS_PER_MACHINE = 200
@@ -47,6 +48,12 @@ def by_key(connection: sa.Connection, tenant: str, key: str) -> Row | None:
     return connection.execute(_BY_KEY, values).mappings().one_or_none()
 
 
+def by_name(connection: sa.Connection, tenant: str, name: str) -> list[Row]:
+    """Two at most of those that live: a name need not be one machine's."""
+    query = sa.select(t).where(t.c.tenant_id == tenant, t.c.name == name, t.c.phase != "destroyed")
+    return list(connection.execute(query.limit(2)).mappings())
+
+
 def update(connection: sa.Connection, machine_id: str, values: Mapping[str, Any]) -> None:
     connection.execute(_UPDATE, {"b_id": machine_id, **values})
 
@@ -74,6 +81,7 @@ def page(
     template: str | None,
     limit: int,
     after: tuple[datetime, str] | None,
+    parent: str | None = None,
 ) -> list[Row]:
     query = sa.select(t).where(t.c.tenant_id == tenant)
     query = query.where(t.c.phase == phase if phase else t.c.phase != "destroyed")
@@ -81,6 +89,8 @@ def page(
         query = query.where(t.c.key == key)
     if template is not None:
         query = query.where(t.c.template == template)
+    if parent is not None:
+        query = query.where(t.c.parent_id == parent)
     for name, value in labels.items():
         query = query.where(t.c.labels[name].as_string() == value)
     if after is not None:
@@ -133,6 +143,10 @@ def record(
     connection.execute(_RECORD, values)
 
 
+def phase(connection: sa.Connection, machine_id: str) -> str | None:
+    return connection.execute(sa.select(t.c.phase).where(t.c.id == machine_id)).scalar()
+
+
 def forget_events(connection: sa.Connection, machine_id: str) -> None:
     """All lines of the machine's life so far."""
     e = machine_events
@@ -175,7 +189,9 @@ def forget_destroyed(connection: sa.Connection, before: datetime, limit: int = 2
     )
     ids = [row[0] for row in connection.execute(query)]
     if ids:
-        for table in (machine_events, executions, operations, keys):
+        lineage.remember(connection, ids)
+        for table in (machine_events, executions, operations, keys, ports):
             connection.execute(sa.delete(table).where(table.c.machine_id.in_(ids)))
         connection.execute(sa.delete(t).where(t.c.id.in_(ids)))
+    lineage.forget(connection)
     return len(ids)

@@ -71,6 +71,21 @@ keys = sa.Table(
     sa.Index(None, "machine_id"),
 )
 
+# Public keys that may come in over SSH. A key may be several tenants'.
+ssh_keys = sa.Table(
+    "ssh_keys",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("tenant_id", sa.ForeignKey("tenants.id"), nullable=False),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("fingerprint", sa.String(64), nullable=False),  # as OpenSSH shows it: SHA256:...
+    sa.Column("public_key", sa.Text, nullable=False),  # "<type> <base64>", without its comment
+    sa.Column("created_at", Time, nullable=False),
+    sa.Column("last_used_at", Time),
+    sa.UniqueConstraint("tenant_id", "fingerprint"),
+    sa.Index(None, "fingerprint"),
+)
+
 templates = sa.Table(
     "templates",
     metadata,
@@ -81,11 +96,62 @@ templates = sa.Table(
     sa.Column("recipe_digest", sa.String(80)),
     sa.Column("status", sa.String(16), nullable=False),  # building | ready | failed
     sa.Column("error", sa.JSON),
-    sa.Column("config", sa.JSON, nullable=False),  # env, user, workdir, no_new_privs, default size
+    sa.Column("config", sa.JSON, nullable=False),  # env, user, workdir, start, ready, size, ...
     sa.Column("size_bytes", sa.BigInteger),
     sa.Column("created_at", Time, nullable=False),
     sa.Column("updated_at", Time, nullable=False),
-    sa.UniqueConstraint("tenant_id", "name"),
+    sa.Column("parent_id", sa.String(40)),  # the template it was built FROM
+    sa.Index(None, "tenant_id", "name"),
+)
+
+# What templates of tenants are called; a shipped one is called what its row says, and ``latest``.
+template_tags = sa.Table(
+    "template_tags",
+    metadata,
+    sa.Column("tenant_id", sa.String(40), primary_key=True),
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("tag", sa.String(63), primary_key=True),
+    sa.Column("template_id", sa.String(40), nullable=False),
+    sa.Column("updated_at", Time, nullable=False),
+    sa.Index(None, "template_id"),
+)
+
+# Disks after steps of builds, each an image of the pool, found again by all that went into it. Of shipped
+# recipes' builds they are nobody's; a tenant's are never another's.
+layers = sa.Table(
+    "layers",
+    metadata,
+    sa.Column("tenant_id", sa.String(40), primary_key=True),
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("digest", sa.String(80), nullable=False),  # of the image
+    sa.Column("content_digest", sa.String(80)),  # once somebody needed it
+    sa.Column("created_at", Time, nullable=False),
+    sa.Column("used_at", Time, nullable=False),
+    sa.Index(None, "digest"),
+)
+
+builds = sa.Table(
+    "builds",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("tenant_id", sa.String(40), nullable=False),  # nobody's: of a shipped recipe
+    sa.Column("created_by", sa.String(40)),
+    sa.Column("tags", sa.JSON, nullable=False),  # ["name:tag", ...]
+    sa.Column("driver", sa.String(32)),
+    # waiting (for its context) | queued | running | succeeded | failed | cancelled
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("steps", sa.Integer, nullable=False),
+    sa.Column("cached", sa.Integer, nullable=False),  # steps that did not run
+    sa.Column("template_id", sa.String(40)),  # of its template, made when it begins
+    sa.Column("machine_id", sa.String(40)),  # kept after it failed
+    sa.Column("digest", sa.String(80)),
+    sa.Column("error", sa.JSON),
+    sa.Column("created_at", Time, nullable=False),
+    sa.Column("started_at", Time),
+    sa.Column("ended_at", Time),
+    sa.Index(None, "tenant_id", "created_at", "id"),
+    sa.Index(None, "status"),
 )
 
 machines = sa.Table(
@@ -127,6 +193,11 @@ machines = sa.Table(
     ),  # whose disk a fresh one is cloned from; NULL: the template's
     sa.Column("memory_image", sa.JSON),  # what the next start goes on from; NULL: it boots
     sa.Column("created_by", sa.String(40)),  # the key whose usage it is; NULL: nobody's yet
+    sa.Column("egress", sa.JSON),  # what it may reach, as ``Policy.to_json``; NULL: open
+    sa.Column("parent_id", sa.String(40)),  # it went on from, also where that is gone by now
+    sa.Column("from_snapshot_id", sa.String(40)),  # a user's snapshot of the parent; NULL: a fork
+    sa.Column("replaces", sa.String(40)),  # the machine whose key, name and ports it took
+    sa.Column("inside", sa.JSON),  # what it may ask, as ``Allowance.to_json``; NULL: nothing
     sa.Column("created_at", Time, nullable=False),
     sa.Column("last_transition_at", Time, nullable=False),
     sa.Column("last_progress_at", Time, nullable=False),
@@ -135,6 +206,22 @@ machines = sa.Table(
     sa.UniqueConstraint("tenant_id", "key"),
     sa.Index(None, "tenant_id", "created_at", "id"),
     sa.Index(None, "phase"),
+    sa.Index(None, "parent_id"),
+)
+
+# What is left of machines that are long destroyed while others that came of them live: so that a tree hangs together.
+ancestors = sa.Table(
+    "ancestors",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),  # the machine's
+    sa.Column("tenant_id", sa.String(40), nullable=False),
+    sa.Column("parent_id", sa.String(40)),
+    sa.Column("from_snapshot_id", sa.String(40)),
+    sa.Column("name", sa.String(63)),
+    sa.Column("created_at", Time, nullable=False),
+    sa.Column("destroyed_at", Time, nullable=False),
+    sa.Index(None, "tenant_id", "created_at"),
+    sa.Index(None, "parent_id"),
 )
 
 # Machines at one instant. Those made for a fork belong to no name and go when its children are made.
@@ -157,6 +244,33 @@ snapshots = sa.Table(
     sa.Index(None, "tenant_id", "created_at", "id"),
 )
 
+# Values are sealed by roost.secrets.vault; of machines, never of snapshots.
+secrets = sa.Table(
+    "secrets",
+    metadata,
+    sa.Column("machine_id", sa.String(40), primary_key=True),
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("tenant_id", sa.String(40), nullable=False),
+    sa.Column("hosts", sa.JSON, nullable=False),
+    sa.Column("header", sa.String(64)),  # or a placeholder
+    sa.Column("format", sa.String(256), nullable=False),
+    sa.Column("placeholder", sa.String(256)),
+    sa.Column("in_body", sa.Boolean, nullable=False),
+    sa.Column("value", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", Time, nullable=False),
+    sa.Column("updated_at", Time, nullable=False),
+)
+
+# What signs the certificates that a machine with secrets is shown.
+machine_authorities = sa.Table(
+    "machine_authorities",
+    metadata,
+    sa.Column("machine_id", sa.String(40), primary_key=True),
+    sa.Column("certificate", sa.Text, nullable=False),  # PEM
+    sa.Column("key", sa.LargeBinary, nullable=False),  # sealed
+    sa.Column("created_at", Time, nullable=False),
+)
+
 # A machine's own life, bounded per machine.
 machine_events = sa.Table(
     "machine_events",
@@ -171,12 +285,47 @@ machine_events = sa.Table(
     sa.Index(None, "machine_id", "id"),
 )
 
+# Ports of machines that are shown outside; they go with their machine.
+ports = sa.Table(
+    "ports",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("machine_id", sa.String(40), nullable=False),
+    sa.Column("tenant_id", sa.String(40), nullable=False),
+    sa.Column("port", sa.Integer, nullable=False),
+    sa.Column("protocol", sa.String(8), nullable=False),  # http | tcp
+    sa.Column("visibility", sa.String(8), nullable=False),  # private | public
+    sa.Column("name", sa.String(63)),  # a host's label, one of the whole daemon; NULL: none
+    sa.Column("salt", sa.String(32), nullable=False),  # of its links: another one ends them
+    # the machine asked for it itself
+    sa.Column("from_inside", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("created_at", Time, nullable=False),
+    # the machine it was made for: its host is called after that one, whoever serves it now
+    sa.Column("host_id", sa.String(40), nullable=False),
+    sa.UniqueConstraint("machine_id", "port"),
+    sa.UniqueConstraint("name"),
+    sa.Index(None, "tenant_id"),
+    sa.Index(None, "host_id", "port", unique=True),
+)
+
+# Names ports have or had: an origin, with what browsers keep of it, stays with the tenant that had it first.
+port_names = sa.Table(
+    "port_names",
+    metadata,
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("tenant_id", sa.String(40), nullable=False),
+    sa.Index(None, "tenant_id"),
+)
+
 executions = sa.Table(
     "executions",
     metadata,
     sa.Column("id", sa.String(40), primary_key=True),
     sa.Column("tenant_id", sa.String(40), nullable=False),
     sa.Column("machine_id", sa.String(40), nullable=False),
+    # What the daemon calls it: "start", what the template starts; None: one that somebody asked for.
+    sa.Column("name", sa.String(16)),
+    sa.Column("known_as", sa.String(64)),  # what the agent calls it; None: by its id
     sa.Column("command", sa.JSON, nullable=False),  # argv as run
     sa.Column("cwd", sa.String(4096)),
     sa.Column("user", sa.String(64)),
@@ -207,7 +356,9 @@ idempotency = sa.Table(
     metadata,
     sa.Column("tenant_id", sa.String(40), primary_key=True),
     sa.Column("key", sa.String(255), primary_key=True),
-    sa.Column("request_sha256", sa.String(64), nullable=False),  # method, path, query, body
+    sa.Column(
+        "request_sha256", sa.String(64), nullable=False
+    ),  # of method, path, query, body; keyed
     sa.Column("status", sa.Integer),  # NULL while the first request runs
     sa.Column("headers", sa.JSON),
     sa.Column("body", sa.LargeBinary),

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from roost.store.keys import NOBODY
 from roost.store.schema import (
+    ancestors,
     executions,
     idempotency,
     keys,
@@ -16,6 +17,7 @@ from roost.store.schema import (
     machines,
     operations,
     snapshots,
+    ssh_keys,
     templates,
 )
 from roost.store.schema import tenants as t
@@ -105,6 +107,6 @@ def delete(connection: sa.Connection, tenant: str) -> None:
     gone = sa.select(machines.c.id).where(machines.c.tenant_id == tenant)
     for table in (machine_events, executions, operations):
         connection.execute(sa.delete(table).where(table.c.machine_id.in_(gone)))
-    for table in (machines, keys, idempotency):
+    for table in (machines, ancestors, keys, ssh_keys, idempotency):
         connection.execute(sa.delete(table).where(table.c.tenant_id == tenant))
     connection.execute(sa.delete(t).where(t.c.id == tenant))

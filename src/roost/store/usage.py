@@ -107,6 +107,16 @@ def of_tenant(connection: sa.Connection, tenant: str) -> list[Row]:
     return list(connection.execute(query).mappings())
 
 
+def of_machine(
+    connection: sa.Connection, tenant: str, machine_id: str, days: Iterable[str]
+) -> list[tuple[int, ...]]:
+    """The sums of those days."""
+    query = sa.select(*(usage.c[name] for name in SUMS)).where(
+        usage.c.tenant_id == tenant, usage.c.day.in_(list(days)), usage.c.machine_id == machine_id
+    )
+    return [tuple(map(int, row)) for row in connection.execute(query)]
+
+
 def in_families(connection: sa.Connection, families: Iterable[str]) -> list[Row]:
     """Oldest first."""
     query = sa.select(meters).where(meters.c.family.in_(list(families)))

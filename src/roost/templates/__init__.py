@@ -1,13 +1,9 @@
-"""Templates: recipes (``templates/<name>/``) and how they become images in the pool.
+"""Templates: recipes and how they become images in the pool.
 
-A recipe is ``recipe.toml`` with, beside it, ``files/`` laid over the tree and ``customize.sh`` run in it.
-Building is mmdebstrap, those two, then ``mke2fs -d`` with everything fixed that can be, so that the same
-recipe and packages give the same content digest. The agent is put in last, on a reflink: another agent
-costs no new build. ``recipe.py`` is pure, ``sources.py`` finds the host's mirror, ``build.py`` does the
-work and ``library.py`` is what the services call.
+A shipped recipe (``templates/<name>/``) is ``recipe.toml`` with, beside it, ``files/`` laid over the tree and
+``customize.sh`` run in it: mmdebstrap, those two, then ``mke2fs -d`` with everything fixed that can be (``recipe``,
+``sources``, ``tree``, ``build``). Or it is, like every tenant's, a Dockerfile, with a ``roost.toml`` beside it:
+``dockerfile``, ``substitute``, ``roosttoml`` and ``plan`` say what it means, ``pack``, ``context`` and ``copying`` are
+the files it copies, ``keys`` what a layer is found by; all of these are pure. The steps are done in a machine, by
+``services.builds``. ``base`` and ``oci`` are what a build begins from. ``library`` is what the services call.
 """
-
-from roost.templates.library import Library
-from roost.templates.recipe import Recipe
-
-__all__ = ["Library", "Recipe"]

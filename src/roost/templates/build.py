@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -13,13 +14,13 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from roost.drivers.tree import AgentBinary, put_agent
 from roost.errors import MachineError, RoostError
-from roost.host import apart, files, loop, mounts, run, syscalls
+from roost.host import apart, fiemap, files, loop, mounts, run, syscalls
 from roost.host.safefs import Tree
 from roost.storage.images import Images
 from roost.storage.interface import Image
@@ -34,7 +35,9 @@ T = TypeVar("T")
 # Of everything made by a build; later times in packages are theirs no more than ours.
 EPOCH = 1_735_689_600
 _NEEDED_BYTES = 3 << 30
+_SEAL_BYTES = 16 << 20
 _BUILD_TIMEOUT_S = 1800
+_PIECES = 256  # of an image; more are written anew
 _STOP_GRACE_S = 10
 _SEED = uuid.UUID("5b3f6a52-7e0d-5d3c-9a41-726f6f737430")
 _ENVIRONMENT = {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", "TZ": "UTC"}
@@ -184,14 +187,44 @@ class Builder:
     def _with_agent(self, layer: Image, recipe_digest: str) -> Image:
         manifest = self._images.manifest(layer.digest) or {}
         named = f"roost-image 1\n{layer.digest}\n{self._agent.digest}\n"
+        return self._sealed(layer, named, manifest)
+
+    async def seal(self, layer: Image, content: str, config: Mapping[str, Any]) -> Image:
+        try:
+            return await _thread(self._seal, layer, content, config)
+        except OSError as exc:
+            raise MachineError(
+                f"The template's image could not be made: {exc}", code="TEMPLATE_BUILD_FAILED"
+            ) from exc
+
+    def _seal(self, layer: Image, content: str, config: Mapping[str, Any]) -> Image:
+        known = json.dumps(config, sort_keys=True)
+        named = f"roost-template 1\n{content}\n{self._agent.digest}\n{known}\n"
+        if layer.raw_written or layer.imported:
+            # Images are shared by who builds the same: what the host does not mount must be nobody's who can mount it.
+            named += "not mounted\n"
+        manifest = {
+            "kind": "template",
+            "content_digest": content,
+            "raw_written": layer.raw_written,
+            "imported": layer.imported,
+        }
+        return self._sealed(layer, named, manifest)
+
+    def _sealed(self, layer: Image, named: str, manifest: Mapping[str, Any]) -> Image:
+        """A clone of the layer with our agent in it, unless the host may not mount that: its driver then brings the
+        agent."""
         digest = f"sha256:{hashlib.sha256(named.encode()).hexdigest()}"
         if (image := self._images.get(digest)) is not None:
             return image
+        self._pool.require(_SEAL_BYTES)
         work = Path(tempfile.mkdtemp(prefix="agent-", dir=self._pool.tmp))
         try:
             made, root = work / "image.ext4", work / "root"
             root.mkdir()
             files.reflink(layer.path, made, durable=False)
+            if layer.raw_written or layer.imported:
+                return self._images.add(made, digest, {**manifest, "agent_digest": None})
             device, fd = loop.attach(made)
             try:
                 apart.run(lambda: self._put_agent(device, root))
@@ -199,14 +232,27 @@ class Builder:
                 os.close(fd)
             if not loop.wait_gone(device, made, 10):
                 raise OSError(f"{device} does not let go of the image")
+            made = self._in_one_piece(made)
             return self._images.add(made, digest, {**manifest, "agent_digest": self._agent.digest})
         finally:
             _remove_tree(work)
+
+    def _in_one_piece(self, made: Path) -> Path:
+        """What was written step by step lies all over the pool, and each machine's disk is a clone of it."""
+        if len(fiemap.extents(made)) <= _PIECES:
+            return made
+        self._pool.require(made.stat().st_blocks * 512)
+        whole = made.with_name("whole.ext4")
+        files.rewrite(made, whole)
+        made.unlink()
+        return whole
 
     def _put_agent(self, device: Path, root: Path) -> None:
         syscalls.mount(device, root, "ext4", syscalls.MS_NODEV, "noinit_itable")
         with Tree(root) as tree:
             put_agent(tree, self._agent)
+        with contextlib.suppress(OSError):  # what steps deleted again
+            mounts.trim(root)
 
 
 # --- pieces --------------------------------------------------------------------------------------

@@ -11,19 +11,26 @@ from typing import Any
 
 import roost
 from roost.drivers.tree import AgentBinary, default_agent
-from roost.errors import NotFoundError
+from roost.errors import InvalidRequestError, NotFoundError
 from roost.storage.interface import Image
 from roost.storage.service import PoolStorage
+from roost.templates import dockerfile
 from roost.templates import recipe as recipes
 from roost.templates.build import Builder
+from roost.templates.plan import Plan
 from roost.templates.progress import Progress
+
+DOCKERFILE = "Dockerfile"
+KINDS = ("recipe.toml", DOCKERFILE)
 
 
 @dataclass(frozen=True, slots=True)
 class Shipped:
     name: str
     digest: str  # of what the image is made from, the agent included: another digest, another image
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # of one with a Dockerfile: known once it is built
+    dockerfile: Path | None = None
+    parents: tuple[str, ...] = ()  # shipped recipes it begins from
 
 
 def shipped_directory() -> Path:
@@ -43,15 +50,32 @@ class Library:
         self._locks: dict[str, asyncio.Lock] = {}
 
     def names(self) -> list[str]:
-        return sorted(p.parent.name for p in self._directory.glob("*/recipe.toml"))
+        return sorted({p.parent.name for kind in KINDS for p in self._directory.glob(f"*/{kind}")})
 
     def recipe(self, name: str) -> Shipped:
-        """Raises TEMPLATE_NOT_FOUND, CONFIG_INVALID."""
+        """Raises TEMPLATE_NOT_FOUND, CONFIG_INVALID, DOCKERFILE_INVALID."""
+        return self._recipe(name, ())
+
+    def _recipe(self, name: str, children: tuple[str, ...]) -> Shipped:
+        if name in children:
+            raise InvalidRequestError(
+                f"The recipes {', '.join(children)} begin from one another.", code="CONFIG_INVALID"
+            )
         path = self._path(name)
-        loaded = recipes.load(path)
-        both = f"{recipes.digest(path)}\n{self._agent.digest}\n"
-        digest = f"sha256:{hashlib.sha256(both.encode()).hexdigest()}"
-        return Shipped(name, digest, dict(loaded.config))
+        digest = recipes.digest(path)
+        if (path / "recipe.toml").is_file():
+            loaded = recipes.load(path)
+            return Shipped(name, self._named(digest, self._agent.digest), dict(loaded.config))
+        text = (path / DOCKERFILE).read_text()
+        parent = Plan(dockerfile.parse(text), {}).check()
+        above = self._recipe(parent, (*children, name))
+        # What it begins from and our agent are in its image, too.
+        return Shipped(name, self._named(digest, above.digest), {}, path / DOCKERFILE, (parent,))
+
+    @staticmethod
+    def _named(*parts: str) -> str:
+        both = "".join(f"{part}\n" for part in parts)
+        return f"sha256:{hashlib.sha256(both.encode()).hexdigest()}"
 
     async def build(self, name: str, progress: Progress, *, force: bool = False) -> Image:
         """The image of the recipe and the agent as they are now; what is already there is used unless
@@ -62,6 +86,11 @@ class Library:
             loaded = await asyncio.to_thread(recipes.load, path)
             digest = await asyncio.to_thread(recipes.digest, path)
             return await self._builder.build(path, loaded, digest, progress, force=force)
+
+    async def seal(self, layer: Image, content: str, config: Mapping[str, Any]) -> Image:
+        """A template's image of a build's last layer: with this agent, named by all that is in it. ``content``: the
+        layer's digest. Raises STORAGE_FULL, TEMPLATE_BUILD_FAILED."""
+        return await self._builder.seal(layer, content, config)
 
     def _path(self, name: str) -> Path:
         if name not in self.names():

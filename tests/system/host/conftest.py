@@ -26,12 +26,13 @@ from roost.drivers import create
 from roost.drivers.container import ContainerDriver
 from roost.drivers.interface import Capture, Handle, NetworkSlot, Root, Size, StartSpec
 from roost.drivers.tree import AgentBinary, default_agent
+from roost.egress.policy import Policy
 from roost.host import files
 from roost.network import SlotNetwork
 from roost.settings import Settings
 from roost.storage import Image, PoolStorage, disks
 from roost.templates.build import Builder
-from tests.system.internet import RESOLVER
+from tests.system.internet import RESOLVER, Internet
 
 TOKEN = "t" * 32
 _PROGRAMS = (
@@ -79,7 +80,7 @@ class World:
     async def start(self, driver: ContainerDriver, **changes: Any) -> Machine:
         self.made += 1
         machine_id = f"test{self.made}"
-        slot = await self.network.take(machine_id)
+        slot = await self.network.take(machine_id, Policy())
         disk = await self.storage.clone(self.image, machine_id, changes.pop("storage_gib", 1))
         values: dict[str, Any] = {
             "machine_id": machine_id,
@@ -124,7 +125,7 @@ class World:
         capture, source = kept
         self.made += 1
         machine_id = f"test{self.made}"
-        slot = await self.network.take(machine_id)
+        slot = await self.network.take(machine_id, Policy())
         disk = self.storage.disk(machine_id)
         files.reflink(source, disk)
         info = disks.read(parent.disk)
@@ -230,7 +231,7 @@ def image(tree: Path, place: Settings) -> Image:
 
 
 @pytest.fixture
-async def world(place: Settings, image: Image, internet: str) -> AsyncIterator[World]:
+async def world(place: Settings, image: Image, internet: Internet) -> AsyncIterator[World]:
     storage, network = PoolStorage(place), SlotNetwork(place)
     await storage.open()
     await network.open({})

@@ -16,6 +16,7 @@ import pytest
 from roost.drivers import urpc
 from roost.drivers.container import ContainerDriver
 from roost.drivers.interface import Capture
+from roost.egress.policy import Policy
 from roost.errors import ConflictError, RoostError, UnsupportedError
 from roost.host import loop, mounts, syscalls
 from roost.storage import mounting
@@ -140,7 +141,7 @@ async def test_asleep_on_disk_and_woken_in_the_same_slot(
     assert await gvisor.list_ids() == set()
     assert not loop.devices_of(machine.disk)
     _whole(machine.disk)
-    slot = await world.network.reattach(machine.id, machine.slot.index)
+    slot = await world.network.reattach(machine.id, machine.slot.index, Policy())
     woken = await world.boot(gvisor, replace(machine.spec, slot=slot), capture)
     later, data = await _ask(woken)
     assert data == total
@@ -161,7 +162,7 @@ async def test_a_restored_agent_answers_however_much_was_closed_before(
         into = world.storage.pool.tmp / f"turn{turn}"
         into.mkdir()
         capture = await gvisor.hibernate(machine.handle, into)
-        slot = await world.network.reattach(machine.id, machine.slot.index)
+        slot = await world.network.reattach(machine.id, machine.slot.index, Policy())
         machine = await world.boot(gvisor, replace(machine.spec, slot=slot), capture)
         assert await machine.run("echo on") == (0, "on\n")
         shutil.rmtree(into)

@@ -13,6 +13,7 @@ import pytest
 
 from roost.drivers.container import ContainerDriver
 from roost.drivers.interface import Exit, Root, Size
+from roost.egress.policy import Policy
 from roost.errors import InternalError, MachineError, RoostError, UnsupportedError
 from roost.host import loop, mounts, processes
 from roost.storage import disks
@@ -131,7 +132,7 @@ async def test_the_disk_outlives_the_machine(world: World, driver: ContainerDriv
     await machine.run("echo kept >/root/f")
     await machine.client.close()
     await driver.remove(machine.id)
-    slot = await world.network.reattach(machine.id, machine.slot.index)
+    slot = await world.network.reattach(machine.id, machine.slot.index, Policy())
     again = await world.boot(driver, replace(machine.spec, slot=slot))
     assert await again.run("cat /root/f") == (0, "kept\n")
     assert again.handle != machine.handle
@@ -376,7 +377,7 @@ async def test_links_planted_by_the_guest_lead_nowhere(
     assert code == 0, text
     await machine.client.close()
     await driver.remove(machine.id)
-    slot = await world.network.reattach(machine.id, machine.slot.index)
+    slot = await world.network.reattach(machine.id, machine.slot.index, Policy())
     again = await world.boot(driver, replace(machine.spec, slot=slot))
     code, text = await again.run("cat /etc/resolv.conf /etc/hostname; ls /.roost")
     assert (code, text.splitlines()[0]) == (0, "nameserver 10.0.0.1")
@@ -389,7 +390,7 @@ async def test_a_disk_a_virtual_machine_wrote_is_not_mounted(
     world: World, driver: ContainerDriver
 ) -> None:
     machine_id = "raw1"
-    slot = await world.network.take(machine_id)
+    slot = await world.network.take(machine_id, Policy())
     disk = await world.storage.clone(world.image, machine_id, 1)
     disks.mark_used(disk, raw_written=True)
     spec = _spec_like(world, machine_id, slot, disk)

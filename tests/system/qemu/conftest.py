@@ -16,6 +16,7 @@ from roost.agent.client import AgentClient
 from roost.agent.v1 import agent_pb2 as pb
 from roost.drivers.interface import Capture, Handle, Root, Size, StartSpec
 from roost.drivers.qemu import QemuDriver
+from roost.egress.policy import Policy
 from roost.guest import Guests
 from roost.network import SlotNetwork
 from roost.settings import Settings
@@ -28,6 +29,7 @@ from tests.system.host.conftest import (  # noqa: F401
 )
 from tests.system.host.conftest import place as host_place  # noqa: F401
 from tests.system.host.conftest import tree as host_tree  # noqa: F401
+from tests.system.internet import Internet
 
 MEMORY_MIB = 256
 READY_S = 60.0
@@ -108,7 +110,7 @@ class Lab:
             hostname="box",
             size=Size(1, MEMORY_MIB, 1),
             root=Root(image=disk),
-            slot=await self.network.take(machine_id),
+            slot=await self.network.take(machine_id, Policy()),
             agent_token=TOKEN,
             linux_id="1" * 32,
         )
@@ -178,7 +180,7 @@ class Saved:
 
 
 @pytest.fixture(scope="session")
-def saved(place: Settings, image: Image, internet: str) -> Saved:  # noqa: F811
+def saved(place: Settings, image: Image, internet: Internet) -> Saved:  # noqa: F811
     """A machine that counts, captured ten times while it ran; the last capture is kept."""
 
     async def make() -> Saved:

@@ -26,7 +26,7 @@ from roost.drivers.qemu.mappedram import SnapshotInvalid
 from roost.drivers.qemu.qmp import Qmp
 from roost.errors import MachineError
 from roost.host import files
-from tests.system.internet import INTERNET
+from tests.system.internet import INTERNET, RESOLVER
 
 from .conftest import TOKEN, Lab, Saved, Vm, copied
 
@@ -128,7 +128,9 @@ async def test_its_network_is_its_slots(lab: Lab, saved: Saved) -> None:
     assert slot is not None
     greeting = f"exec 3<>/dev/tcp/{INTERNET}/80; timeout 20 cat <&3"
     assert await vm.run(greeting) == "greeting to 172.30.255.1"
-    answer = f"exec 3<>/dev/udp/{slot.gateway}/53; echo q >&3; timeout 20 dd bs=512 count=1 <&3 2>/dev/null"
+    answer = (
+        f"exec 3<>/dev/udp/{RESOLVER}/53; echo q >&3; timeout 20 dd bs=512 count=1 <&3 2>/dev/null"
+    )
     assert await vm.run(answer) == "answer to 172.30.255.1"
     assert f"nameserver {slot.gateway}" in await vm.run("cat /etc/resolv.conf")
     told = subprocess.run(

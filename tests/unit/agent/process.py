@@ -40,7 +40,11 @@ def start(directory: Path, listen: str | None = None) -> AgentProcess:
     with contextlib.suppress(FileNotFoundError):
         (directory / "a.sock").unlink()
     process = subprocess.Popen(
-        [str(BINARY), "--listen", listen or f"unix:{directory}/a.sock"],
+        [
+            str(BINARY),
+            *("--listen", listen or f"unix:{directory}/a.sock"),
+            *("--inside", f"{directory}/inside.sock"),
+        ],
         env={"ROOST_AGENT_TOKEN": TOKEN, "PATH": os.environ["PATH"]},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -9,8 +9,9 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,20 +24,36 @@ from roost.agent.client import Agents
 from roost.api.v1 import Services, create_app, native
 from roost.clock import SystemClock
 from roost.drivers.interface import Capabilities, ForkKind, Isolation
+from roost.egress.edit import edited
+from roost.egress.interface import Decision
+from roost.egress.policy import Policy, Reach
+from roost.egress.suggest import suggest
 from roost.errors import ConflictError, NotFoundError, error
 from roost.gateway.app import Gateway
 from roost.gateway.dispatch import Table
 from roost.gateway.front import Front, bind
 from roost.gateway.metrics import Metrics
 from roost.gateway.rpc import Rpc
+from roost.gateway.tls import Tls
+from roost.preview.plane import Plane
 from roost.prices import Prices
+from roost.secrets import Secret, SecretSpec
+from roost.secrets.secret import check_value, made
 from roost.services import asking
 from roost.services.audit import Audit
+from roost.services.browser import Browser
+from roost.services.code import Code
+from roost.services.computer import Computer
+from roost.services.diffs import Diffs
+from roost.services.doors import Doors
 from roost.services.executions import Executions
 from roost.services.files import Files
+from roost.services.helpers import Helpers
+from roost.services.inner import Inner
 from roost.services.keys import Keys
 from roost.services.models import (
     UNSET,
+    Allowance,
     CreateMachine,
     ForkMachine,
     Live,
@@ -50,9 +67,15 @@ from roost.services.models import (
     Snapshot,
     Template,
 )
+from roost.services.places import Places
+from roost.services.policies import EgressReport, PatchPolicy
+from roost.services.ports import Ports
+from roost.services.promotions import Promotions
 from roost.services.rates import Rates
+from roost.services.ssh_keys import SshAddress, SshKeys
 from roost.services.tenants import Tenants
 from roost.services.terminals import Terminals
+from roost.services.trees import Trees
 from roost.services.usage import Usage
 from roost.settings import Settings
 from roost.store import Store
@@ -145,6 +168,7 @@ class FakeMachines:
         self.users: Counter[str] = Counter()
         self.watching: set[asyncio.Event] = set()
         self.ended_trees: list[int] = []
+        self.listeners: list[Callable[[str], None]] = []
         self.config: dict[str, Any] = {"env": {"FROM_TEMPLATE": "1"}, "workdir": "/", "user": ""}
 
     def add(self, tenant: str, req: CreateMachine | None = None) -> Machine:
@@ -161,9 +185,9 @@ class FakeMachines:
             image_digest="sha256:" + "0" * 64,
             driver="fake",
             capabilities=CAPABILITIES,
-            vcpu=req.vcpu,
-            memory_mib=req.memory_mib,
-            storage_gib=req.storage_gib,
+            vcpu=1.0 if req.vcpu is None else req.vcpu,
+            memory_mib=req.memory_mib or 1024,
+            storage_gib=req.storage_gib or 10,
             env=dict(req.env),
             autosleep_seconds=req.autosleep_seconds,
             hibernate_after_seconds=None,
@@ -184,6 +208,7 @@ class FakeMachines:
             disk_ready=True,
             slot_index=None,
             handle=None,
+            egress=req.egress or Policy(),
         )
         self.machines[machine.id] = machine
         return machine
@@ -193,11 +218,19 @@ class FakeMachines:
         self.machines[machine.id] = machine
         for event in self.watching:
             event.set()
+        for listener in self.listeners:
+            listener(machine.id)
         return machine
 
     async def fork(self, tenant: str, machine_id: str, req: ForkMachine) -> builtins.list[Machine]:
         parent = await self.get(tenant, machine_id)
         return [self.add(tenant, CreateMachine(name=parent.name)) for _ in range(req.count)]
+
+    async def named(self, tenant: str, name: str) -> Machine:
+        for machine in self._of(tenant):
+            if name in (machine.id, machine.key, machine.name):
+                return machine
+        raise NotFoundError("no such machine", code="MACHINE_NOT_FOUND")
 
     async def create(self, tenant: str, req: CreateMachine, wait: bool = True) -> Machine:
         if req.snapshot is not None:
@@ -229,10 +262,12 @@ class FakeMachines:
         template: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
+        parent: str | None = None,
     ) -> Page[Machine]:
         if cursor is not None:
             raise error("INVALID_CURSOR", "not one of ours")
         found = [m for m in self._of(tenant) if key is None or m.key == key]
+        found = [m for m in found if parent is None or m.parent_id == parent]
         return Page(found[:limit], None)
 
     async def patch(
@@ -246,6 +281,10 @@ class FakeMachines:
             for f in dataclasses.fields(patch)
             if getattr(patch, f.name) is not UNSET
         }
+        now = machine.inside
+        allow = values.pop("allow_inside", now.allow)
+        forks = values.pop("inside_forks", now.forks)
+        values["inside"] = dataclasses.replace(Allowance.of(allow, forks), forked=now.forked)
         return self.change(machine, **values)
 
     async def delete(
@@ -292,6 +331,20 @@ class FakeMachines:
             raise error("AGENT_LOST", "this test has no agent")
         return Live(machine, self.agents.get(machine_id, self.target, TOKEN), self.config)
 
+    def boot(self, machine_id: str, tenant: str | None = None) -> int | None:
+        machine = self.machines.get(machine_id)
+        if machine is None or machine.phase != "running" or tenant not in (None, machine.tenant_id):
+            return None
+        return machine.generation
+
+    async def connection(self, machine_id: str) -> socket.socket:
+        sock = socket.socket()
+        sock.setblocking(False)
+        return sock
+
+    def on_change(self, listener: Callable[[str], None]) -> None:
+        self.listeners.append(listener)
+
     def touch(self, machine_id: str) -> None:
         self.touched.append(machine_id)
 
@@ -336,8 +389,81 @@ class FakeMachines:
         return [m for m in self.machines.values() if m.tenant_id == tenant]
 
 
+class FakeSecrets:
+    def __init__(self, machines: FakeMachines) -> None:
+        self.machines = machines
+        self.kept: dict[str, dict[str, Secret]] = {}
+
+    def check(self, specs: Sequence[SecretSpec]) -> None:
+        for each in specs:
+            check_value(each.value or "")
+
+    async def give(self, machine: Machine, specs: Sequence[SecretSpec], wait: bool) -> None:
+        for each in specs:
+            await self.put(machine.tenant_id, machine.id, each)
+
+    async def list(self, tenant: str, machine_id: str) -> builtins.list[Secret]:
+        machine = await self.machines.get(tenant, machine_id)
+        return builtins.list(self.kept.get(machine.id, {}).values())
+
+    async def put(self, tenant: str, machine_id: str, spec: SecretSpec) -> tuple[Secret, bool]:
+        machine = await self.machines.get(tenant, machine_id)
+        mine = self.kept.setdefault(machine.id, {})
+        before = mine.get(spec.name)
+        if spec.value is not None:
+            check_value(spec.value)
+        mine[spec.name] = made(spec, before, NOW)
+        return mine[spec.name], before is None
+
+    async def delete(self, tenant: str, machine_id: str, name: str) -> None:
+        machine = await self.machines.get(tenant, machine_id)
+        if self.kept.get(machine.id, {}).pop(name, None) is None:
+            raise NotFoundError("no such secret", code="SECRET_NOT_FOUND")
+
+
+class FakePolicies:
+    def __init__(self, machines: FakeMachines) -> None:
+        self.machines = machines
+        self.tried: list[Decision] = []
+
+    async def report(self, tenant: str, machine_id: str) -> EgressReport:
+        machine = await self.machines.get(tenant, machine_id)
+        return EgressReport(
+            machine.egress, self.tried, suggest(machine.egress, self.tried, Reach())
+        )
+
+    async def replace(
+        self, tenant: str, machine_id: str, policy: Policy, if_match: int | None = None
+    ) -> Machine:
+        machine = await self.machines.get(tenant, machine_id)
+        if if_match is not None and if_match != machine.revision:
+            raise ConflictError("changed meanwhile", code="REVISION_MISMATCH")
+        return self.machines.change(machine, egress=policy)
+
+    async def patch(
+        self, tenant: str, machine_id: str, patch: PatchPolicy, if_match: int | None = None
+    ) -> Machine:
+        machine = await self.machines.get(tenant, machine_id)
+        wanted = edited(machine.egress, **dataclasses.asdict(patch))
+        return await self.replace(tenant, machine_id, wanted, if_match)
+
+
+class FakePromotions:
+    def __init__(self, machines: FakeMachines) -> None:
+        self.machines = machines
+
+    async def promote(
+        self, tenant: str, machine_id: str, onto: str | None = None, destroy: bool = False
+    ) -> Machine:
+        machine = await self.machines.get(tenant, machine_id)
+        if onto is None:
+            raise error("VALIDATION_FAILED", "it has no parent")
+        await self.machines.get(tenant, onto)
+        return self.machines.change(machine, replaces=onto)
+
+
 class FakeTemplates:
-    async def list(self, tenant: str) -> list[Template]:
+    async def list(self, tenant: str, unnamed: bool = False) -> list[Template]:
         return [await self.get(tenant, "base")]
 
     async def get(self, tenant: str, name: str) -> Template:
@@ -347,8 +473,19 @@ class FakeTemplates:
             "t" * 26, None, "base", "ready", "sha256:0", None, 5, {"user": "root"}, None, NOW, NOW
         )
 
+    async def delete(self, tenant: str, name: str) -> tuple[builtins.list[str], bool]:
+        await self.get(tenant, name)
+        raise error("FORBIDDEN", "shipped")
+
+    async def tag(self, tenant: str, name: str, other: str) -> Template:
+        return await self.get(tenant, name)
+
     async def build(
-        self, name: str, force: bool = False, progress: Progress | None = None
+        self,
+        name: str,
+        force: bool = False,
+        progress: Progress | None = None,
+        driver: str | None = None,
     ) -> Template:
         if progress is not None:
             progress("packages", 50, "half way")
@@ -356,6 +493,69 @@ class FakeTemplates:
         if force:
             raise error("TEMPLATE_BUILD_FAILED", "no mirror")
         return await self.get("", name)
+
+
+class FakeBuilds:
+    """None is ever there."""
+
+    def _none(self, *args: Any) -> NotFoundError:
+        return NotFoundError("no such build", code="BUILD_NOT_FOUND")
+
+    async def start(self, tenant: str, request: Any) -> Any:
+        raise error("DOCKERFILE_INVALID", "nothing is built here")
+
+    async def list(self, tenant: str, status: Any, limit: int, cursor: Any) -> Page[Any]:
+        if cursor is not None:
+            raise error("INVALID_CURSOR", "not one of ours")
+        return Page([], None)
+
+    async def get(self, tenant: str, build_id: str) -> Any:
+        raise self._none()
+
+    cancel = get
+
+    async def give(self, tenant: str, build_id: str, pieces: Any) -> Any:
+        raise self._none()
+
+    async def follow(self, tenant: str, build_id: str, after: int) -> Any:
+        raise self._none()
+
+    async def gc(self, tenant: str, older: float, dry_run: bool, shipped: bool) -> dict[str, Any]:
+        return {"dry_run": dry_run, "templates": [], "layers": 0, "builds": 0, "bytes": 0}
+
+
+class FakeTransfers:
+    """Files whose one member says what they are of."""
+
+    def __init__(self, templates: Any, snapshots: FakeSnapshots) -> None:
+        self.templates = templates
+        self.snapshots = snapshots
+        self.asked: list[tuple[str | None, bool, str | None]] = []
+
+    async def export_template(self, tenant: str, name: str) -> AsyncGenerator[bytes, None]:
+        template = await self.templates.get(tenant, name)
+        yield b"template "
+        yield template.name.encode()
+
+    async def export_snapshot(
+        self, tenant: str, which: str, memory: bool = False
+    ) -> AsyncGenerator[bytes, None]:
+        snapshot = await self.snapshots.get(tenant, which)
+        yield f"snapshot {snapshot.id} {memory}".encode()
+
+    async def import_snapshot(
+        self,
+        tenant: str,
+        pieces: AsyncIterator[bytes],
+        name: str | None = None,
+        trusted: bool = False,
+        created_by: str | None = None,
+    ) -> Snapshot:
+        data = b"".join([piece async for piece in pieces])
+        if not data.startswith(b"snapshot "):
+            raise error("INVALID_BODY", "this is no snapshot")
+        self.asked.append((name, trusted, created_by))
+        return await self.snapshots.get(tenant, data.split()[1].decode())
 
 
 class FakeHost:
@@ -382,6 +582,8 @@ class Served:
         self.target = target
         self.first_bytes_s = first_bytes_s
         self.max_connections = 1000
+        self.tls: Tls | None = None
+        self.per_second = 1e6
 
     async def open(self) -> None:
         clock = SystemClock()
@@ -411,19 +613,57 @@ class Served:
         machines: Any = self.machines
         self.executions = Executions(self.rows, machines, self.agents, Cursors(b"secret"), clock)
         await self.executions.open()
+        self.doors = Doors(machines, None)
+        self.ssh_keys = SshKeys(self.store, clock, self.keys.ended)
+        sockets = bind("127.0.0.1", 0)
+        here = f"http://localhost:{sockets[0].getsockname()[1]}"
+        self.ports = Ports(self.store, machines, clock, b"secret", Places("localhost", here))
+        await self.ports.open()
+        helpers = Helpers(Inner(self.doors), self.executions)
+        self.browser = Browser(helpers, b"secret", clock)
+        self.previews = Plane(
+            self.ports,
+            machines,
+            self.keys,
+            self.rates,
+            clock,
+            self.per_second,
+            Doors(machines, machines.connection, "127.0.0.1"),
+            self.browser,
+        )
+        kept = FakeSnapshots(self.machines)
+        self.transfers = FakeTransfers(FakeTemplates(), kept)
         self.services = Services(
             machines=machines,
-            snapshots=self.engine.snapshots if self.engine else _any(FakeSnapshots(self.machines)),
+            snapshots=self.engine.snapshots if self.engine else _any(kept),
             executions=self.executions,
             terminals=Terminals(machines),
             files=Files(machines),
-            templates=_any(FakeTemplates()),
+            templates=self.engine.templates if self.engine else _any(FakeTemplates()),
+            builds=self.engine.builds if self.engine else _any(FakeBuilds()),
             keys=self.keys,
+            ports=self.ports,
             tenants=self.tenants,
             audit=self.audit,
             host=_any(FakeHost()),
             usage=Usage(self.store, clock, Prices.read(PRICES)),
+            doors=self.doors,
+            ssh_keys=self.ssh_keys,
+            ssh=SshAddress(None, 2222, f"ssh-ed25519 {'A' * 68}"),
             metrics=self.metrics,
+            policies=self.engine.policies if self.engine else _any(FakePolicies(self.machines)),
+            promotions=(
+                Promotions(self.engine.engine, machines, self.ports, self.keys)
+                if self.engine
+                else _any(FakePromotions(self.machines))
+            ),
+            diffs=Diffs(machines),
+            trees=Trees(self.store, machines),
+            secrets=self.engine.secrets if self.engine else _any(FakeSecrets(self.machines)),
+            transfers=_any(self.transfers),
+            browser=self.browser,
+            computer=Computer(helpers),
+            code=Code(helpers, machines),
         )
         self.app = create_app(self.services)
         table = Table([native(self.app)])
@@ -435,8 +675,10 @@ class Served:
         self.front = Front(
             self.gateway,
             self.rpc.path,
-            bind("127.0.0.1", 0),
+            sockets,
+            previews=self.previews,
             max_connections=self.max_connections,
+            tls=self.tls,
             first_bytes_s=self.first_bytes_s,
         )
         await self.front.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
 import os
 import signal
@@ -13,8 +14,16 @@ from pathlib import Path
 import pytest
 from websockets.asyncio.client import connect
 
+from roost import ids
+from roost.agent.v1 import agent_pb2 as pb
+from roost.clock import SystemClock
+from roost.engine.roster import Running
 from roost.errors import CapacityError
-from tests.unit.api.kit import OTHER, Served, events, until
+from roost.services.bakes import NOBODY
+from roost.services.executions import Executions
+from roost.store.cursor import Cursors
+from tests.unit.agent.process import TOKEN
+from tests.unit.api.kit import OTHER, TENANT, Served, events, until
 
 
 async def run(served: Served, mid: str, **body: object) -> dict:
@@ -303,3 +312,82 @@ async def test_a_new_daemon_takes_up_what_runs(served: Served) -> None:
     assert (await served.http.get(f"{base}/{eid}/output")).json()["stdout"] == "late\n"
     gone = (await served.http.get(f"{base}/{lost}")).json()
     assert (gone["status"], gone["reason"]) == ("failed", "lost")
+
+
+# --- what a template starts ------------------------------------------------------------------------
+
+
+def running(served: Served, mid: str, **config: object) -> Running:
+    """As the engine lists it."""
+    assert served.target is not None
+    machine = served.machines.machines[mid]  # type: ignore[attr-defined]
+    agent = served.agents.get(mid, served.target, TOKEN)
+    return Running(machine, agent, {"start": "sleep 60", **config}, None)  # type: ignore[arg-type]
+
+
+async def start(served: Served, mid: str, shell: str) -> str:
+    """As a machine that boots does it."""
+    known_as = f"start{ids.new()}"
+    request = pb.StartRequest(execution_id=known_as, shell=shell)
+    await served.agents.get(mid, str(served.target), TOKEN).start(request)
+    return known_as
+
+
+async def test_what_a_template_starts_is_an_execution_called_start(served: Served) -> None:
+    mid = served.machine()
+    base = f"/v1/machines/{mid}/executions"
+    missing = await served.http.get(f"{base}/start")
+    assert (missing.status_code, missing.json()["error_code"]) == (404, "EXECUTION_NOT_FOUND")
+    known_as = await start(served, mid, "echo begun; read line; echo $line; exec sleep 60")
+    served.executions.began(running(served, mid), known_as)
+    await until(lambda: served.executions.running)
+    (found,) = (await served.http.get(base, params={"status": "running"})).json()["items"]
+    assert (found["name"], found["command"]) == ("start", ["/bin/sh", "-c", "sleep 60"])
+    assert found["keep_awake"] is False and not served.machines.users[mid]  # type: ignore[attr-defined]
+    assert (await served.http.get(f"{base}/start")).json()["execution_id"] == found["execution_id"]
+    other = await served.http.get(
+        f"{base}/start", headers={"authorization": f"Bearer {served.other_key}"}
+    )
+    assert other.status_code == 404
+
+    while "begun" not in (await served.http.get(f"{base}/start/output")).json()["stdout"]:
+        await asyncio.sleep(0.02)
+    # A daemon that comes after this one follows it on.
+    await served.executions.close()
+    again = Executions(
+        served.rows, served.machines, served.agents, Cursors(b"secret"), SystemClock()
+    )
+    await again.open()
+    await until(lambda: again.running)
+    ended = await again.cancel(TENANT, mid, "start")
+    assert (ended.id, ended.status) == (found["execution_id"], "cancelled")
+    assert "begun" in (ended.stdout or b"").decode()
+    await again.close()
+
+
+async def test_one_that_came_with_its_memory_is_found(served: Served) -> None:
+    mid, child = served.machine(), served.machine()
+    await start(served, mid, "exec sleep 60")
+    newest = await start(served, mid, "echo the newest; exec sleep 60")
+    served.executions.began(running(served, child, start=["serve", "all"]), None)
+    await until(lambda: served.executions.running)
+    row = await served.executions.get(TENANT, child, "start")
+    assert (row.name, row.command, row.known_as) == ("start", ["serve", "all"], newest)
+    # Once only: a machine that slept and goes on has it.
+    served.executions.began(running(served, child), None)
+    await asyncio.sleep(0.1)
+    assert len((await served.executions.list(TENANT, child)).items) == 1
+    await served.executions.cancel(TENANT, child, "start")
+
+
+async def test_nobodys_is_not_written_down(served: Served) -> None:
+    mid = served.machine()
+    nobodys = running(served, mid)
+    served.executions.began(
+        dataclasses.replace(
+            nobodys, machine=dataclasses.replace(nobodys.machine, tenant_id=NOBODY)
+        ),
+        await start(served, mid, "true"),
+    )
+    await asyncio.sleep(0.1)
+    assert not served.executions.running

@@ -35,9 +35,34 @@ BODIES: dict[tuple[str, str], Any] = {
     ("post", "/v1/machines/{machine_id}/files/mkdir"): {"path": "/x"},
     ("post", "/v1/machines/{machine_id}/files/move"): {"source": "/x", "destination": "/y"},
     ("patch", "/v1/machines/{machine_id}/files"): {"path": "/x"},
+    ("put", "/v1/machines/{machine_id}/egress"): {"mode": "off"},
+    ("patch", "/v1/machines/{machine_id}/egress"): {},
     ("post", "/v1/machines/{machine_id}/rollback"): {"snapshot": "s"},
+    ("put", "/v1/machines/{machine_id}/secrets/{name}"): {
+        "value": "a-value-of-some-length",
+        "hosts": ["api.example.org"],
+    },
     ("post", "/v1/keys"): {"name": "k"},
+    ("post", "/v1/ssh-keys"): {"public_key": "ssh-ed25519 AAAA"},
     ("post", "/v1/machines/{machine_id}/tokens"): {"scope": "machine"},
+    ("post", "/v1/machines/{machine_id}/ports"): {"port": 8000},
+    ("patch", "/v1/machines/{machine_id}/ports/{port}"): {"visibility": "public"},
+    ("post", "/v1/templates/{name}/tags"): {"name": "other"},
+    ("post", "/v1/builds"): {"tags": ["x"], "dockerfile": "FROM base"},
+    ("post", "/v1/machines/{machine_id}/browser/goto"): {"url": "https://example.org/"},
+    ("post", "/v1/machines/{machine_id}/browser/eval"): {"expression": "1"},
+    ("post", "/v1/machines/{machine_id}/browser/click"): {"selector": "a"},
+    ("post", "/v1/machines/{machine_id}/browser/fill"): {"selector": "a", "text": "x"},
+    ("post", "/v1/machines/{machine_id}/computer/move"): {"x": 1, "y": 1},
+    ("post", "/v1/machines/{machine_id}/computer/drag"): {"x": 1, "y": 1, "to_x": 2, "to_y": 2},
+    ("post", "/v1/machines/{machine_id}/computer/button"): {"down": True},
+    ("post", "/v1/machines/{machine_id}/computer/scroll"): {"dy": 1},
+    ("post", "/v1/machines/{machine_id}/computer/type"): {"text": "x"},
+    ("post", "/v1/machines/{machine_id}/computer/key"): {"keys": "a"},
+    ("post", "/v1/machines/{machine_id}/computer/focus"): {"window_id": 1},
+    ("put", "/v1/machines/{machine_id}/computer/clipboard"): {"text": "x"},
+    ("post", "/v1/machines/{machine_id}/code"): {"code": "1"},
+    ("post", "/v1/machines/{machine_id}/code/stream"): {"code": "1"},
     ("post", "/v1/tenants"): {"name": "t"},
     ("patch", "/v1/tenants/{tenant_id}"): {"quotas": {"machines": 1}},
 }
@@ -73,10 +98,13 @@ async def call(
         path.replace("{machine_id}", machine).replace("{execution_id}", E)
         .replace("{terminal_id}", T).replace("{key_id}", E).replace("{name}", "nope").replace("{snapshot}", "nope")
         .replace("{key}", "some-key").replace("{tenant_id}", "nope").replace("{token_id}", E)
+        .replace("{port}", "8000").replace("{build_id}", E).replace("{context}", "default")
     )  # fmt: skip
     params = (
         {"path": "/x"} if "/files" in path and method in ("get", "head", "put", "delete") else {}
     )
+    if path.endswith("/diff"):
+        params = {"other": E}
     return await http.request(method, url + end, params=params, json=BODIES.get((method, path)))
 
 

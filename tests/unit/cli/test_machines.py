@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,17 @@ import pytest
 
 from roost.cli._commands import COMMANDS
 from roost.cli._connect import complete_machine
-from tests.unit.client.stub import MACHINE_ID, Answer, Stub, machine, wire
+from tests.unit.cli.conftest import EXECUTIONS
+from tests.unit.client.stub import (
+    EXECUTION_ID,
+    MACHINE_ID,
+    Answer,
+    Stub,
+    execution,
+    machine,
+    sse,
+    wire,
+)
 
 Roost = Callable[..., int]
 Out = pytest.CaptureFixture[str]
@@ -205,6 +215,7 @@ def test_template_build(stub: Stub, roost: Roost, capsys: Out) -> None:
     from tests.unit.client.stub import sse
 
     ready = {"name": "base", "status": "ready", "digest": "sha256:1"}
+    stub.on("GET", "/v1/templates/base", lambda _: {**ready, "shipped": True})
     progress = [
         sse("progress", {"stage": "fetch", "percent": 10, "message": "packages"}),
         sse("progress", {"stage": "fetch", "percent": 20, "message": "more"}),
@@ -259,8 +270,13 @@ def test_json_everywhere(roost: Roost, capsys: Out) -> None:
     groups = {
         "template": ("ls", "show", "build"),
         "key": ("show", "ls", "create", "rm", "revoke"),
+        "secret": ("set", "ls", "rm"),
+        "ssh-key": ("add", "list", "rm"),
         "tenant": ("create", "ls", "show", "set", "rm"),
         "snapshot": ("create", "ls", "show", "rm"),
+        "port": ("add", "ls", "list", "rm"),
+        "browser": ("goto", "text", "pages", "cdp"),
+        "computer": ("size", "windows", "clipboard"),
     }
     for name in COMMANDS:
         for sub in groups.get(name, ("",)):
@@ -299,3 +315,25 @@ def test_up_and_down_drive_only_this_host(
 def test_down_when_nothing_runs(roost: Roost, capsys: Out, stub: Stub) -> None:
     assert roost("down", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"stopped": False, "purged": False}
+
+
+def test_logs_of_what_a_template_starts(stub: Stub, roost: Roost, capsys: Out) -> None:
+    stub.on("GET", f"{EXECUTIONS}/start", lambda _: execution(status="running", name="start"))
+    stub.on(
+        "GET",
+        f"{EXECUTIONS}/{EXECUTION_ID}/output",
+        lambda _: {"execution_id": EXECUTION_ID, "stdout": "serving\n", "stderr": "a warning\n"},
+    )
+    assert roost("logs", "user-42", "start") == 0
+    assert capsys.readouterr() == ("serving\n", "a warning\n")
+    assert roost("logs", "user-42", "start", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["name"], said["stdout"]) == ("start", "serving\n")
+
+    def stream(_: Any) -> Iterator[bytes]:
+        yield sse("stdout", {"offset": 0, "data_b64": "c2VydmluZwo="})
+        yield sse("exit", execution())
+
+    stub.on("GET", f"{EXECUTIONS}/{EXECUTION_ID}/stream", stream)
+    assert roost("logs", "user-42", "start", "-f") == 0
+    assert capsys.readouterr().out == "serving\n"

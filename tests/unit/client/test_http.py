@@ -16,7 +16,6 @@ from roost import (
     NotFoundError,
     TimeoutExpired,
     UnavailableError,
-    UnsupportedError,
 )
 from roost.errors import CODES
 
@@ -127,14 +126,6 @@ def test_what_a_caller_puts_in_a_path_stays_one_segment(stub: Stub, client: Clie
     with pytest.raises(NotFoundError):
         Machine.get("../keys", client=client)
     assert stub.seen == []
-
-
-def test_later_features_say_so_before_any_request(stub: Stub, client: Client) -> None:
-    before = len(stub.seen)
-    for call in (lambda: Machine.create(egress="off", client=client),):
-        with pytest.raises(UnsupportedError, match="not in this release"):
-            call()
-    assert len(stub.seen) == before
 
 
 def test_a_wrong_key(stub: Stub, client: Client) -> None:

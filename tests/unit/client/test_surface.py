@@ -15,23 +15,40 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def test_exports() -> None:
     assert roost.__all__ == [
+        "AsyncBuild",
         "AsyncClient",
         "AsyncExecStream",
         "AsyncExecution",
         "AsyncMachine",
         "AsyncSnapshot",
+        "AsyncTemplate",
         "AsyncTerminal",
+        "Attempt",
         "AuthError",
+        "BrowserPage",
+        "Build",
         "CapacityError",
         "Chunk",
         "Client",
+        "CodeError",
+        "CodeFailed",
+        "CodeOutput",
+        "CodeResult",
+        "CodeTimeout",
         "CommandFailed",
         "ConflictError",
+        "Diff",
+        "DiffSide",
+        "Difference",
+        "Egress",
+        "EgressDecision",
+        "EgressPolicy",
         "ExecExit",
         "ExecResult",
         "ExecStream",
         "ExecTimeout",
         "Execution",
+        "Explored",
         "FileEvent",
         "FileInfo",
         "ForbiddenError",
@@ -42,12 +59,17 @@ def test_exports() -> None:
         "MachineError",
         "NotFoundError",
         "RoostError",
+        "Secret",
         "Snapshot",
+        "Template",
         "Terminal",
         "TimeoutExpired",
         "UnavailableError",
         "UnsupportedError",
+        "Window",
         "__version__",
+        "async_explore",
+        "explore",
     ]
     for name in roost.__all__:
         assert getattr(roost, name) is not None
@@ -92,10 +114,11 @@ def test_the_drift_gate_sees_content_orphans_and_trailing_lines(tmp_path: Path) 
     assert spec.loader is not None
     unasync = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(unasync)
-    unasync.SOURCE, unasync.TARGET = tmp_path / "_async", tmp_path / "_sync"
-    unasync.SOURCE.mkdir()
-    unasync.TARGET.mkdir()
-    (unasync.SOURCE / "a.py").write_text(
+    source, target = tmp_path / "_async", tmp_path / "_sync"
+    unasync.TREES = [(source, target)]
+    source.mkdir()
+    target.mkdir()
+    (source / "a.py").write_text(
         "class AsyncThing:\n"
         '    """``await AsyncThing()``"""\n\n'
         "    async def __aenter__(self) -> None:\n"
@@ -105,18 +128,18 @@ def test_the_drift_gate_sees_content_orphans_and_trailing_lines(tmp_path: Path) 
     assert unasync.main(check=True) == 1
     assert unasync.main(check=False) == 0
     assert unasync.main(check=True) == 0
-    assert (unasync.TARGET / "a.py").read_text() == (
+    assert (target / "a.py").read_text() == (
         "class Thing:\n"
         '    """``Thing()``"""\n\n'
         "    def __enter__(self) -> None:\n"
         "        with self as x:\n"
         "            y = [z for z in x]  # it\n"
     ).replace("[z for z in x]", "list(x)")
-    text = (unasync.TARGET / "a.py").read_text()
-    (unasync.TARGET / "a.py").write_text(text + "\nleft = 1\n")
+    text = (target / "a.py").read_text()
+    (target / "a.py").write_text(text + "\nleft = 1\n")
     assert unasync.main(check=True) == 1
-    (unasync.TARGET / "a.py").write_text(text)
-    (unasync.TARGET / "orphan.py").write_text("")
+    (target / "a.py").write_text(text)
+    (target / "orphan.py").write_text("")
     assert unasync.main(check=True) == 1
     assert unasync.main(check=False) == 0
-    assert not (unasync.TARGET / "orphan.py").exists()
+    assert not (target / "orphan.py").exists()

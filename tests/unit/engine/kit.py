@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import hashlib
+import json
 import shutil
+import socket
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,19 +19,34 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from roost.agent.v1 import agent_pb2 as pb
 from roost.clock import Clock, SystemClock
 from roost.drivers.fake import FakeDriver
 from roost.drivers.interface import NetworkSlot
+from roost.egress.interface import Decision, Intercept
+from roost.egress.policy import Policy
 from roost.engine.engine import Engine
 from roost.engine.identity import HostIdentity
 from roost.engine.journal import Hook
 from roost.engine.reservations import HostSize
-from roost.errors import CapacityError, MachineError
+from roost.errors import (
+    CapacityError,
+    MachineError,
+    NotFoundError,
+    UnavailableError,
+    UnsupportedError,
+)
 from roost.network.interface import SlotCounts
+from roost.secrets.keeper import Keeper
 from roost.services.bakes import Bakes
+from roost.services.builds import Builds
+from roost.services.layers import Layers
 from roost.services.machines import Machines
 from roost.services.models import CreateMachine, Progress
+from roost.services.policies import Policies
+from roost.services.secrets import Secrets
 from roost.services.snapshots import Snapshots
+from roost.services.starting import Starting
 from roost.services.templates import Templates
 from roost.services.warm import Warm
 from roost.settings import Settings
@@ -83,6 +101,9 @@ class FakeNetwork(Scripted):
     def __init__(self) -> None:
         super().__init__()
         self.slots: dict[str, int] = {}
+        self.policies: dict[str, Policy] = {}  # as they hold now, of slots that are taken
+        self.intercepts: dict[str, tuple[Intercept, ...]] = {}
+        self.tried: dict[str, list[Decision]] = {}
         self.sent: dict[str, int] = {}  # bytes, since the slot was taken
         self.size = 1000
 
@@ -102,18 +123,42 @@ class FakeNetwork(Scripted):
         await self.enter("open")
         self.slots = {m: i for m, i in self.slots.items() if in_use.get(m) == i}
 
-    async def take(self, machine_id: str) -> NetworkSlot:
+    async def take(
+        self, machine_id: str, policy: Policy, intercept: Sequence[Intercept] = ()
+    ) -> NetworkSlot:
         await self.enter("take")
         free = set(range(self.size)) - set(self.slots.values())
         if not free:
             raise CapacityError("no slot is left")
         self.slots[machine_id] = min(free)
+        self.policies[machine_id] = policy
+        self.intercepts[machine_id] = tuple(intercept)
         return self._slot(self.slots[machine_id])
 
-    async def reattach(self, machine_id: str, index: int) -> NetworkSlot:
+    async def reattach(
+        self, machine_id: str, index: int, policy: Policy, intercept: Sequence[Intercept] = ()
+    ) -> NetworkSlot:
         await self.enter("reattach")
         self.slots[machine_id] = index
+        self.policies[machine_id] = policy
+        self.intercepts[machine_id] = tuple(intercept)
         return self._slot(index)
+
+    async def apply(
+        self, machine_id: str, policy: Policy, intercept: Sequence[Intercept] = ()
+    ) -> None:
+        await self.enter("apply")
+        if machine_id in self.slots:
+            self.policies[machine_id] = policy
+            self.intercepts[machine_id] = tuple(intercept)
+
+    async def decisions(self, machine_id: str) -> list[Decision]:
+        await self.enter("decisions")
+        return list(self.tried.get(machine_id, ())) if machine_id in self.slots else []
+
+    async def connection(self, machine_id: str) -> socket.socket:
+        await self.enter("connection")
+        raise NotFoundError("a fake network leads nowhere")
 
     def counts(self) -> SlotCounts:
         return SlotCounts(used=len(self.slots), ready=0, free=self.size - len(self.slots))
@@ -124,8 +169,10 @@ class FakeNetwork(Scripted):
 
     async def release(self, machine_id: str) -> None:
         self.sent.pop(machine_id, None)
+        self.tried.pop(machine_id, None)
         await self.enter("release")
         self.slots.pop(machine_id, None)
+        self.policies.pop(machine_id, None)
 
     async def close(self) -> None:
         await self.enter("close")
@@ -245,8 +292,56 @@ class FakeStorage(Scripted):
     async def images(self) -> list[Image]:
         return list(self.list.values())
 
+    async def image(self, digest: str) -> Image | None:
+        return self.list.get(digest)
+
     async def delete_image(self, digest: str) -> None:
         self.list.pop(digest).path.unlink()
+
+    @property
+    def tmp(self) -> Path:
+        place = self.directory / "tmp"
+        place.mkdir(exist_ok=True)
+        return place
+
+    async def copy_out(self, machine_id: str) -> Path:
+        await self.enter("copy_out")
+        made = self.tmp / f"disk-{machine_id}"
+        shutil.copy(self.disk(machine_id), made)
+        return made
+
+    async def copy_out_snapshot(self, snapshot_id: str) -> Path:
+        made = self.tmp / f"disk-{snapshot_id}"
+        shutil.copy(self.snapshot(snapshot_id).disk, made)
+        return made
+
+    async def keep_image(
+        self, made: Path, digest: str, of: Path, manifest: Mapping[str, Any]
+    ) -> Image:
+        await self.enter("keep_image")
+        path = self.directory / f"image-{digest[7:23]}"
+        made.rename(path)
+        self.list[digest] = Image(
+            digest, path, 10, 5, False, False, None, kind=str(manifest.get("kind", ""))
+        )
+        return self.list[digest]
+
+    async def content(self, image: Image) -> str:
+        return "sha256:" + hashlib.sha256(image.path.read_bytes()).hexdigest()
+
+    async def unique_bytes(self, digests: Sequence[str], others: Sequence[str]) -> dict[str, int]:
+        return dict.fromkeys(digests, 1 << 30)
+
+    async def seal(self, layer: Image, content: str, config: Mapping[str, Any]) -> Image:
+        named = f"{content}{json.dumps(config, sort_keys=True)}".encode()
+        digest = f"sha256:{hashlib.sha256(named).hexdigest()}"
+        if digest not in self.list:
+            path = self.directory / f"image-{digest[7:23]}"
+            shutil.copy(layer.path, path)
+            self.list[digest] = Image(
+                digest, path, 10, 5, layer.raw_written, layer.imported, None, content, "template"
+            )
+        return self.list[digest]
 
     async def close(self) -> None:
         await self.enter("close")
@@ -287,22 +382,118 @@ class FakeAgent:
         await self.agents.enter("run")
         self.agents.ran.append((self.machine_id, list(request.argv)))
         code = self.agents.exit_codes.pop(0) if self.agents.exit_codes else 0
-        execution = SimpleNamespace(exit_code=code)
+        execution = pb.Execution(exit_code=code)
         return SimpleNamespace(execution=execution, stdout=b"", stderr=b"what it complains of")
+
+    async def forget(self, execution_id: str) -> None:
+        pass
+
+    async def wait(self, execution_id: str) -> Any:
+        code = await self.agents.ended(self.machine_id)
+        return SimpleNamespace(execution=pb.Execution(exit_code=code))
+
+    async def output(self, execution_id: str) -> Any:
+        return SimpleNamespace(stdout=b"one\ntwo\n", stderr=b"what it complains of\n")
+
+    async def list_executions(self) -> list[Any]:
+        return self.agents.listed
+
+    def dial(self, port: int, host: str = "") -> Any:
+        return FakeStream(self.agents, port)
 
     async def write_file(self, header: Any, pieces: Any) -> None:
         await self.agents.enter("write_file")
         self.agents.written[header.path.decode()] = b"".join([piece async for piece in pieces])
 
+    async def read_file(self, path: bytes, offset: int = 0, length: int = 0) -> Any:
+        content = self.agents.written.get(path.decode())
+        if content is None:
+            raise NotFoundError("There is no such file.", code="FILE_NOT_FOUND")
+
+        async def pieces() -> AsyncGenerator[bytes, None]:
+            yield content
+
+        return SimpleNamespace(info=SimpleNamespace(size=len(content))), pieces()
+
+    async def remove(self, path: bytes, recursive: bool) -> None:
+        gone = path.decode()
+        for each in [w for w in self.agents.written if w == gone or w.startswith(f"{gone}/")]:
+            del self.agents.written[each]
+
     async def set_clock(self, unix_ns: int) -> None:
         await self.agents.enter("set_clock")
 
-    async def shutdown(self, grace_s: float) -> None:
+    async def shutdown(self, grace_s: float, exit_agent: bool = True) -> None:
         await self.agents.enter("shutdown")
+
+    # --- as a build's machine: what is done to it is its disk ---------------------------------
+
+    def _do(self, what: str) -> None:
+        with self.agents.disks(self.machine_id).open("a") as disk:
+            disk.write("\n" + what)
+
+    async def start(self, request: Any) -> None:
+        self.agents.started.append(request)
+        await self.agents.enter("start")
+        self.agents.starts.setdefault(self.machine_id, []).append(request)
+
+    async def attach(self, execution_id: str) -> Any:
+        (request,) = [r for r in self.agents.started if r.execution_id == execution_id]
+        await self.agents.enter("attach")
+        command = request.argv[-1]
+        env = {each.name: each.value for each in request.env}
+        said = env.get("SAY", f"ran {command}")
+        for path, content in self.agents.written.items():
+            if path in command:
+                said += content.decode()
+        yield pb.OutputFrame(stream=pb.OutputFrame.STREAM_STDOUT, data=f"{said}\n".encode())
+        self._do(f"run {command}")
+        code = int(command.split()[1]) if command.startswith("exit ") else 0
+        state = pb.EXECUTION_STATE_TIMED_OUT if command == "hang" else pb.EXECUTION_STATE_EXITED
+        yield pb.OutputFrame(exit=pb.Execution(state=state, exit_code=code))
+
+    async def make_dir(self, request: Any) -> None:
+        self._do(f"directory {request.path.decode()}")
+
+    async def stat(self, path: bytes, follow: bool = True) -> Any:
+        if path.decode() not in self.agents.written:
+            raise NotFoundError("There is no such file.", code="FILE_NOT_FOUND")
+        return SimpleNamespace(kind=0, target_kind=0)
+
+    async def tar_in(self, header: Any, data: Any) -> None:
+        await self.agents.enter("tar_in")
+        content = b"".join([piece async for piece in data])
+        self.agents.tars.append((header.path.decode(), header.owner, content))
+        self._do(f"tar {header.path.decode()} {hashlib.sha256(content).hexdigest()}")
 
     async def stats(self) -> Any:
         await self.agents.enter("stats")
         return SimpleNamespace(disk_total_bytes=100, disk_used_bytes=10, uptime_ms=5)
+
+
+class FakeStream:
+    """To a port of the machine's own."""
+
+    def __init__(self, agents: FakeAgents, port: int) -> None:
+        self._agents, self._port = agents, port
+        self.said = b""
+
+    async def open(self) -> None:
+        if self._port not in self._agents.listens:
+            raise MachineError("Nothing listens there.", code="PORT_CLOSED")
+
+    async def connected(self) -> None:
+        pass
+
+    async def write(self, data: bytes) -> None:
+        self._agents.asked.append(data)
+
+    async def read(self) -> bytes:
+        answer, self._agents.listens[self._port] = self._agents.listens[self._port], b""
+        return answer
+
+    def close(self) -> None:
+        pass
 
 
 class FakeAgents(Scripted):
@@ -319,6 +510,18 @@ class FakeAgents(Scripted):
         self.ran: list[tuple[str, list[str]]] = []
         self.written: dict[str, bytes] = {}
         self.exit_codes: list[int] = []  # of the next commands
+        self.starts: dict[str, list[Any]] = {}  # requests, by machine
+        self.ends: dict[str, asyncio.Future[int]] = {}  # of what was started: its exit code
+        self.listed: list[Any] = []  # executions that an agent remembers
+        self.listens: dict[int, bytes] = {}  # port -> what is answered there, once
+        self.asked: list[bytes] = []
+        self.started: list[Any] = []
+        self.tars: list[tuple[str, str, bytes]] = []
+        self.disks: Any = None
+
+    async def ended(self, machine_id: str) -> int:
+        loop = asyncio.get_running_loop()
+        return await asyncio.shield(self.ends.setdefault(machine_id, loop.create_future()))
 
     def get(self, machine_id: str, target: str, token: str) -> FakeAgent:
         kept = self.kept.get(machine_id)
@@ -345,7 +548,13 @@ class FakeRecipes(Scripted):
         return ["base", "other"]
 
     def recipe(self, name: str) -> Any:
-        return SimpleNamespace(name=name, digest=self.digest, config={"env": {"FROM": name}})
+        return SimpleNamespace(
+            name=name,
+            digest=self.digest,
+            config={"env": {"FROM": name}},
+            dockerfile=None,
+            parents=(),
+        )
 
     async def build(self, name: str, progress: Progress, *, force: bool = False) -> Image:
         progress("unpack", 10, "unpacking")
@@ -410,6 +619,36 @@ class Host:
         return found
 
 
+class FakeBoundary:
+    """The process that adds values and redacts: what it was told."""
+
+    endpoint = "tcp:127.0.0.1:1"
+    password = "the-password-of-this-start"
+
+    def __init__(self) -> None:
+        self.states: dict[str, Any] = {}
+        self.installed = True
+        self.up = True
+
+    def check(self) -> None:
+        if not self.installed:
+            raise UnsupportedError("mitmproxy is not installed")
+
+    def start(self) -> None:
+        pass
+
+    async def tell(self, machines: Mapping[str, Any]) -> None:
+        if not self.up:
+            raise UnavailableError("it does not answer")
+        for machine_id, state in machines.items():
+            self.states.pop(machine_id, None)
+            if state is not None:
+                self.states[machine_id] = state
+
+    async def close(self) -> None:
+        pass
+
+
 @dataclass
 class Daemon:
     host: Host
@@ -421,6 +660,11 @@ class Daemon:
     agents: FakeAgents
     bakes: Bakes
     warm: Warm
+    policies: Policies
+    keeper: Keeper
+    secrets: Secrets
+    starting: Starting
+    builds: Builds
 
     @classmethod
     async def start(
@@ -436,6 +680,9 @@ class Daemon:
 
         await store.write(tenants)
         agents = FakeAgents(host.driver)
+        keeper = Keeper(store, host.clock, host.directory, Path("/none"), Path("/none"))
+        keeper.process = FakeBoundary()  # type: ignore[assignment]
+        await keeper.open()
         engine = Engine(
             store,
             Settings.model_construct(
@@ -448,32 +695,45 @@ class Daemon:
             network=host.network,
             storage=host.storage,
             agents=agents,
+            boundary=keeper,
             identity=host.identity,
             host=lambda: host.size,
             boot_id=lambda: host.boot_id,
             hook=hook,
             retry_delay_s=0.0,
         )
+        starting = Starting(engine)
+        agents.disks = host.storage.disk
         templates = Templates(store, host.storage, host.clock, host.recipes)
         await templates.open()
+        builds = Builds(
+            engine, templates, Layers(engine, templates.images), host.storage.seal, host.directory / "builds"
+        )  # fmt: skip
         if build:
             await templates.build("base")
         await engine.open()
+        await builds.open()
         bakes = Bakes(engine)
         warm = Warm(engine, bakes, settings.get("warm_machines", 0))
         await warm.open()
         machines = Machines(engine, templates, bakes, warm)
         snapshots = Snapshots(engine, machines)
-        return cls(host, store, engine, templates, machines, snapshots, agents, bakes, warm)
+        policies = Policies(engine, machines)
+        return cls(
+            host, store, engine, templates, machines, snapshots, agents, bakes, warm, policies,
+            keeper, Secrets(engine, machines, keeper), starting, builds,
+        )  # fmt: skip
 
     async def stop(self) -> None:
         await self.warm.close()
+        await self.builds.close()
         await self.engine.close(1.0)
         await self.templates.close()
 
     async def kill(self) -> None:
         """As ``kill -9``: nothing is tidied up."""
         await self.warm.halt()
+        await self.builds.close()
         await self.engine.kill()
         await self.templates.close()
 

@@ -101,6 +101,18 @@ async def test_a_call_thaws_it_once_for_all(d: Daemon) -> None:
     assert await tier(d, m) == "frozen"
 
 
+async def test_an_agent_that_misses_the_first_call_after_a_thaw_is_dialled_anew(d: Daemon) -> None:
+    """As one whose daemon went away while its machine stood still."""
+    m = await made(d)
+    await passes(d, 61)
+    assert await tier(d, m) == "frozen"
+    d.agents.fail("set_clock", MachineError("silent", code="AGENT_LOST"))
+    ready = d.agents.calls["wait_ready"]
+    assert (await d.machines.awake(TENANT, m)).machine.phase == "running"
+    assert d.agents.calls["wait_ready"] == ready + 1
+    assert not d.host.driver.machines[m].frozen
+
+
 async def test_what_is_under_way_keeps_it_awake(d: Daemon) -> None:
     m = await made(d)
     with d.machines.using(m), d.machines.using(m):

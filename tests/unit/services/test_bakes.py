@@ -178,7 +178,11 @@ async def test_a_bake_that_fails_fails_those_who_wait_and_leaves_nothing(
 async def test_what_the_template_warms_up_runs_before_the_capture(d: Daemon) -> None:
     commands = ["pip download x", "python3 -c ''"]
     d.host.recipes.recipe = lambda name: SimpleNamespace(  # type: ignore[method-assign]
-        name=name, digest=f"sha256:{commands[0]}", config={"warmup": list(commands)}
+        name=name,
+        digest=f"sha256:{commands[0]}",
+        config={"warmup": list(commands)},
+        dockerfile=None,
+        parents=(),
     )
     await d.templates.build("base")
     await d.machines.create(TENANT, small())
@@ -318,7 +322,7 @@ async def test_one_that_a_machine_is_being_made_from_stays(d: Daemon) -> None:
     assert isinstance(clock, FakeClock)
     await d.machines.create(TENANT, small())
     template = await d.templates.resolve(TENANT, "base")
-    async with d.bakes.source(template, "fake", Size(0.1, 64, 10)):
+    async with d.bakes.source(template, "fake", Size(0.1, 64, 10), {}):
         assert len(await kept(d)) == 1, "the same"
         await clock.advance(bakes.KEEP.total_seconds() + 60)
         await d.bakes.collect()

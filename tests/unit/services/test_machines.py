@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from roost import ids
 from roost.drivers.interface import Exit
 from roost.errors import (
     CapacityError,
@@ -16,6 +17,7 @@ from roost.errors import (
     NotFoundError,
     RoostError,
 )
+from roost.services import limits
 from roost.services.models import CreateMachine, PatchMachine
 from tests.unit.engine.kit import OTHER, TENANT, daemon, small, until
 
@@ -454,3 +456,20 @@ async def test_awake_is_fast(tmp_path: Path) -> None:
         for _ in range(1000):
             await d.machines.awake(TENANT, m.id)
         assert (time.perf_counter() - start) / 1000 < 200e-6
+
+
+async def test_no_name_or_key_of_an_ids_form_is_given(tmp_path: Path) -> None:
+    """It would stand for another tenant's machine wherever either may be said."""
+    async with daemon(tmp_path) as d:
+        machine = await d.machines.create(TENANT, small(key="k", name="n"))
+        form = ids.new()
+        for refused in (
+            d.machines.create(TENANT, small(key=form)),
+            d.machines.create(TENANT, small(name=form)),
+            d.machines.ensure(TENANT, form, small()),
+            d.machines.patch(TENANT, machine.id, PatchMachine(name=form)),
+        ):
+            with pytest.raises(InvalidRequestError, match="form of an id"):
+                await refused
+        for near in (form[:-1], form + "2", form[:-1] + "-x"):
+            limits.check_create(small(key=near, name=near))

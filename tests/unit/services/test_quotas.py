@@ -137,6 +137,7 @@ async def test_a_warm_machine_is_not_spent_on_who_may_not_have_it(tmp_path: Path
             "name": None,
             "labels": {},
             "env": {},
+            "egress": "open",
             "ttl_seconds": None,
             "expires_at": None,
         }

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from roost.drivers.interface import Exit
+from roost.engine.machine import Machine
 from roost.errors import CapacityError, ConflictError, MachineError, NotFoundError, RoostError
 from roost.services.models import CreateMachine, ForkMachine
 from tests.unit.engine.kit import OTHER, TENANT, Daemon, daemon, small
@@ -50,6 +51,19 @@ async def test_children_go_on_from_one_instant_and_the_parent_runs_on(d: Daemon)
     assert not d.host.leaks(await d.all())
 
 
+async def test_a_fork_that_ends_takes_no_others_instant(d: Daemon) -> None:
+    parent = await d.machines.create(TENANT, small())
+    load = d.engine.load
+
+    async def another_ended(machine_id: str) -> Machine:
+        await d.engine.collect()
+        return await load(machine_id)
+
+    d.engine.load = another_ended  # type: ignore[method-assign]
+    assert len(await d.machines.fork(TENANT, parent.id, ForkMachine(count=2))) == 2
+    assert not d.host.storage.kept
+
+
 async def test_a_fork_is_all_or_nothing(d: Daemon) -> None:
     parent = await d.machines.create(TENANT, small())
     d.agents.fail("wait_ready", MachineError("no"))
@@ -82,7 +96,7 @@ async def test_a_snapshot_outlives_its_machine_and_makes_others(d: Daemon) -> No
     )
     await d.machines.delete(TENANT, m.id)
     for which in (made.id, "before"):
-        again = await d.machines.create(TENANT, CreateMachine(snapshot=which, key=which))
+        again = await d.machines.create(TENANT, CreateMachine(snapshot=which, key=f"of-{which}"))
         assert again.phase == "running" and again.memory_mib == m.memory_mib
         assert (d.host.driver.machines[again.id].restored_from is not None) == memory(d)
     with pytest.raises(ConflictError) as found:

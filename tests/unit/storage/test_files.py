@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,21 @@ def test_both_watermarks_hold(
         pool.require(1 << 20)
     assert caught.value.code == "STORAGE_FULL"
     assert caught.value.details["what"] == what
+
+
+def test_a_file_is_written_anew_with_its_holes(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    mib = 1 << 20
+    with source.open("wb") as file:
+        file.truncate(40 * mib)
+        for at, size in ((0, 5), (3 * mib, 4096), (3 * mib + 8192, 4096), (20 * mib, 3 * mib + 17)):
+            os.pwrite(file.fileno(), os.urandom(size), at)
+    files.rewrite(source, target)
+    assert target.read_bytes() == source.read_bytes()
+    assert target.stat().st_blocks * 512 < 8 * mib
+    with pytest.raises(FileExistsError):
+        files.rewrite(source, target)
+    empty = tmp_path / "empty"
+    empty.touch()
+    files.rewrite(empty, tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == b""

@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+
+from roost.storage.interface import Image
+from roost.templates.build import Builder
 from roost.templates.progress import PackagesProgress
 from roost.templates.tree import settle
 
@@ -64,3 +69,16 @@ def test_progress_only_goes_up_and_says_what_happens() -> None:
     assert percents[0] == 2
     assert percents[-1] <= 80
     assert told[-1][2] == "cleaning up"
+
+
+async def test_what_the_host_does_not_mount_is_nobodys_who_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same content, built by one tenant in a microVM, is no image of another's containers."""
+    builder = Builder(None, None, SimpleNamespace(digest="sha256:agent"))  # type: ignore[arg-type]
+    named: list[str] = []
+    monkeypatch.setattr(builder, "_sealed", lambda layer, name, manifest: named.append(name))
+    for raw_written, imported in ((False, False), (True, False), (False, True)):
+        layer = Image("sha256:layer", tmp_path, 1, 1, raw_written, imported, None)
+        await builder.seal(layer, "sha256:content", {})
+    assert named[0] not in named[1:]

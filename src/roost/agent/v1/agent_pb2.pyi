@@ -90,6 +90,23 @@ FILE_KIND_SYMLINK: FileKind.ValueType  # 3
 FILE_KIND_OTHER: FileKind.ValueType  # 4
 Global___FileKind: _TypeAlias = FileKind  # noqa: Y015
 
+class _Compression:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CompressionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Compression.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMPRESSION_NONE: _Compression.ValueType  # 0
+    COMPRESSION_GZIP: _Compression.ValueType  # 1
+    COMPRESSION_ZSTD: _Compression.ValueType  # 2
+
+class Compression(_Compression, metaclass=_CompressionEnumTypeWrapper): ...
+
+COMPRESSION_NONE: Compression.ValueType  # 0
+COMPRESSION_GZIP: Compression.ValueType  # 1
+COMPRESSION_ZSTD: Compression.ValueType  # 2
+Global___Compression: _TypeAlias = Compression  # noqa: Y015
+
 @_typing.final
 class Empty(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -1238,15 +1255,19 @@ class TarOutRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PATH_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
     path: _builtins.bytes
+    layer: _builtins.bool
+    """1.4"""
     def __init__(
         self,
         *,
         path: _builtins.bytes = ...,
+        layer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layer", b"layer", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1309,6 +1330,9 @@ class TarInHeader(_message.Message):
     MAX_BYTES_FIELD_NUMBER: _builtins.int
     KEEP_SPECIAL_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    COMPRESSION_FIELD_NUMBER: _builtins.int
+    MAX_RATIO_FIELD_NUMBER: _builtins.int
     path: _builtins.bytes
     """made if absent"""
     max_entries: _builtins.int
@@ -1318,6 +1342,12 @@ class TarInHeader(_message.Message):
     keep_special: _builtins.bool
     owner: _builtins.str
     """override; "" = the archive's numbers"""
+    layer: _builtins.bool
+    """1.4"""
+    compression: Global___Compression.ValueType
+    """1.4: what `data` is compressed with, undone here. max_bytes bounds what comes out, LIMIT_EXCEEDED."""
+    max_ratio: _builtins.int
+    """1.4; 0 = none. Past the first 64 MiB no more than so many times what came in"""
     def __init__(
         self,
         *,
@@ -1326,10 +1356,13 @@ class TarInHeader(_message.Message):
         max_bytes: _builtins.int = ...,
         keep_special: _builtins.bool = ...,
         owner: _builtins.str = ...,
+        layer: _builtins.bool = ...,
+        compression: Global___Compression.ValueType = ...,
+        max_ratio: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_special", b"keep_special", "max_bytes", b"max_bytes", "max_entries", b"max_entries", "owner", b"owner", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "keep_special", b"keep_special", "layer", b"layer", "max_bytes", b"max_bytes", "max_entries", b"max_entries", "max_ratio", b"max_ratio", "owner", b"owner", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1341,17 +1374,25 @@ class TarInReply(_message.Message):
 
     ENTRIES_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_LEFT_OUT_FIELD_NUMBER: _builtins.int
     entries: _builtins.int
     bytes: _builtins.int
+    left_out: _builtins.int
+    """1.4; entries of a layer that were"""
+    attributes_left_out: _builtins.int
+    """1.4; extended attributes that this machine's kernel or disk does not take"""
     def __init__(
         self,
         *,
         entries: _builtins.int = ...,
         bytes: _builtins.int = ...,
+        left_out: _builtins.int = ...,
+        attributes_left_out: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "entries", b"entries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes_left_out", b"attributes_left_out", "bytes", b"bytes", "entries", b"entries", "left_out", b"left_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1437,6 +1478,156 @@ class WatchEvent(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchEvent: _TypeAlias = WatchEvent  # noqa: Y015
+
+@_typing.final
+class SurveyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    EXCLUDE_FIELD_NUMBER: _builtins.int
+    MAX_ENTRIES_FIELD_NUMBER: _builtins.int
+    path: _builtins.bytes
+    max_entries: _builtins.int
+    """0 = 1,000,000"""
+    @_builtins.property
+    def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """absolute, with all below; at most 256"""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.bytes = ...,
+        exclude: _abc.Iterable[_builtins.bytes] | None = ...,
+        max_entries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclude", b"exclude", "max_entries", b"max_entries", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SurveyRequest: _TypeAlias = SurveyRequest  # noqa: Y015
+
+@_typing.final
+class TreeEntry(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    GID_FIELD_NUMBER: _builtins.int
+    MTIME_UNIX_NS_FIELD_NUMBER: _builtins.int
+    CTIME_UNIX_NS_FIELD_NUMBER: _builtins.int
+    LINK_TARGET_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    path: _builtins.bytes
+    """relative to what was asked; "" is itself"""
+    kind: Global___FileKind.ValueType
+    size: _builtins.int
+    mode: _builtins.int
+    """permission bits, 07777"""
+    uid: _builtins.int
+    gid: _builtins.int
+    mtime_unix_ns: _builtins.int
+    ctime_unix_ns: _builtins.int
+    link_target: _builtins.bytes
+    device: _builtins.int
+    """of a device, as the kernel numbers it"""
+    def __init__(
+        self,
+        *,
+        path: _builtins.bytes = ...,
+        kind: Global___FileKind.ValueType = ...,
+        size: _builtins.int = ...,
+        mode: _builtins.int = ...,
+        uid: _builtins.int = ...,
+        gid: _builtins.int = ...,
+        mtime_unix_ns: _builtins.int = ...,
+        ctime_unix_ns: _builtins.int = ...,
+        link_target: _builtins.bytes = ...,
+        device: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ctime_unix_ns", b"ctime_unix_ns", "device", b"device", "gid", b"gid", "kind", b"kind", "link_target", b"link_target", "mode", b"mode", "mtime_unix_ns", b"mtime_unix_ns", "path", b"path", "size", b"size", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TreeEntry: _TypeAlias = TreeEntry  # noqa: Y015
+
+@_typing.final
+class SurveyReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
+    cut: _builtins.bool
+    """last message: there is more, beyond max_entries"""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___TreeEntry]: ...
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___TreeEntry] | None = ...,
+        cut: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "entries", b"entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SurveyReply: _TypeAlias = SurveyReply  # noqa: Y015
+
+@_typing.final
+class DigestRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATHS_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    max_bytes: _builtins.int
+    """read in all; 0 = 1 GiB"""
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """at most 1000"""
+
+    def __init__(
+        self,
+        *,
+        paths: _abc.Iterable[_builtins.bytes] | None = ...,
+        max_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes", b"max_bytes", "paths", b"paths"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestRequest: _TypeAlias = DigestRequest  # noqa: Y015
+
+@_typing.final
+class DigestReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """in the order asked; empty: no regular file, unreadable, or beyond max_bytes"""
+
+    def __init__(
+        self,
+        *,
+        sha256: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestReply: _TypeAlias = DigestReply  # noqa: Y015
 
 @_typing.final
 class DialFrame(_message.Message):
@@ -1673,3 +1864,71 @@ class ShutdownRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShutdownRequest: _TypeAlias = ShutdownRequest  # noqa: Y015
+
+@_typing.final
+class InsideRequest(_message.Message):
+    """--- inside -------------------------------------------------------------------------------------
+
+    Which machine asks is what the stream says, never a field. Beyond these bounds no honest agent sends:
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """of those that wait on this stream no two have the same"""
+    method: _builtins.str
+    """[A-Z]{1,16}"""
+    path: _builtins.str
+    """begins with /; <= 1 KiB"""
+    body: _builtins.bytes
+    """JSON; <= 16 KiB"""
+    text: _builtins.bool
+    """answer for people to read, not JSON"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        method: _builtins.str = ...,
+        path: _builtins.str = ...,
+        body: _builtins.bytes = ...,
+        text: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "id", b"id", "method", b"method", "path", b"path", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InsideRequest: _TypeAlias = InsideRequest  # noqa: Y015
+
+@_typing.final
+class InsideAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    status: _builtins.int
+    """of HTTP"""
+    body: _builtins.bytes
+    """<= 256 KiB"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        status: _builtins.int = ...,
+        body: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "id", b"id", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InsideAnswer: _TypeAlias = InsideAnswer  # noqa: Y015

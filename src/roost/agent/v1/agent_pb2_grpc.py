@@ -169,6 +169,16 @@ class AgentStub:
                 request_serializer=roost_dot_agent_dot_v1_dot_agent__pb2.WatchRequest.SerializeToString,
                 response_deserializer=roost_dot_agent_dot_v1_dot_agent__pb2.WatchEvent.FromString,
                 _registered_method=True)
+        self.Survey = channel.unary_stream(
+                '/roost.agent.v1.Agent/Survey',
+                request_serializer=roost_dot_agent_dot_v1_dot_agent__pb2.SurveyRequest.SerializeToString,
+                response_deserializer=roost_dot_agent_dot_v1_dot_agent__pb2.SurveyReply.FromString,
+                _registered_method=True)
+        self.Digest = channel.unary_unary(
+                '/roost.agent.v1.Agent/Digest',
+                request_serializer=roost_dot_agent_dot_v1_dot_agent__pb2.DigestRequest.SerializeToString,
+                response_deserializer=roost_dot_agent_dot_v1_dot_agent__pb2.DigestReply.FromString,
+                _registered_method=True)
         self.Dial = channel.stream_stream(
                 '/roost.agent.v1.Agent/Dial',
                 request_serializer=roost_dot_agent_dot_v1_dot_agent__pb2.DialFrame.SerializeToString,
@@ -198,6 +208,11 @@ class AgentStub:
                 '/roost.agent.v1.Agent/Shutdown',
                 request_serializer=roost_dot_agent_dot_v1_dot_agent__pb2.ShutdownRequest.SerializeToString,
                 response_deserializer=roost_dot_agent_dot_v1_dot_agent__pb2.Empty.FromString,
+                _registered_method=True)
+        self.Inside = channel.stream_stream(
+                '/roost.agent.v1.Agent/Inside',
+                request_serializer=roost_dot_agent_dot_v1_dot_agent__pb2.InsideAnswer.SerializeToString,
+                response_deserializer=roost_dot_agent_dot_v1_dot_agent__pb2.InsideRequest.FromString,
                 _registered_method=True)
 
 
@@ -368,7 +383,9 @@ class AgentServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TarOut(self, request, context):
-        """An uncompressed pax tar of a directory (its contents, names relative to it) or of one file.
+        """An uncompressed pax tar of a directory (its contents, names relative to it) or of one file. As a `layer` (1.4) with
+        what TarIn takes of one: extended attributes and FIFOs; without what lies in /dev, /proc, /run, /sys and /.roost, and
+        without the files that each machine gets of its own: its name, id, hosts and resolver.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -376,7 +393,11 @@ class AgentServicer:
 
     def TarIn(self, request_iterator, context):
         """Unpacks below `path`: no entry leaves it (.., absolute, through links), no devices; setuid bits dropped
-        unless keep_special; bounded by entries and bytes. First and last message as in WriteFile.
+        unless keep_special; bounded by entries and bytes. First and last message as in WriteFile. A `layer` (1.4) is one of an
+        OCI image, on top of what is there: its whiteouts take away what earlier layers put, an entry takes the place of
+        whatever has its name, links on the way to a name are followed as if `path` were the root, FIFOs and extended attributes
+        are made; devices and what belongs below /dev, /proc, /run, /sys and /.roost are left out and counted; all of it is on the
+        disk when the reply comes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -388,9 +409,25 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Survey(self, request, context):
+        """A whole tree, each entry after its directory, names of a directory in order of their bytes: two of them can be
+        merged as they come. Other file systems mounted below, and what is excluded, are not there. Since contract 1.4.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Digest(self, request, context):
+        """SHA-256 of regular files. Since contract 1.4.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Dial(self, request_iterator, context):
         """--- network and machine -----------------------------------------------------------------------
-        First message names the port on the machine's loopback. Half-close both ways.
+        First message names the port on the machine's loopback; an empty one answers once it is connected (1.3). Half-close
+        both ways.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -427,6 +464,15 @@ class AgentServicer:
         """SIGHUP to every process (shells save their history), SIGTERM, then SIGKILL after grace_ms; sync; then the
         agent exits if `exit`, and as PID 1 powers a virtual machine off. An agent that is not PID 1 ends only what it
         started.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Inside(self, request_iterator, context):
+        """What the machine's programs ask of their daemon (1.4): the agent passes each request on and the daemon answers it.
+        The newest stream is the one that counts. A daemon that closes its half leaves: what still waits for an answer is
+        told so, then the agent ends the other half.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -570,6 +616,16 @@ def add_AgentServicer_to_server(servicer, server):
                     request_deserializer=roost_dot_agent_dot_v1_dot_agent__pb2.WatchRequest.FromString,
                     response_serializer=roost_dot_agent_dot_v1_dot_agent__pb2.WatchEvent.SerializeToString,
             ),
+            'Survey': grpc.unary_stream_rpc_method_handler(
+                    servicer.Survey,
+                    request_deserializer=roost_dot_agent_dot_v1_dot_agent__pb2.SurveyRequest.FromString,
+                    response_serializer=roost_dot_agent_dot_v1_dot_agent__pb2.SurveyReply.SerializeToString,
+            ),
+            'Digest': grpc.unary_unary_rpc_method_handler(
+                    servicer.Digest,
+                    request_deserializer=roost_dot_agent_dot_v1_dot_agent__pb2.DigestRequest.FromString,
+                    response_serializer=roost_dot_agent_dot_v1_dot_agent__pb2.DigestReply.SerializeToString,
+            ),
             'Dial': grpc.stream_stream_rpc_method_handler(
                     servicer.Dial,
                     request_deserializer=roost_dot_agent_dot_v1_dot_agent__pb2.DialFrame.FromString,
@@ -599,6 +655,11 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.Shutdown,
                     request_deserializer=roost_dot_agent_dot_v1_dot_agent__pb2.ShutdownRequest.FromString,
                     response_serializer=roost_dot_agent_dot_v1_dot_agent__pb2.Empty.SerializeToString,
+            ),
+            'Inside': grpc.stream_stream_rpc_method_handler(
+                    servicer.Inside,
+                    request_deserializer=roost_dot_agent_dot_v1_dot_agent__pb2.InsideAnswer.FromString,
+                    response_serializer=roost_dot_agent_dot_v1_dot_agent__pb2.InsideRequest.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1341,6 +1402,60 @@ class Agent:
             _registered_method=True)
 
     @staticmethod
+    def Survey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/roost.agent.v1.Agent/Survey',
+            roost_dot_agent_dot_v1_dot_agent__pb2.SurveyRequest.SerializeToString,
+            roost_dot_agent_dot_v1_dot_agent__pb2.SurveyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Digest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roost.agent.v1.Agent/Digest',
+            roost_dot_agent_dot_v1_dot_agent__pb2.DigestRequest.SerializeToString,
+            roost_dot_agent_dot_v1_dot_agent__pb2.DigestReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Dial(request_iterator,
             target,
             options=(),
@@ -1492,6 +1607,33 @@ class Agent:
             '/roost.agent.v1.Agent/Shutdown',
             roost_dot_agent_dot_v1_dot_agent__pb2.ShutdownRequest.SerializeToString,
             roost_dot_agent_dot_v1_dot_agent__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Inside(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/roost.agent.v1.Agent/Inside',
+            roost_dot_agent_dot_v1_dot_agent__pb2.InsideAnswer.SerializeToString,
+            roost_dot_agent_dot_v1_dot_agent__pb2.InsideRequest.FromString,
             options,
             channel_credentials,
             insecure,

@@ -101,15 +101,29 @@ class AgentStub:
     Remove: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RemoveRequest, _agent_pb2.Empty]
     SetAttributes: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SetAttributesRequest, _agent_pb2.FileInfo]
     TarOut: _grpc.UnaryStreamMultiCallable[_agent_pb2.TarOutRequest, _agent_pb2.Data]
-    """An uncompressed pax tar of a directory (its contents, names relative to it) or of one file."""
+    """An uncompressed pax tar of a directory (its contents, names relative to it) or of one file. As a `layer` (1.4) with
+    what TarIn takes of one: extended attributes and FIFOs; without what lies in /dev, /proc, /run, /sys and /.roost, and
+    without the files that each machine gets of its own: its name, id, hosts and resolver.
+    """
     TarIn: _grpc.StreamUnaryMultiCallable[_agent_pb2.TarInChunk, _agent_pb2.TarInReply]
     """Unpacks below `path`: no entry leaves it (.., absolute, through links), no devices; setuid bits dropped
-    unless keep_special; bounded by entries and bytes. First and last message as in WriteFile.
+    unless keep_special; bounded by entries and bytes. First and last message as in WriteFile. A `layer` (1.4) is one of an
+    OCI image, on top of what is there: its whiteouts take away what earlier layers put, an entry takes the place of
+    whatever has its name, links on the way to a name are followed as if `path` were the root, FIFOs and extended attributes
+    are made; devices and what belongs below /dev, /proc, /run, /sys and /.roost are left out and counted; all of it is on the
+    disk when the reply comes.
     """
     Watch: _grpc.UnaryStreamMultiCallable[_agent_pb2.WatchRequest, _agent_pb2.WatchEvent]
+    Survey: _grpc.UnaryStreamMultiCallable[_agent_pb2.SurveyRequest, _agent_pb2.SurveyReply]
+    """A whole tree, each entry after its directory, names of a directory in order of their bytes: two of them can be
+    merged as they come. Other file systems mounted below, and what is excluded, are not there. Since contract 1.4.
+    """
+    Digest: _grpc.UnaryUnaryMultiCallable[_agent_pb2.DigestRequest, _agent_pb2.DigestReply]
+    """SHA-256 of regular files. Since contract 1.4."""
     Dial: _grpc.StreamStreamMultiCallable[_agent_pb2.DialFrame, _agent_pb2.DialFrame]
     """--- network and machine -----------------------------------------------------------------------
-    First message names the port on the machine's loopback. Half-close both ways.
+    First message names the port on the machine's loopback; an empty one answers once it is connected (1.3). Half-close
+    both ways.
     """
     Stats: _grpc.UnaryUnaryMultiCallable[_agent_pb2.Empty, _agent_pb2.StatsReply]
     SetClock: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SetClockRequest, _agent_pb2.SetClockReply]
@@ -123,6 +137,11 @@ class AgentStub:
     """SIGHUP to every process (shells save their history), SIGTERM, then SIGKILL after grace_ms; sync; then the
     agent exits if `exit`, and as PID 1 powers a virtual machine off. An agent that is not PID 1 ends only what it
     started.
+    """
+    Inside: _grpc.StreamStreamMultiCallable[_agent_pb2.InsideAnswer, _agent_pb2.InsideRequest]
+    """What the machine's programs ask of their daemon (1.4): the agent passes each request on and the daemon answers it.
+    The newest stream is the one that counts. A daemon that closes its half leaves: what still waits for an answer is
+    told so, then the agent ends the other half.
     """
 
 @_typing.type_check_only
@@ -176,15 +195,29 @@ class AgentAsyncStub(AgentStub):
     Remove: _aio.UnaryUnaryMultiCallable[_agent_pb2.RemoveRequest, _agent_pb2.Empty]  # type: ignore[assignment]
     SetAttributes: _aio.UnaryUnaryMultiCallable[_agent_pb2.SetAttributesRequest, _agent_pb2.FileInfo]  # type: ignore[assignment]
     TarOut: _aio.UnaryStreamMultiCallable[_agent_pb2.TarOutRequest, _agent_pb2.Data]  # type: ignore[assignment]
-    """An uncompressed pax tar of a directory (its contents, names relative to it) or of one file."""
+    """An uncompressed pax tar of a directory (its contents, names relative to it) or of one file. As a `layer` (1.4) with
+    what TarIn takes of one: extended attributes and FIFOs; without what lies in /dev, /proc, /run, /sys and /.roost, and
+    without the files that each machine gets of its own: its name, id, hosts and resolver.
+    """
     TarIn: _aio.StreamUnaryMultiCallable[_agent_pb2.TarInChunk, _agent_pb2.TarInReply]  # type: ignore[assignment]
     """Unpacks below `path`: no entry leaves it (.., absolute, through links), no devices; setuid bits dropped
-    unless keep_special; bounded by entries and bytes. First and last message as in WriteFile.
+    unless keep_special; bounded by entries and bytes. First and last message as in WriteFile. A `layer` (1.4) is one of an
+    OCI image, on top of what is there: its whiteouts take away what earlier layers put, an entry takes the place of
+    whatever has its name, links on the way to a name are followed as if `path` were the root, FIFOs and extended attributes
+    are made; devices and what belongs below /dev, /proc, /run, /sys and /.roost are left out and counted; all of it is on the
+    disk when the reply comes.
     """
     Watch: _aio.UnaryStreamMultiCallable[_agent_pb2.WatchRequest, _agent_pb2.WatchEvent]  # type: ignore[assignment]
+    Survey: _aio.UnaryStreamMultiCallable[_agent_pb2.SurveyRequest, _agent_pb2.SurveyReply]  # type: ignore[assignment]
+    """A whole tree, each entry after its directory, names of a directory in order of their bytes: two of them can be
+    merged as they come. Other file systems mounted below, and what is excluded, are not there. Since contract 1.4.
+    """
+    Digest: _aio.UnaryUnaryMultiCallable[_agent_pb2.DigestRequest, _agent_pb2.DigestReply]  # type: ignore[assignment]
+    """SHA-256 of regular files. Since contract 1.4."""
     Dial: _aio.StreamStreamMultiCallable[_agent_pb2.DialFrame, _agent_pb2.DialFrame]  # type: ignore[assignment]
     """--- network and machine -----------------------------------------------------------------------
-    First message names the port on the machine's loopback. Half-close both ways.
+    First message names the port on the machine's loopback; an empty one answers once it is connected (1.3). Half-close
+    both ways.
     """
     Stats: _aio.UnaryUnaryMultiCallable[_agent_pb2.Empty, _agent_pb2.StatsReply]  # type: ignore[assignment]
     SetClock: _aio.UnaryUnaryMultiCallable[_agent_pb2.SetClockRequest, _agent_pb2.SetClockReply]  # type: ignore[assignment]
@@ -198,6 +231,11 @@ class AgentAsyncStub(AgentStub):
     """SIGHUP to every process (shells save their history), SIGTERM, then SIGKILL after grace_ms; sync; then the
     agent exits if `exit`, and as PID 1 powers a virtual machine off. An agent that is not PID 1 ends only what it
     started.
+    """
+    Inside: _aio.StreamStreamMultiCallable[_agent_pb2.InsideAnswer, _agent_pb2.InsideRequest]  # type: ignore[assignment]
+    """What the machine's programs ask of their daemon (1.4): the agent passes each request on and the daemon answers it.
+    The newest stream is the one that counts. A daemon that closes its half leaves: what still waits for an answer is
+    told so, then the agent ends the other half.
     """
 
 class AgentServicer(metaclass=_abc_1.ABCMeta):
@@ -398,7 +436,10 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.TarOutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.Data], _abc.AsyncIterator[_agent_pb2.Data]]:
-        """An uncompressed pax tar of a directory (its contents, names relative to it) or of one file."""
+        """An uncompressed pax tar of a directory (its contents, names relative to it) or of one file. As a `layer` (1.4) with
+        what TarIn takes of one: extended attributes and FIFOs; without what lies in /dev, /proc, /run, /sys and /.roost, and
+        without the files that each machine gets of its own: its name, id, hosts and resolver.
+        """
 
     @_abc_1.abstractmethod
     def TarIn(
@@ -407,7 +448,11 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.TarInReply, _abc.Awaitable[_agent_pb2.TarInReply]]:
         """Unpacks below `path`: no entry leaves it (.., absolute, through links), no devices; setuid bits dropped
-        unless keep_special; bounded by entries and bytes. First and last message as in WriteFile.
+        unless keep_special; bounded by entries and bytes. First and last message as in WriteFile. A `layer` (1.4) is one of an
+        OCI image, on top of what is there: its whiteouts take away what earlier layers put, an entry takes the place of
+        whatever has its name, links on the way to a name are followed as if `path` were the root, FIFOs and extended attributes
+        are made; devices and what belongs below /dev, /proc, /run, /sys and /.roost are left out and counted; all of it is on the
+        disk when the reply comes.
         """
 
     @_abc_1.abstractmethod
@@ -418,13 +463,32 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.WatchEvent], _abc.AsyncIterator[_agent_pb2.WatchEvent]]: ...
 
     @_abc_1.abstractmethod
+    def Survey(
+        self,
+        request: _agent_pb2.SurveyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.SurveyReply], _abc.AsyncIterator[_agent_pb2.SurveyReply]]:
+        """A whole tree, each entry after its directory, names of a directory in order of their bytes: two of them can be
+        merged as they come. Other file systems mounted below, and what is excluded, are not there. Since contract 1.4.
+        """
+
+    @_abc_1.abstractmethod
+    def Digest(
+        self,
+        request: _agent_pb2.DigestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.DigestReply, _abc.Awaitable[_agent_pb2.DigestReply]]:
+        """SHA-256 of regular files. Since contract 1.4."""
+
+    @_abc_1.abstractmethod
     def Dial(
         self,
         request_iterator: _MaybeAsyncIterator[_agent_pb2.DialFrame],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.DialFrame], _abc.AsyncIterator[_agent_pb2.DialFrame]]:
         """--- network and machine -----------------------------------------------------------------------
-        First message names the port on the machine's loopback. Half-close both ways.
+        First message names the port on the machine's loopback; an empty one answers once it is connected (1.3). Half-close
+        both ways.
         """
 
     @_abc_1.abstractmethod
@@ -468,6 +532,17 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         """SIGHUP to every process (shells save their history), SIGTERM, then SIGKILL after grace_ms; sync; then the
         agent exits if `exit`, and as PID 1 powers a virtual machine off. An agent that is not PID 1 ends only what it
         started.
+        """
+
+    @_abc_1.abstractmethod
+    def Inside(
+        self,
+        request_iterator: _MaybeAsyncIterator[_agent_pb2.InsideAnswer],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.InsideRequest], _abc.AsyncIterator[_agent_pb2.InsideRequest]]:
+        """What the machine's programs ask of their daemon (1.4): the agent passes each request on and the daemon answers it.
+        The newest stream is the one that counts. A daemon that closes its half leaves: what still waits for an answer is
+        told so, then the agent ends the other half.
         """
 
 def add_AgentServicer_to_server(servicer: AgentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

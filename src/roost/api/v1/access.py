@@ -4,19 +4,23 @@ and what each call is in the audit log."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable
 
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 from starlette.types import Scope
 
+from roost.api.v1 import routes
 from roost.gateway.dispatch import Action
 from roost.gateway.metrics import resource_of
 
 _ADMIN = re.compile(r"/metrics|/v1/tenants(/.*)?", re.DOTALL)
 _ADMIN_POST = re.compile(r"/v1/templates/[^/]+/build")  # of shipped recipes: everybody's
 _OWN = re.compile(r"/v1/machines/([a-z0-9]{26,40})(/status/stream)?")
-_INSIDE = re.compile(r"/v1/machines/\{machine_id\}/(executions|terminals|files)(/.*)?")
-_SOCKET = re.compile(r"/v1/machines/([^/]+)/(executions|terminals)/[^/]+/stream")
+_INSIDE = re.compile(
+    r"/v1/machines/\{machine_id\}/((executions|terminals|files|browser|computer|code)(/.*)?|ports/[^/]+/connect)"
+)
+_SOCKET = re.compile(r"/v1/machines/([^/]+)/(executions|terminals|ports)/[^/]+/(?:stream|connect)")
 
 
 def admin(method: str, path: str) -> bool:
@@ -33,12 +37,15 @@ def own(path: str) -> str | None:
 
 
 class Actions:
-    """``of`` is told requests that were routed, and some that were refused before. ``document``: gives the OpenAPI
-    document."""
+    """``of`` is told requests that were routed, and some that were refused before. ``declared``: the calls there are."""
 
-    def __init__(self, document: Callable[[], dict[str, Any]]) -> None:
-        self._document = document
-        self._known: list[tuple[str, re.Pattern[str], str, str]] | None = None
+    def __init__(self, declared: Iterable[BaseRoute]) -> None:
+        self._known = [
+            (method, route.path_regex, route.path, routes.operation(route))
+            for route in declared
+            if isinstance(route, APIRoute) and route.include_in_schema
+            for method in route.methods or ()
+        ]
 
     def of(self, scope: Scope) -> Action | None:
         route = scope.get("route")
@@ -57,22 +64,9 @@ class Actions:
         if method == "WEBSOCKET":
             match = _SOCKET.fullmatch(path)
             return Action(f"{match[2]}_socket", False, match[1]) if match else None
-        for known, pattern, template, name in self._table():
+        for known, pattern, template, name in self._known:
             if known == method and (match := pattern.fullmatch(path)):
                 return Action(
                     name, _INSIDE.fullmatch(template) is None, match.groupdict().get("machine_id")
                 )
         return None
-
-    def _table(self) -> list[tuple[str, re.Pattern[str], str, str]]:
-        if self._known is None:
-            self._known = [
-                (method.upper(), _pattern(path), path, operation["operationId"])
-                for path, operations in self._document()["paths"].items()
-                for method, operation in operations.items()
-            ]
-        return self._known
-
-
-def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(template)))

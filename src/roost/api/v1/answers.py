@@ -72,6 +72,52 @@ class Isolation(Answer):
     claim: str
 
 
+class EgressPolicy(Answer):
+    mode: Literal["open", "allowlist", "off"]
+    allow: list[str]
+    observe: bool
+
+
+class EgressDecision(Answer):
+    """``host``: the name, where one was said, else the address."""
+
+    host: str
+    port: int
+    protocol: str = Field(examples=["tcp", "udp", "icmp"])
+    via: str = Field(examples=["dns", "tls", "http", "packet"])
+    allowed: bool
+    reason: str = Field(description='Why it was refused; "" where it was not.')
+    count: int
+    first_at: datetime
+    last_at: datetime
+
+
+class EgressWildcard(Answer):
+    entry: str
+    instead_of: list[str] = Field(description="Entries of allow that it would stand for.")
+
+
+class EgressSuggestion(Answer):
+    """What would have let the refused through; of a machine that is open and observed, all that it tried."""
+
+    allow: list[str]
+    wildcards: list[EgressWildcard]
+    left_out: int = Field(description="Entries beyond what a list may have.")
+
+
+class Egress(EgressPolicy):
+    decisions: list[EgressDecision] = Field(description="Since it last started, newest first.")
+    suggested: EgressSuggestion
+
+
+class Inside(Answer):
+    """What it may ask of its daemon itself."""
+
+    allow: list[str]
+    forks: int
+    forked: int
+
+
 class Machine(Answer):
     machine_id: str
     key: str | None
@@ -92,12 +138,86 @@ class Machine(Answer):
     status: MachineStatus
     isolation: Isolation
     memory_kept: bool
+    egress: EgressPolicy
+    parent_id: str | None = Field(description="The machine it went on from; it may be gone by now.")
+    from_snapshot_id: str | None = Field(
+        description="The parent's snapshot it was made from; null: a fork, or from a template."
+    )
+    replaces: str | None = Field(description="The machine whose place it took.")
+    inside: Inside
     node_id: str
     created_at: datetime
 
 
+class Secret(Answer):
+    """Its value is never shown."""
+
+    name: str
+    hosts: list[str]
+    header: str | None
+    format: str | None
+    placeholder: str | None = Field(
+        description="What the machine's programs send in its place; in their environment under the secret's name."
+    )
+    in_body: bool
+    created_at: datetime
+    updated_at: datetime
+
+
 class Machines(Answer):
     items: list[Machine]
+
+
+class Node(Answer):
+    kind: Literal["machine", "snapshot"]
+    id: str
+    parent_id: str | None = Field(description="The machine it went on from, or was taken of.")
+    from_snapshot_id: str | None
+    name: str | None
+    key: str | None
+    phase: Phase | None = Field(description="Of a machine; destroyed: others of it live.")
+    tier: Literal["frozen", "hibernated", "stopped"] | None
+    replaces: str | None
+    created_at: datetime
+
+
+class Tree(Answer):
+    items: list[Node] = Field(description="Oldest first.")
+    truncated: bool
+
+
+class DiffSide(Answer):
+    kind: Literal["file", "directory", "symlink", "other"]
+    size: int
+    mode: str
+    uid: int
+    gid: int
+    mtime: datetime
+    link_target: str | None = None
+
+
+class Difference(Answer):
+    path: str
+    change: Literal["added", "removed", "changed", "type", "mode"] = Field(
+        description="mode: permissions or owner alone."
+    )
+    before: DiffSide | None
+    after: DiffSide | None
+    unsure: bool = Field(description="Written to, and not read: it may hold the same.")
+    path_b64: str | None = None
+
+
+class Diff(Answer):
+    """From the one machine to the other: what is added is what the other alone has."""
+
+    machine_id: str
+    other: str
+    items: list[Difference] = Field(description="By path.")
+    counts: dict[str, int] = Field(description="Of all, by change.")
+    compared: int = Field(description="Entries that were looked at.")
+    truncated: Literal["entries", "items", "time"] | None = Field(
+        description="Why there may be more: trees too large, a longer list, no time left."
+    )
 
 
 class Snapshot(Answer):
@@ -162,6 +282,7 @@ class Logs(Answer):
 class Execution(Answer):
     execution_id: str
     machine_id: str
+    name: Literal["start"] | None = Field(description="start: what the template starts.")
     command: list[str]
     cwd: str | None
     user: str | None
@@ -244,10 +365,66 @@ class Template(Answer):
     status: Literal["unbuilt", "building", "ready", "failed"]
     digest: str | None
     size_bytes: int | None
+    tags: list[str] = Field(description="All its names, each name:tag.")
+    shipped: bool = Field(description="A recipe of this installation, everybody's.")
+    parent_id: str | None = Field(description="The template it was built FROM.")
     config: dict[str, Any]
     error: dict[str, Any] | None = None
     created_at: datetime
     updated_at: datetime
+
+
+class Untagged(Answer):
+    removed: list[str] = Field(description="The names that went.")
+    deleted: bool = Field(description="With its last name, the template.")
+
+
+class Collected(Answer):
+    dry_run: bool
+    templates: list[str] = Field(description="Ids of templates without a name that nothing needs.")
+    layers: int
+    builds: int = Field(description="Rows and logs of builds that have ended.")
+    bytes: int = Field(description="Of the pool, about.")
+
+
+class Build(Answer):
+    build_id: str
+    tags: list[str]
+    status: Literal["waiting", "queued", "running", "succeeded", "failed", "cancelled"] = Field(
+        description="waiting: for its context (PUT .../context)."
+    )
+    step: int
+    steps: int
+    cached: int = Field(description="Steps that did not run, since nothing of them had changed.")
+    driver: str | None
+    template_id: str | None
+    digest: str | None
+    machine_id: str | None = Field(description="Kept after it failed, where that was asked for.")
+    error: dict[str, Any] | None
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+class Port(Answer):
+    port_id: str
+    machine_id: str
+    port: int
+    protocol: Literal["http", "tcp"]
+    visibility: Literal["private", "public"]
+    name: str | None
+    url: str | None = Field(description="None of a tcp port: roost port-forward reaches those.")
+    created_at: datetime
+
+
+class Ports(Answer):
+    items: list[Port]
+    next_cursor: None
+
+
+class Link(Answer):
+    url: str
+    expires_at: datetime
 
 
 class Key(Answer):
@@ -277,6 +454,23 @@ class Token(Answer):
 
 class NewToken(Token):
     token: str
+
+
+class SshKey(Answer):
+    ssh_key_id: str
+    name: str
+    fingerprint: str = Field(examples=["SHA256:..."])
+    public_key: str
+    created_at: datetime
+    last_used_at: datetime | None
+
+
+class Ssh(Answer):
+    enabled: bool
+    host: str | None = Field(description="Where it listens; null: where the API does.")
+    port: int | None
+    host_key: str | None = Field(description="As in known_hosts: type and base64.")
+    fingerprint: str | None
 
 
 class Quotas(Answer):
@@ -322,6 +516,91 @@ class AuditEntry(Answer):
     status: int
     error_code: str | None
     request_id: str
+
+
+class BrowserPage(Answer):
+    page_id: str
+    url: str
+    title: str
+    status: int | None = Field(None, description="Of its HTTP answer, after a goto.")
+
+
+class BrowserPages(Answer):
+    items: list[BrowserPage] = Field(description="The one used last first.")
+
+
+class BrowserText(BrowserPage):
+    text: str
+    truncated: bool
+
+
+class BrowserValue(Answer):
+    value: Any
+
+
+class BrowserLink(Answer):
+    url: str = Field(description="A WebSocket of the whole browser (CDP).")
+    expires_at: datetime
+
+
+class Screen(Answer):
+    width: int
+    height: int
+    x: int = Field(description="Of the pointer.")
+    y: int
+
+
+class Window(Answer):
+    window_id: int
+    title: str
+    x: int
+    y: int
+    width: int
+    height: int
+    focused: bool
+
+
+class Windows(Answer):
+    items: list[Window] = Field(description="The topmost last.")
+
+
+class Clipboard(Answer):
+    text: str
+
+
+class Shown(Answer):
+    main: bool = Field(description="The value of the last line, rather than something displayed.")
+    data: dict[str, Any] = Field(
+        description="By content type; pictures are base64.", examples=[{"text/plain": "2"}]
+    )
+
+
+class Raised(Answer):
+    name: str = Field(examples=["ZeroDivisionError"])
+    value: str
+    traceback: str
+
+
+class CodeResult(Answer):
+    status: Literal["ok", "error", "expired", "interrupted", "died"]
+    execution_count: int | None
+    stdout: str
+    stderr: str
+    results: list[Shown]
+    error: Raised | None
+    truncated: bool
+    restarted: bool = Field(description="The kernel is a new one; what it knew is gone.")
+
+
+class CodeContext(Answer):
+    name: str
+    language: str
+    busy: bool
+    execution_count: int
+
+
+class CodeContexts(Answer):
+    items: list[CodeContext]
 
 
 class Health(Answer):

@@ -14,13 +14,25 @@ from roost.api.v1 import (
     access,
     answers,
     audit,
+    browser,
+    code,
+    computer,
+    connect,
+    egress,
     executions,
+    exports,
     files,
     host,
     keys,
+    lineage,
     machines,
+    ports,
     problems,
+    routes,
+    secrets,
     snapshots,
+    ssh_keys,
+    templates,
     tenants,
     terminals,
     usage,
@@ -30,20 +42,25 @@ from roost.gateway.dispatch import Target
 from roost.gateway.respond import Json
 
 PUBLIC = frozenset({"/healthz", "/openapi.json", "/docs"})
-_STREAMED = re.compile(r"/v1/machines/[^/]+/(files(/tar)?|executions/[^/]+/stdin)")
+_STREAMED = re.compile(
+    r"/v1/machines/[^/]+/(files(/tar)?|executions/[^/]+/stdin)|/v1/builds/[^/]+/context"
+)
+_SENT = "/v1/snapshots/import"
 
 
 def streams(method: str, path: str) -> bool:
     """Whether the body of such a request is read by its handler."""
     if method not in ("PUT", "POST"):
         return False
+    if path == _SENT:
+        return method == "POST"
     match = _STREAMED.fullmatch(path)
     return match is not None and (method == "POST") == path.endswith("/stdin")
 
 
 def native(app: FastAPI) -> Target:
     """As the gateway serves it: below every path that is nobody else's."""
-    actions = access.Actions(lambda: openapi(app))
+    actions = access.Actions(app.routes)
     return Target(
         "native",
         app,
@@ -66,14 +83,17 @@ def create_app(s: Services) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         strict_content_type=False,
-        responses=problems.ERRORS,
-        generate_unique_id_function=lambda route: _operation(route),
+        generate_unique_id_function=routes.operation,
     )
     problems.install(app)
     # Machines before files: /v1/machines/by-key/files is a machine's key, not a machine's files.
-    things = (executions, terminals, machines, files, keys, snapshots, tenants, audit, usage, host)
-    for make in things:
-        app.include_router(make.router(s))
+    things = (
+        executions, terminals, connect, machines, lineage, egress, files, keys, ports, secrets, exports, snapshots,
+        ssh_keys, tenants, audit, usage, templates, host, browser, computer, code,
+    )  # fmt: skip
+    # The routes themselves: a router that is included makes each of them a second time, and is searched for each call.
+    for router in (*(make.router(s) for make in things), templates.builds(s)):
+        app.router.routes.extend(router.routes)
 
     @app.get("/healthz", tags=["host"], response_model=answers.Health)
     async def healthz() -> Response:
@@ -104,6 +124,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     """The document, with the ways to send a key."""
     if app.openapi_schema is None:
         schema = FastAPI.openapi(app)
+        problems.declare(schema)
         schema.setdefault("components", {})["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},
             "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -114,11 +135,6 @@ def openapi(app: FastAPI) -> dict[str, Any]:
                 operation["security"] = []
         app.openapi_schema = schema
     return app.openapi_schema
-
-
-def _operation(route: Any) -> str:
-    tag = route.tags[0] if route.tags else "roost"
-    return f"{tag}_{route.name.strip('_')}"
 
 
 # No scripts from elsewhere: the page reads the document and lists it.

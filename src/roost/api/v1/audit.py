@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from roost.api.v1 import answers, shapes
+from roost.api.v1 import answers, routes, shapes
 from roost.api.v1.parse import utc
 from roost.api.v1.services import Services, caller, principal
 from roost.gateway.respond import Events, Json, event
@@ -27,7 +27,7 @@ SSE: dict[str, Any] = {"content": answers.EVENTS, "description": "Events: entry,
 
 
 def router(s: Services) -> APIRouter:
-    r = APIRouter(prefix="/v1/audit", tags=["audit"])
+    r = routes.router("/v1/audit", "audit")
 
     @r.get("", response_model=answers.Page[answers.AuditEntry])
     async def query(

@@ -57,15 +57,93 @@ PathBytes = Annotated[
 ]
 
 
+Entries = Annotated[
+    list[Annotated[str, Field(max_length=400)]],
+    Field(
+        max_length=256,
+        examples=[["python.example", "*.mirror.example", "192.0.2.0/24:5432/tcp"]],
+        description="Names, wildcards, addresses and networks, with ports.",
+    ),
+]
+EgressMode = Literal["open", "allowlist", "off"]
+
+
+class Egress(Body):
+    """What a machine may reach. ``mode`` is by default allowlist where there is a list, be it empty, else open."""
+
+    mode: EgressMode | None = None
+    allow: Entries = []
+    observe: bool = Field(
+        False, description="List all that is tried, so that an allowlist can be made of it."
+    )
+
+
+class PatchEgress(Body):
+    """What is named changes. ``allow`` replaces the list; of ``remove`` nothing is allowed afterwards."""
+
+    mode: EgressMode | None = None
+    allow: Entries | None = None
+    observe: bool | None = None
+    add: Entries = []
+    remove: Entries = []
+
+
+SecretValue = Annotated[
+    str, Field(min_length=1, max_length=8192, json_schema_extra={"writeOnly": True})
+]
+Hosts = Annotated[list[str], Field(min_length=1, max_length=32, examples=[["api.example.org"]])]
+
+
+class PutSecret(Body):
+    """What is not named stays, where there is one of that name."""
+
+    value: SecretValue | None = Field(None, description="Never shown again; 8 characters or more.")
+    hosts: Hosts | None = Field(
+        None, description="Names and wildcards it is for; port 443 unless given (`HOST:8443`)."
+    )
+    header: str | None = Field(
+        None, max_length=64, description="That carries it.", examples=["Authorization"]
+    )
+    format: str | None = Field(
+        None, max_length=256, description="Of the header.", examples=["Bearer {value}"]
+    )
+    placeholder: str | None = Field(
+        None,
+        max_length=256,
+        description="Instead of a header: what the machine's programs send in its place; without either one is made.",
+    )
+    in_body: bool | None = Field(
+        None, description="Look for the placeholder in bodies, too (up to 1 MiB)."
+    )
+
+
+class NewSecret(PutSecret):
+    name: str = Field(min_length=1, max_length=64, examples=["OPENAI_API_KEY"])
+    value: SecretValue
+    hosts: Hosts
+
+
+_SIZE = "By default the template's, else 1 vCPU, 1024 MiB and 10 GiB."
+Allowed = Annotated[
+    list[Literal["expose", "publish", "fork", "sleep"]],
+    Field(
+        max_length=8,
+        description="What the machine may ask of its daemon itself (`roost` inside), beyond looking at itself.",
+    ),
+]
+Forks = Annotated[int, Field(ge=0, le=1000)]
+FORKS = "Copies it may make of itself in its life, where it may fork."
+
+
 class CreateMachine(Body):
-    template: str = Field("base", max_length=64)
+    template: str = Field("base", max_length=160)
     key: str | None = Field(
         None, max_length=128, description="Your own name for it, one machine per key."
     )
     name: str | None = Field(None, max_length=63)
-    vcpu: float = Field(1.0, examples=[1, 2.5])
-    memory_mib: int = 1024
-    storage_gib: int = 10
+    vcpu: float | None = Field(None, examples=[1, 2.5], description=_SIZE)
+    memory_mib: int | None = Field(None, examples=[1024], description=_SIZE)
+    storage_gib: int | None = Field(None, examples=[10], description=_SIZE)
     isolation: Literal["auto", "workspace", "user", "container", "microvm"] = "auto"
     driver: str | None = Field(None, max_length=32)
     env: Env = {}
@@ -84,16 +162,24 @@ class CreateMachine(Body):
         description="Id or name: goes on from there. Template, rung, size and env are then the snapshot's.",
     )
     memory: bool = Field(True, description="Of the snapshot; false: from its disk alone.")
+    secrets: list[NewSecret] = Field(
+        [], max_length=64, description="What its requests carry and it never sees."
+    )
+    egress: EgressMode | Egress | None = Field(
+        None, description="What it may reach; default: the host's."
+    )
+    allow_inside: Allowed = []
+    inside_forks: Forks = Field(8, description=FORKS)
 
 
 class EnsureMachine(Body):
     """As CreateMachine, without the key: that is in the path."""
 
-    template: str = Field("base", max_length=64)
+    template: str = Field("base", max_length=160)
     name: str | None = Field(None, max_length=63)
-    vcpu: float = 1.0
-    memory_mib: int = 1024
-    storage_gib: int = 10
+    vcpu: float | None = Field(None, description=_SIZE)
+    memory_mib: int | None = Field(None, description=_SIZE)
+    storage_gib: int | None = Field(None, description=_SIZE)
     isolation: Literal["auto", "workspace", "user", "container", "microvm"] = "auto"
     driver: str | None = Field(None, max_length=32)
     env: Env = {}
@@ -101,6 +187,9 @@ class EnsureMachine(Body):
     autosleep: Duration | None = "300s"
     hibernate_after: Duration | None = None
     ttl: Duration | None = None
+    egress: EgressMode | Egress | None = None
+    allow_inside: Allowed = []
+    inside_forks: Forks = Field(8, description=FORKS)
 
 
 class ForkMachine(Body):
@@ -108,6 +197,22 @@ class ForkMachine(Body):
     name: str | None = Field(None, max_length=63)
     labels: Labels | None = Field(None, description="Default: the parent's.")
     ttl: Duration | None = None
+    inherit_secrets: bool = Field(False, description="The parent's are the children's, too.")
+    egress: EgressMode | Egress | None = Field(None, description="Default: the parent's.")
+    snapshot: str | None = Field(
+        None, max_length=64, description="One of this machine to go on from (id or name), not now."
+    )
+    allow_inside: Allowed = []
+    inside_forks: Forks = Field(8, description=FORKS)
+
+
+class Promote(Body):
+    onto: str | None = Field(
+        None, max_length=64, description="Whose place it takes. Default: its parent."
+    )
+    previous: Literal["keep", "destroy"] = Field(
+        "keep", description="What becomes of that machine, once it is done."
+    )
 
 
 class CreateSnapshot(Body):
@@ -127,6 +232,8 @@ class PatchMachine(Body):
     vcpu: float = 1.0
     memory_mib: int = 1024
     storage_gib: int = Field(10, description="May only grow.")
+    allow_inside: Allowed = []
+    inside_forks: Forks = Field(8, description=FORKS)
 
 
 class StartExecution(Body):
@@ -189,6 +296,24 @@ class SetAttributes(Body):
     recursive: bool = False
 
 
+class CreatePort(Body):
+    port: int = Field(ge=1, le=65535, examples=[8000])
+    protocol: Literal["http", "tcp"] = "http"
+    visibility: Literal["private", "public"] = "private"
+    name: str | None = Field(
+        None, max_length=63, description="Its host: {name}.{domain}. One of the whole daemon."
+    )
+
+
+class PatchPort(Body):
+    visibility: Literal["private", "public"] | None = None
+    name: str | None = Field(None, max_length=63, description="null: none any more.")
+
+
+class CreateLink(Body):
+    ttl_seconds: int = Field(3600, ge=1, le=604_800)
+
+
 class CreateKey(Body):
     name: str = Field(min_length=1, max_length=63)
     role: Literal["admin", "tenant", "read_only"] | None = Field(
@@ -205,6 +330,18 @@ class CreateToken(Body):
     name: str = Field("token", min_length=1, max_length=63)
     ttl: Duration | None = Field(None, description="Time until it expires; default: never.")
     expires_at: datetime | None = Field(None, strict=False, description="Instead of ttl.")
+
+
+class AddSshKey(Body):
+    public_key: str = Field(
+        min_length=1,
+        max_length=8192,
+        description="A line of an id_*.pub file.",
+        examples=["ssh-ed25519 AAAA... me@laptop"],
+    )
+    name: str | None = Field(
+        None, min_length=1, max_length=63, description="Default: the key's comment."
+    )
 
 
 Count = Annotated[int, Field(ge=0, le=10**12)]
@@ -231,3 +368,139 @@ class CreateTenant(Body):
 class PatchTenant(Body):
     name: str | None = Field(None, min_length=1, max_length=63)
     quotas: Quotas = Quotas.model_validate({})
+
+
+class Tag(Body):
+    name: Annotated[str, Field(min_length=1, max_length=128, examples=["mine:v2"])]
+
+
+class Login(Body):
+    """Of a registry."""
+
+    username: Annotated[str, Field(max_length=256)]
+    password: Annotated[str, Field(max_length=16384)]
+
+
+class StartBuild(Body):
+    tags: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=128)]],
+        Field(min_length=1, max_length=20, examples=[["mine", "mine:v2"]]),
+    ]
+    dockerfile: Annotated[
+        str, Field(max_length=1 << 20, description="Its text.", examples=["FROM base\nRUN true\n"])
+    ]
+    roost_toml: Annotated[str | None, Field(max_length=256 * 1024)] = None
+    build_args: dict[str, str] = Field(default_factory=dict)
+    secrets: dict[str, str] = Field(
+        default_factory=dict, description="By id; in no layer, no log, no row."
+    )
+    credentials: dict[str, Login] = Field(
+        default_factory=dict, description="Of registries, by host."
+    )
+    driver: Annotated[str | None, Field(max_length=32)] = None
+    no_cache: bool = False
+    keep_failed: bool = Field(
+        default=False, description="The machine of a step that failed stays, to be looked into."
+    )
+
+
+PageId = Annotated[str | None, Field(max_length=64, description="Default: the page used last.")]
+TimeoutMs = Annotated[int, Field(ge=1, le=300_000)]
+Pixel = Annotated[float, Field(examples=[640])]
+
+
+class Goto(Body):
+    url: str = Field(min_length=1, max_length=2 * 2**20, examples=["https://example.org/"])
+    wait_until: Literal["load", "domcontentloaded", "none"] = "load"
+    timeout_ms: TimeoutMs = 30_000
+    page_id: PageId = None
+
+
+class Evaluate(Body):
+    expression: str = Field(min_length=1, max_length=1_000_000, examples=["document.title"])
+    timeout_ms: TimeoutMs = 30_000
+    page_id: PageId = None
+
+
+class ClickElement(Body):
+    selector: str = Field(min_length=1, max_length=4096, examples=["button[type=submit]"])
+    page_id: PageId = None
+
+
+class FillElement(ClickElement):
+    text: str = Field(max_length=1_000_000)
+
+
+class ConnectBrowser(Body):
+    ttl_seconds: int = Field(3600, ge=1, le=86_400)
+
+
+MouseButton = Literal["left", "middle", "right"]
+Modifiers = Annotated[
+    str, Field(max_length=200, description="Keys held meanwhile.", examples=["ctrl+shift"])
+]
+
+
+class MovePointer(Body):
+    x: Pixel
+    y: Pixel
+
+
+class Click(Body):
+    x: float | None = Field(None, description="Default: where the pointer is.")
+    y: float | None = None
+    button: MouseButton = "left"
+    count: int = Field(1, ge=1, le=3, description="2: a double click.")
+    modifiers: Modifiers = ""
+
+
+class Drag(Body):
+    x: Pixel
+    y: Pixel
+    to_x: Pixel
+    to_y: Pixel
+    button: MouseButton = "left"
+    modifiers: Modifiers = ""
+
+
+class PressButton(Body):
+    button: MouseButton = "left"
+    down: bool
+
+
+class Scroll(Body):
+    x: float | None = Field(None, description="Default: where the pointer is.")
+    y: float | None = None
+    dx: int = Field(0, ge=-100, le=100, description="Clicks of the wheel to the right.")
+    dy: int = Field(0, ge=-100, le=100, description="Clicks of the wheel down.")
+    modifiers: Modifiers = ""
+
+
+class TypeText(Body):
+    text: str = Field(max_length=10_000)
+
+
+class PressKeys(Body):
+    keys: str = Field(min_length=1, max_length=200, examples=["ctrl+shift+t", "Return"])
+    hold_ms: int = Field(0, ge=0, le=10_000)
+
+
+class FocusWindow(Body):
+    window_id: int = Field(ge=0, lt=2**32)
+
+
+class SetClipboard(Body):
+    text: str = Field(max_length=1_000_000)
+
+
+class RunCode(Body):
+    code: str = Field(max_length=1_000_000, examples=["1 + 1"])
+    language: str = Field("python", max_length=32, description="Of a Jupyter kernel it has.")
+    context: str | None = Field(
+        None,
+        max_length=64,
+        description='Whose names it has; each is a kernel of its own. Default: "default", of another language than python its name.',
+    )
+    timeout_ms: int = Field(
+        300_000, ge=1, le=86_400_000, description="Then it is interrupted, as by Ctrl-C."
+    )

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, WebSocket
 from starlette.responses import Response
 
-from roost.api.v1 import answers, bodies, shapes, sockets
+from roost.api.v1 import answers, bodies, routes, shapes, sockets
 from roost.api.v1.parse import decode_b64, invalid, signal_number
 from roost.api.v1.services import Services, caller, tenant
 from roost.gateway.respond import Events, Json, event
@@ -34,7 +34,7 @@ RAW_BODY = {
 
 
 def router(s: Services) -> APIRouter:
-    r = APIRouter(prefix="/v1/machines/{machine_id}/executions", tags=["executions"])
+    r = routes.router("/v1/machines/{machine_id}/executions", "executions")
 
     @r.post(
         "",

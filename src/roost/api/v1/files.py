@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from roost.api.v1 import answers, bodies, shapes, transfer
+from roost.api.v1 import answers, bodies, routes, shapes, transfer
 from roost.api.v1.parse import Range, body_path, byte_range, invalid, mode, query_path
 from roost.api.v1.services import Services, caller, tenant
 from roost.errors import RoostError, error
@@ -38,7 +38,7 @@ SSE: dict[str, Any] = {
 
 
 def router(s: Services) -> APIRouter:
-    r = APIRouter(prefix="/v1/machines/{machine_id}/files", tags=["files"])
+    r = routes.router("/v1/machines/{machine_id}/files", "files")
 
     @r.get("", response_class=Response, responses={200: BYTES, 206: BYTES})
     async def read(

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from roost.api.v1 import answers, bodies, shapes
+from roost.api.v1 import answers, bodies, routes, shapes
 from roost.api.v1.parse import until
 from roost.api.v1.services import Services, principal, tenant
 from roost.errors import ForbiddenError
@@ -33,7 +33,7 @@ class Tokens(answers.Answer):
 
 
 def router(s: Services) -> APIRouter:
-    r = APIRouter(prefix="/v1")
+    r = routes.router("/v1")
 
     async def of(who: Principal, named: str | None) -> str:
         """The tenant meant. Raises FORBIDDEN, TENANT_NOT_FOUND."""

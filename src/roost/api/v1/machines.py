@@ -13,12 +13,20 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 from structlog.contextvars import bind_contextvars
 
-from roost.api.v1 import answers, bodies, shapes
-from roost.api.v1.parse import if_match, invalid
+from roost.api.v1 import answers, bodies, routes, shapes
+from roost.api.v1.parse import if_match, invalid, policy
+from roost.api.v1.secrets import specified
 from roost.api.v1.services import Services, caller, key_id, tenant
 from roost.errors import RoostError
 from roost.gateway.respond import Events, Json, event
-from roost.services.models import UNSET, CreateMachine, ForkMachine, Machine, PatchMachine
+from roost.services.models import (
+    UNSET,
+    Allowance,
+    CreateMachine,
+    ForkMachine,
+    Machine,
+    PatchMachine,
+)
 from roost.units import parse_duration
 
 T = TypeVar("T")
@@ -39,7 +47,7 @@ _TAKEN_OVER = {"template", "vcpu", "memory_mib", "storage_gib", "isolation", "dr
 
 
 def router(s: Services) -> APIRouter:
-    r = APIRouter(prefix="/v1/machines", tags=["machines"])
+    r = routes.router("/v1/machines", "machines")
 
     @r.post(
         "",
@@ -54,7 +62,12 @@ def router(s: Services) -> APIRouter:
         wanted = replace(
             _create(request, body, body.key), snapshot=body.snapshot, memory=body.memory
         )
+        given = [specified(each, each.name) for each in body.secrets]
+        if given:
+            s.secrets.check(given)
         made = await _named(request, s.machines.create(tenant(request), wanted, wait))
+        if given:
+            await s.secrets.give(made, given, wait)
         if wait:
             s.metrics.create_seconds.observe(time.perf_counter() - began)
         return _machine(made, 201 if wait else 202)
@@ -66,6 +79,9 @@ def router(s: Services) -> APIRouter:
         key: Annotated[str | None, Query(max_length=128)] = None,
         label: Labels = None,
         template: Annotated[str | None, Query(max_length=64)] = None,
+        parent: Annotated[
+            str | None, Query(max_length=64, description="Those that went on from it.")
+        ] = None,
         limit: Limit = 100,
         cursor: Cursor = None,
     ) -> Response:
@@ -76,7 +92,7 @@ def router(s: Services) -> APIRouter:
                 raise invalid("label", "k=v")
             labels[name] = value
         found = await s.machines.list(
-            tenant(request), phase, key, labels or None, template, limit, cursor
+            tenant(request), phase, key, labels or None, template, limit, cursor, parent
         )
         return Json(shapes.page(found, shapes.machine))
 
@@ -136,7 +152,15 @@ def router(s: Services) -> APIRouter:
     ) -> Response:
         body = body or bodies.ForkMachine.model_validate({})
         wanted = ForkMachine(
-            body.count, body.name, body.labels, parse_duration(body.ttl), key_id(request)
+            body.count,
+            body.name,
+            body.labels,
+            parse_duration(body.ttl),
+            key_id(request),
+            policy(body.egress),
+            body.inherit_secrets,
+            body.snapshot,
+            Allowance.of(body.allow_inside, body.inside_forks),
         )
         made = await s.machines.fork(tenant(request), machine_id, wanted)
         return Json({"items": [shapes.machine(each) for each in made]}, 201)
@@ -202,6 +226,8 @@ def _create(
         ),
         ttl_seconds=parse_duration(body.ttl),
         created_by=key_id(request),
+        egress=policy(body.egress),
+        inside=Allowance.of(body.allow_inside, body.inside_forks),
     )
 
 
@@ -222,4 +248,6 @@ def _patch(body: bodies.PatchMachine) -> PatchMachine:
         vcpu=body.vcpu if "vcpu" in named else UNSET,
         memory_mib=body.memory_mib if "memory_mib" in named else UNSET,
         storage_gib=body.storage_gib if "storage_gib" in named else UNSET,
+        allow_inside=body.allow_inside if "allow_inside" in named else UNSET,
+        inside_forks=body.inside_forks if "inside_forks" in named else UNSET,
     )

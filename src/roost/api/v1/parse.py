@@ -13,6 +13,8 @@ from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 
+from roost.api.v1 import bodies
+from roost.egress.policy import Policy
 from roost.errors import ConflictError, InvalidRequestError
 from roost.units import parse_duration
 
@@ -40,6 +42,18 @@ def until(ttl: Any, expires_at: datetime | None) -> datetime | None:
         return utc("expires_at", expires_at)
     seconds = parse_duration(ttl)
     return None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def policy(body: str | bodies.Egress | None) -> Policy | None:
+    """Raises VALIDATION_FAILED."""
+    if body is None or isinstance(body, str):
+        return None if body is None else Policy.read(body)
+    said: dict[str, Any] = {"observe": body.observe}
+    if "allow" in body.model_fields_set:
+        said["allow"] = body.allow
+    if body.mode is not None:
+        said["mode"] = body.mode
+    return Policy.read(said)
 
 
 def if_match(request: Request) -> int | None:

@@ -36,10 +36,21 @@ _TEXT = {
     507: "A disk is full.",
 }
 
-# Declared for every call: the gateway and the services can answer with any of them.
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": text} for status, text in _TEXT.items()
-}
+
+def declare(document: dict[str, Any]) -> None:
+    """In the API's document, for every call: the gateway and the services can answer with any of them. Not as the
+    routes' own ``responses``, of which each makes a model: a second at every start."""
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    made = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(made.pop("$defs", {}))
+    schemas[Problem.__name__] = made
+    for frameworks in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(frameworks, None)
+    body = {"application/json": {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for status, text in _TEXT.items():
+                operation["responses"][str(status)] = {"description": text, "content": body}
 
 
 def install(app: FastAPI) -> None:

@@ -10,16 +10,29 @@ from roost.errors import AuthError, ForbiddenError
 from roost.gateway.app import Caller
 from roost.gateway.metrics import Metrics
 from roost.services.audit import Audit
+from roost.services.browser import Browser
+from roost.services.builds import Builds
+from roost.services.code import Code
+from roost.services.computer import Computer
+from roost.services.diffs import Diffs
+from roost.services.doors import Doors
 from roost.services.executions import Executions
 from roost.services.files import Files
 from roost.services.host import Host
 from roost.services.keys import Keys
 from roost.services.machines import Machines
 from roost.services.models import Principal, Role
+from roost.services.policies import Policies
+from roost.services.ports import Ports
+from roost.services.promotions import Promotions
+from roost.services.secrets import Secrets
 from roost.services.snapshots import Snapshots
+from roost.services.ssh_keys import SshAddress, SshKeys
 from roost.services.templates import Templates
 from roost.services.tenants import Tenants
 from roost.services.terminals import Terminals
+from roost.services.transfer import Transfers
+from roost.services.trees import Trees
 from roost.services.usage import Usage
 
 
@@ -31,12 +44,26 @@ class Services:
     terminals: Terminals
     files: Files
     templates: Templates
+    builds: Builds
     keys: Keys
+    ports: Ports
     tenants: Tenants
     audit: Audit
     host: Host
     usage: Usage
+    doors: Doors
+    ssh_keys: SshKeys
+    ssh: SshAddress
+    secrets: Secrets
     metrics: Metrics
+    policies: Policies
+    transfers: Transfers
+    browser: Browser
+    computer: Computer
+    code: Code
+    promotions: Promotions
+    diffs: Diffs
+    trees: Trees
 
 
 def caller(connection: HTTPConnection) -> Caller:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from roost.egress.interface import Decision
 from roost.gateway.respond import rfc3339
+from roost.secrets import Secret
+from roost.services.diffs import Diff, Difference, Side
 from roost.services.executions import Dropped, Ended, Event, Output
-from roost.services.files import FileEvent, FileInfo
+from roost.services.files import FileEvent, FileInfo, at_ns
 from roost.services.models import (
     AuditEntry,
+    Build,
     Key,
     Machine,
     MachineEvent,
     MachineUsage,
+    Node,
     Page,
+    Port,
     Snapshot,
     Template,
     Tenant,
 )
+from roost.services.policies import EgressReport
+from roost.services.ssh_keys import SshKey
 from roost.services.tenants import QUOTAS
 from roost.services.terminals import Terminal
 from roost.services.usage import UsageReport, UsageRow
@@ -70,8 +78,99 @@ def machine(m: Machine) -> Object:
         "status": status,
         "isolation": m.isolation,
         "memory_kept": m.memory_kept,
+        "egress": m.egress.to_json(),
+        "parent_id": m.parent_id,
+        "from_snapshot_id": m.from_snapshot_id,
+        "replaces": m.replaces,
+        "inside": {
+            "allow": list(m.inside.allow),
+            "forks": m.inside.forks,
+            "forked": m.inside.forked,
+        },
         "node_id": m.node_id,
         "created_at": time(m.created_at),
+    }
+
+
+def node(n: Node) -> Object:
+    return {**{name: getattr(n, name) for name in Node.__slots__}, "created_at": time(n.created_at)}
+
+
+def diff(d: Diff) -> Object:
+    return {
+        "machine_id": d.machine_id,
+        "other": d.other,
+        "items": [_difference(each) for each in d.items],
+        "counts": {change.value: number for change, number in d.counts.items()},
+        "compared": d.compared,
+        "truncated": d.truncated,
+    }
+
+
+def _difference(d: Difference) -> Object:
+    path, exact = text(d.path)
+    shown: Object = {
+        "path": path,
+        "change": d.change.value,
+        "before": _side(d.before),
+        "after": _side(d.after),
+        "unsure": d.unsure,
+    }
+    if not exact:
+        shown["path_b64"] = b64(d.path)
+    return shown
+
+
+def _side(side: Side | None) -> Object | None:
+    if side is None:
+        return None
+    shown: Object = {
+        "kind": side.kind,
+        "size": side.size,
+        "mode": f"{side.mode:04o}",
+        "uid": side.uid,
+        "gid": side.gid,
+        "mtime": time(at_ns(side.mtime_ns)),
+    }
+    if side.link_target is not None:
+        shown["link_target"] = text(side.link_target)[0]
+    return shown
+
+
+def egress(report: EgressReport) -> Object:
+    suggested = report.suggested
+    return {
+        **report.policy.to_json(),
+        "decisions": [decision(each) for each in report.decisions],
+        "suggested": {
+            "allow": list(suggested.allow),
+            "wildcards": [
+                {"entry": each.entry, "instead_of": list(each.instead_of)}
+                for each in suggested.wildcards
+            ],
+            "left_out": suggested.left_out,
+        },
+    }
+
+
+def decision(d: Decision) -> Object:
+    shown: Object = {name: getattr(d, name) for name in Decision.__slots__}
+    for name in ("first_at", "last_at"):
+        shown[name] = time(datetime.fromtimestamp(shown[name], UTC))
+    return shown
+
+
+def secret(s: Secret) -> Object:
+    """Its value is nowhere in here."""
+    return {
+        "name": s.name,
+        "hosts": [str(each) for each in s.hosts],
+        "header": s.header,
+        "format": s.format if s.header is not None else None,
+        "placeholder": s.placeholder,
+        "in_body": s.in_body,
+        "created_at": time(s.created_at),
+        "updated_at": time(s.updated_at),
     }
 
 
@@ -80,6 +179,12 @@ def snapshot(s: Snapshot) -> Object:
         name: getattr(s, name) for name in Snapshot.__slots__ if name not in ("id", "tenant_id")
     }
     return {"snapshot_id": s.id, **shown, "created_at": time(s.created_at)}
+
+
+def port(p: Port, url: str | None) -> Object:
+    shown = ("machine_id", "port", "protocol", "visibility", "name")
+    about = {name: getattr(p, name) for name in shown}
+    return {"port_id": p.id, **about, "url": url, "created_at": time(p.created_at)}
 
 
 def usage(u: MachineUsage) -> Object:
@@ -118,6 +223,7 @@ def execution(row: ExecutionRow) -> Object:
     return {
         "execution_id": row.id,
         "machine_id": row.machine_id,
+        "name": row.name,
         "command": row.command,
         "cwd": row.cwd,
         "user": row.user,
@@ -232,10 +338,32 @@ def template(t: Template) -> Object:
         "status": t.status,
         "digest": t.digest,
         "size_bytes": t.size_bytes,
+        "tags": list(t.tags),
+        "shipped": t.tenant_id is None,
+        "parent_id": t.parent_id,
         "config": dict(t.config),
         "error": None if t.error is None else dict(t.error),
         "created_at": time(t.created_at),
         "updated_at": time(t.updated_at),
+    }
+
+
+def build(b: Build) -> Object:
+    return {
+        "build_id": b.id,
+        "tags": list(b.tags),
+        "status": b.status,
+        "step": b.step,
+        "steps": b.steps,
+        "cached": b.cached,
+        "driver": b.driver,
+        "template_id": b.template_id,
+        "digest": b.digest,
+        "machine_id": b.machine_id,
+        "error": None if b.error is None else dict(b.error),
+        "created_at": time(b.created_at),
+        "started_at": time(b.started_at),
+        "ended_at": time(b.ended_at),
     }
 
 
@@ -260,6 +388,17 @@ def _of_key(k: Key) -> Object:
         "created_at": time(k.created_at),
         "last_used_at": time(k.last_used_at),
         "expires_at": time(k.expires_at),
+    }
+
+
+def ssh_key(k: SshKey) -> Object:
+    return {
+        "ssh_key_id": k.id,
+        "name": k.name,
+        "fingerprint": k.fingerprint,
+        "public_key": k.public_key,
+        "created_at": time(k.created_at),
+        "last_used_at": time(k.last_used_at),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from roost.api.v1 import answers, bodies, shapes
+from roost.api.v1 import answers, bodies, routes, shapes
 from roost.api.v1.services import Services, tenant
 from roost.gateway.respond import Json
 
@@ -16,7 +16,7 @@ Cursor = Annotated[str | None, Query(max_length=512)]
 
 
 def router(s: Services) -> APIRouter:
-    r = APIRouter(prefix="/v1", tags=["snapshots"])
+    r = routes.router("/v1", "snapshots")
 
     @r.post("/machines/{machine_id}/snapshots", status_code=201, response_model=answers.Snapshot)
     async def create(

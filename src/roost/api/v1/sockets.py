@@ -101,7 +101,7 @@ async def terminal(ws: WebSocket, viewer: Viewer, binary: bool) -> None:
                 await viewer.send(data)
                 continue
             try:
-                message = _parse(frame.get("text") or "")
+                message = parse(frame.get("text") or "")
                 if binary or message.get("type") == "resize":
                     await viewer.resize(
                         _number(message, "cols" if binary else "width"),
@@ -124,7 +124,6 @@ async def _talk(
     """Until what comes out has ended (then the socket is closed) or the client has gone."""
     loop = asyncio.get_running_loop()
     speaking, hearing = loop.create_task(out), loop.create_task(into)
-    code, reason = NORMAL, ""
     try:
         await asyncio.wait({speaking, hearing}, return_when=asyncio.FIRST_COMPLETED)
         if not speaking.done():
@@ -132,17 +131,25 @@ async def _talk(
         try:
             speaking.result()
         except RoostError as failure:
-            code = TRY_AGAIN if failure.retryable else FAILED
-            reason = failure.code
-            with contextlib.suppress(Exception):
-                await _send(ws, _error(ws, failure))
-        with contextlib.suppress(RuntimeError):
-            await ws.send({"type": "websocket.close", "code": code, "reason": reason})
+            await end(ws, failure)
+        else:
+            await end(ws)
     finally:
         for task in (speaking, hearing):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await task
+
+
+async def end(ws: WebSocket, failure: RoostError | None = None) -> None:
+    """Closes it; what went wrong is said first."""
+    code, reason = NORMAL, ""
+    if failure is not None:
+        code, reason = TRY_AGAIN if failure.retryable else FAILED, failure.code
+        with contextlib.suppress(Exception):
+            await _send(ws, _error(ws, failure))
+    with contextlib.suppress(RuntimeError):
+        await ws.send({"type": "websocket.close", "code": code, "reason": reason})
 
 
 async def _one(data: bytes) -> AsyncGenerator[bytes, None]:
@@ -161,12 +168,12 @@ async def _receive(ws: WebSocket) -> dict[str, Any] | None:
         if frame["type"] == "websocket.disconnect":
             return None
         try:
-            return _parse(frame.get("text") or "")
+            return parse(frame.get("text") or "")
         except RoostError as failure:
             await _send(ws, _error(ws, failure))
 
 
-def _parse(text: str) -> dict[str, Any]:
+def parse(text: str) -> dict[str, Any]:
     try:
         message = json.loads(text)
     except (ValueError, RecursionError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from roost.api.v1 import answers, bodies, shapes
+from roost.api.v1 import answers, bodies, routes, shapes
 from roost.api.v1.services import Services, only_admin, tenant
 from roost.gateway.respond import Json
 
@@ -16,7 +16,7 @@ class Tenants(answers.Answer):
 
 
 def router(s: Services) -> APIRouter:
-    r = APIRouter(prefix="/v1", tags=["tenants"])
+    r = routes.router("/v1", "tenants")
 
     @r.post("/tenants", status_code=201, response_model=answers.Tenant)
     async def create(request: Request, body: bodies.CreateTenant) -> Response:

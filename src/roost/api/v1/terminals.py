@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, WebSocket
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from roost.api.v1 import answers, bodies, shapes, sockets
+from roost.api.v1 import answers, bodies, routes, shapes, sockets
 from roost.api.v1.parse import invalid
 from roost.api.v1.services import Services, caller, tenant
 from roost.gateway.respond import Json
@@ -19,7 +19,7 @@ class TerminalList(answers.Answer):
 
 
 def router(s: Services) -> APIRouter:
-    r = APIRouter(prefix="/v1/machines/{machine_id}/terminals", tags=["terminals"])
+    r = routes.router("/v1/machines/{machine_id}/terminals", "terminals")
 
     @r.post("", status_code=201, response_model=answers.Terminal)
     async def open_(request: Request, machine_id: str, body: bodies.OpenTerminal) -> Response:
@@ -77,6 +77,7 @@ def router(s: Services) -> APIRouter:
 
 def _shape(connection: HTTPConnection, found: Terminal) -> shapes.Object:
     host = connection.headers.get("host") or "localhost"
-    secure = connection.headers.get("x-forwarded-proto") == "https"
+    said = connection.headers.get("x-forwarded-proto")
+    secure = said == "https" or connection.url.scheme in ("https", "wss")
     base = f"{'wss' if secure else 'ws'}://{host}/v1/machines/{found.machine_id}"
     return shapes.terminal(found, f"{base}/terminals/{found.id}/stream")

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from roost.api.v1 import answers, shapes
+from roost.api.v1 import answers, routes, shapes
 from roost.api.v1.services import Services, caller, tenant
 from roost.errors import ForbiddenError
 from roost.gateway.respond import Json
@@ -25,7 +25,7 @@ Tenant = Annotated[
 
 
 def router(s: Services) -> APIRouter:
-    r = APIRouter(prefix="/v1", tags=["usage"])
+    r = routes.router("/v1", "usage")
 
     @r.get("/usage", response_model=answers.UsageReport)
     async def usage(

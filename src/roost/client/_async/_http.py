@@ -23,6 +23,7 @@ from typing import Any
 
 import httpx
 
+from roost.client import _tls as tls
 from roost.client._async._io import sleep
 from roost.client._config import Config
 from roost.client._wire import UNSET, Unset
@@ -60,7 +61,7 @@ class AsyncHTTP:
         self.config = config
         self.timeout = timeout
         self.max_retry_wait = max_retry_wait
-        secure = config.url.startswith("https:")
+        trusted = tls.context(config.url)
         self._client = httpx.AsyncClient(
             base_url=config.url,
             headers={
@@ -70,7 +71,7 @@ class AsyncHTTP:
             timeout=httpx.Timeout(timeout, connect=_CONNECT_TIMEOUT),
             transport=transport
             or httpx.AsyncHTTPTransport(
-                verify=secure,  # loading the certificate store costs 20 ms: only where it is used
+                verify=trusted or False,  # the store of certificates only where it is used: 20 ms
                 limits=httpx.Limits(max_keepalive_connections=64, keepalive_expiry=60.0),
                 socket_options=_SOCKET_OPTIONS,
             ),

@@ -4,38 +4,55 @@ from __future__ import annotations
 
 import builtins
 import time
-from collections.abc import AsyncIterator, Mapping
-from datetime import datetime
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import PurePath
 from typing import Any, Self
 
+import httpx
+
+from roost.client._async._browser import AsyncBrowser
 from roost.client._async._client import AsyncClient, default_client
+from roost.client._async._code import AsyncCode, OnResult, OnText
+from roost.client._async._computer import AsyncComputer
 from roost.client._async._events import events
 from roost.client._async._executions import AsyncExecution, AsyncExecutions
 from roost.client._async._files import AsyncFiles
+from roost.client._async._forward import AsyncForward
 from roost.client._async._http import log
-from roost.client._async._io import sleep
+from roost.client._async._io import in_thread, sleep
+from roost.client._async._ports import AsyncPorts, AsyncPreviewTransport
 from roost.client._async._snapshot import AsyncSnapshot
 from roost.client._async._stream import BROKEN, RECONNECT_S, AsyncExecStream
 from roost.client._async._terminal import AsyncTerminal, AsyncTerminals
-from roost.client._types import ExecResult, ExecTimeout, parse_time
+from roost.client._diff import PATCH_BYTES, PATCH_FILES, Diff, Difference, patchable, unified
+from roost.client._explored import Explored
+from roost.client._results import CodeResult
+from roost.client._types import Egress, EgressPolicy, ExecResult, ExecTimeout, Secret, parse_time
 from roost.client._wire import (
     UNSET,
     Command,
     Duration,
     Unset,
     duration,
+    egress_body,
     execution_body,
     given,
+    listed,
+    path_query,
     segment,
 )
 from roost.errors import RoostError, error
+
+START_S = 900.0  # an answer that waits for a machine and for what its template starts
 
 
 class AsyncMachine:
     """Get one with ``create``, ``ensure``, ``get`` or ``list``.
 
-    As a context manager a machine from ``create`` is destroyed at the end; one from ``ensure``,
-    ``get`` or ``list`` goes on. The properties are as of the last answer; ``refresh`` asks again.
+    As a context manager a machine from ``create`` is destroyed at the end, and what took its place
+    (``promote``); one from ``ensure``, ``get`` or ``list`` goes on. The properties are as of the last answer; ``refresh`` asks again.
     """
 
     def __init__(
@@ -45,9 +62,14 @@ class AsyncMachine:
         self._http = client.http
         self._data = dict(data)
         self._owned = owned
+        self._successors: list[AsyncMachine] = []  # that took its place: its block ends them, too
         self.files = AsyncFiles(self._http, self.id)
         self.executions = AsyncExecutions(self._http, self.id)
         self.terminals = AsyncTerminals(self._http, self.id)
+        self.ports = AsyncPorts(self._http, self.id)
+        self.browser = AsyncBrowser(self._http, self.id)
+        self.computer = AsyncComputer(self._http, self.id)
+        self.code = AsyncCode(self._http, self.id)
 
     def __repr__(self) -> str:
         key = f" key={self.key}" if self.key else ""
@@ -60,7 +82,8 @@ class AsyncMachine:
         if not self._owned:
             return
         try:
-            await self.destroy()
+            for machine in (self, *self._successors):
+                await machine.destroy()
         except RoostError as failure:
             if kind is None:
                 raise
@@ -87,7 +110,10 @@ class AsyncMachine:
         ttl: Duration | None = None,
         snapshot: AsyncSnapshot | str | None = None,
         memory: bool | None = None,
-        egress: object = None,
+        egress: str | Mapping[str, Any] | None = None,
+        secrets: Sequence[Secret] = (),
+        allow_inside: Sequence[str] | None = None,
+        inside_forks: int | None = None,
         wait: bool = True,
         timeout: float | None = None,
         client: AsyncClient | None = None,
@@ -97,15 +123,20 @@ class AsyncMachine:
         ``isolation``: auto, workspace, user, container, microvm. ``autosleep`` and ``ttl`` are
         durations: "5m", 300, a timedelta; autosleep also "never". A machine that was idle for so long is
         frozen, and after ``hibernate_after`` ("10m", "never") its memory goes to the disk; what needs it wakes it.
-        ``timeout`` bounds the request (s).
-        ``template`` is "base" unless named. With ``snapshot`` (itself, its id or name) the machine goes on
+        ``timeout`` bounds the request (s; 15 minutes unless named: a template's first machine may take some).
+        ``template`` is "base" unless named; it says how large the machine is where that is not asked for, and what it
+        starts: that is ready on return. With ``snapshot`` (itself, its id or name) the machine goes on
         from there (with ``memory=False`` from its disk alone); template, rung, size and env are then the
         snapshot's and cannot be given.
+        ``egress``: what it may reach, "open", "off", or {"allow": ["python.example", "*.mirror.example",
+        "192.0.2.0/24:5432"]}; with "observe": True all that it tries is listed (``egress``).
+        ``secrets`` are what its requests carry and it never sees.
+        ``allow_inside``: what its programs may ask of the daemon by ``roost`` inside, beyond looking at it:
+        "expose" (a port, to its owner), "publish" (to everybody), "fork" (``inside_forks`` times in its life),
+        "sleep".
         Raises InvalidRequestError (what cannot be), ConflictError (the key is taken), LimitError,
-        CapacityError, MachineError.
+        CapacityError, MachineError (TEMPLATE_NOT_READY: ``details["machine_id"]`` runs, what it starts does not).
         """
-        if egress is not None:
-            raise error("UNSUPPORTED", "create(egress=) is not in this release of Roost yet.")
         client = client or default_client()
         if template is None and snapshot is None:
             template = "base"
@@ -125,13 +156,17 @@ class AsyncMachine:
             ttl=duration(ttl) if ttl is not None else None,
             snapshot=snapshot.id if isinstance(snapshot, AsyncSnapshot) else snapshot,
             memory=memory,
+            secrets=[each.to_json() for each in secrets] or None,
+            egress=egress_body(egress),
+            allow_inside=listed(allow_inside),
+            inside_forks=inside_forks,
         )
         data = await client.http.call(
             "POST",
             "/v1/machines",
             json=body,
             params={} if wait else {"wait": "false"},
-            **given(timeout=timeout),
+            timeout=timeout or max(client.http.timeout, START_S),
         )
         return cls(client, data, owned=True)
 
@@ -152,6 +187,9 @@ class AsyncMachine:
         autosleep: Duration | None = None,
         hibernate_after: Duration | None = None,
         ttl: Duration | None = None,
+        egress: str | Mapping[str, Any] | None = None,
+        allow_inside: Sequence[str] | None = None,
+        inside_forks: int | None = None,
         timeout: float | None = None,
         client: AsyncClient | None = None,
     ) -> Self:
@@ -174,9 +212,15 @@ class AsyncMachine:
             autosleep=duration(autosleep) if autosleep is not None else None,
             hibernate_after=duration(hibernate_after) if hibernate_after is not None else None,
             ttl=duration(ttl) if ttl is not None else None,
+            egress=egress_body(egress),
+            allow_inside=listed(allow_inside),
+            inside_forks=inside_forks,
         )
         data = await client.http.call(
-            "PUT", f"/v1/machines/by-key/{segment(key)}", json=body, **given(timeout=timeout)
+            "PUT",
+            f"/v1/machines/by-key/{segment(key)}",
+            json=body,
+            timeout=timeout or max(client.http.timeout, START_S),
         )
         return cls(client, data)
 
@@ -207,12 +251,14 @@ class AsyncMachine:
         key: str | None = None,
         labels: Mapping[str, str] | None = None,
         template: str | None = None,
+        parent: str | None = None,
         limit: int | None = None,
         client: AsyncClient | None = None,
     ) -> builtins.list[Self]:
-        """Newest first; ``limit=None`` is all. Destroyed ones only with ``phase="destroyed"``."""
+        """Newest first; ``limit=None`` is all. Destroyed ones only with ``phase="destroyed"``. ``parent``: those
+        that went on from the machine of this id."""
         client = client or default_client()
-        params = given(phase=phase, key=key, template=template)
+        params = given(phase=phase, key=key, template=template, parent=parent)
         if labels:
             params["label"] = [f"{k}={v}" for k, v in labels.items()]
         pages = client.http.pages("/v1/machines", params, limit)
@@ -283,12 +329,32 @@ class AsyncMachine:
         return dict(self._data.get("env") or {})
 
     @property
+    def inside(self) -> dict[str, Any]:
+        """What it may ask of the daemon itself: {allow, forks, forked}; nothing of a daemon that knows of none."""
+        return dict(self._data.get("inside") or {"allow": [], "forks": 0, "forked": 0})
+
+    @property
     def expires_at(self) -> datetime | None:
         return parse_time(self._data.get("expires_at"))
 
     @property
     def created_at(self) -> datetime | None:
         return parse_time(self._data.get("created_at"))
+
+    @property
+    def client(self) -> AsyncClient:
+        """The connection it was found by."""
+        return self._client
+
+    @property
+    def parent(self) -> str | None:
+        """The id of the machine it went on from, which may be gone by now; None: it began from a template."""
+        return self._data.get("parent_id")
+
+    @property
+    def replaces(self) -> str | None:
+        """The id of the machine whose place it took (``promote``)."""
+        return self._data.get("replaces")
 
     @property
     def revision(self) -> int:
@@ -327,9 +393,12 @@ class AsyncMachine:
         vcpu: float | None = None,
         memory_mib: int | None = None,
         storage_gib: int | None = None,
+        allow_inside: Sequence[str] | None = None,
+        inside_forks: int | None = None,
         if_revision: int | None = None,
     ) -> Self:
-        """Changes what is given; ``ttl=None`` takes the end away; storage only grows.
+        """Changes what is given; ``ttl=None`` takes the end away; storage only grows; ``allow_inside`` replaces what
+        was allowed.
 
         Raises ConflictError REVISION_MISMATCH where ``if_revision`` is no longer the machine's.
         """
@@ -341,6 +410,8 @@ class AsyncMachine:
             vcpu=vcpu,
             memory_mib=memory_mib,
             storage_gib=storage_gib,
+            allow_inside=listed(allow_inside),
+            inside_forks=inside_forks,
         )
         if not isinstance(ttl, Unset):
             body["ttl"] = None if ttl is None else duration(ttl)
@@ -357,7 +428,17 @@ class AsyncMachine:
         return await self._apply("POST", f"{self._path}/sleep", params=given(tier=tier))
 
     async def wake(self) -> Self:
-        return await self._apply("POST", f"{self._path}/wake")
+        return await self._apply(
+            "POST", f"{self._path}/wake", timeout=max(self._http.timeout, START_S)
+        )
+
+    def forward(self, remote: int, local: int = 0, *, host: str = "127.0.0.1") -> AsyncForward:
+        """While it is entered, ``host:local`` here is port ``remote`` of the machine, raw TCP (0: a free port, see
+        ``.port``). Connections wake the machine and keep it awake.
+
+            async with m.forward(5432) as f: connect(f.host, f.port)
+        """
+        return AsyncForward(self._http.config, self.id, remote, local, host)
 
     async def states(self) -> AsyncIterator[Self]:
         """This machine as it is, and again with every change, until it is destroyed; reconnects by itself.
@@ -403,10 +484,17 @@ class AsyncMachine:
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl: Duration | None = None,
+        inherit_secrets: bool | None = None,
+        egress: str | Mapping[str, Any] | None = None,
+        snapshot: AsyncSnapshot | str | None = None,
+        allow_inside: Sequence[str] | None = None,
+        inside_forks: int | None = None,
         timeout: float | None = None,
     ) -> Self | builtins.list[Self]:
         """A machine that goes on from this one's instant: disk, and memory where the rung can. This one
-        runs on. ``count=N``: a list of N, all or none.
+        runs on. ``count=N``: a list of N, all or none. ``snapshot``: one of this machine, to go on from its instant
+        instead. Its secrets are the children's only with ``inherit_secrets``. ``egress`` as of ``create``; by default as this one's.
+        What this one may ask itself is not inherited: ``allow_inside`` as of ``create``.
 
         Raises CapacityError before anything is stopped, UnsupportedError, MachineError.
         """
@@ -415,12 +503,105 @@ class AsyncMachine:
             name=name,
             labels=dict(labels) if labels is not None else None,
             ttl=duration(ttl) if ttl is not None else None,
+            inherit_secrets=inherit_secrets,
+            egress=egress_body(egress),
+            snapshot=snapshot.id if isinstance(snapshot, AsyncSnapshot) else snapshot,
+            allow_inside=listed(allow_inside),
+            inside_forks=inside_forks,
         )
         data = await self._http.call(
-            "POST", f"{self._path}/fork", json=body, **given(timeout=timeout)
+            "POST",
+            f"{self._path}/fork",
+            json=body,
+            timeout=timeout or max(self._http.timeout, START_S),
         )
         made = [type(self)(self._client, item, owned=True) for item in data["items"]]
         return made if count is not None else made[0]
+
+    async def children(self) -> builtins.list[Self]:
+        """Machines that went on from this one and live, newest first."""
+        return await type(self).list(parent=self.id, client=self._client)
+
+    async def promote(
+        self, onto: AsyncMachine | str | None = None, *, previous: str = "keep"
+    ) -> Self:
+        """Takes the place of its parent (``onto``): key, name, end, ports with their hosts and links, and preview
+        tokens. Size, labels, policy and secrets stay its own. ``previous``: what becomes of that machine, "keep" (it
+        lives on without those) or "destroy". Once more changes nothing; ``parent.promote(child)`` takes it back.
+
+        Raises ConflictError: they are not parent and child, or both have a key. Then nothing has changed."""
+        which = onto.id if isinstance(onto, AsyncMachine) else onto
+        body = given(onto=which, previous=previous)
+        await self._apply("POST", f"{self._path}/promote", json=body)
+        if isinstance(onto, AsyncMachine) and onto is not self:
+            onto._successors.append(self)
+        return self
+
+    async def diff(
+        self,
+        other: AsyncMachine | str,
+        path: str | bytes | PurePath = "/",
+        *,
+        exclude: Sequence[str] = (),
+        limit: int | None = None,
+        patch: bool = False,
+        timeout: float | None = None,
+    ) -> Diff:
+        """What differs in files, from this machine to ``other`` (itself or its id): "added" is what the other alone
+        has. ``base.diff(child)`` is what the child did. Wakes both.
+
+        Below ``path`` without ``exclude`` (absolute paths, with all below them), what is mounted, and what Roost itself
+        writes (host name, machine id, SSH host keys). Nothing is read of what nobody wrote to since one came of the
+        other. ``patch``: of the first text files, 256 KiB at most each, also their contents as ``diff -u``.
+
+        Raises NotFoundError (FILE_NOT_FOUND: in both), UnsupportedError (a machine that runs since an earlier release
+        of Roost: sleep it with "stopped" and wake it)."""
+        other_id = other.id if isinstance(other, AsyncMachine) else other
+        params = {
+            **path_query(path),
+            **given(other=other_id, exclude=[*exclude] or None, limit=limit),
+        }
+        found = Diff.from_json(
+            await self._http.call(
+                "GET", f"{self._path}/diff", params=params, **given(timeout=timeout)
+            )
+        )
+        return await self._patched(found) if patch else found
+
+    async def _patched(self, found: Diff) -> Diff:
+        items = []
+        left = PATCH_FILES
+        for each in found.items:
+            if left and patchable(each):
+                left -= 1
+                each = replace(each, patch=await self._patch(each, found.other))
+            items.append(each)
+        return replace(found, items=tuple(items))
+
+    async def _patch(self, difference: Difference, other: str) -> str | None:
+        """None where one of them has changed meanwhile."""
+        path = difference.path if difference.path_bytes is None else difference.path_bytes
+        texts: builtins.list[bytes | None] = []
+        for side, files in (
+            (difference.before, self.files),
+            (difference.after, AsyncFiles(self._http, other)),
+        ):
+            try:
+                text = None
+                if side is not None:
+                    text = await files.read(path, length=PATCH_BYTES) if side.size else b""
+            except RoostError:
+                return None
+            texts.append(text)
+        return await in_thread(unified, difference.path, texts[0], texts[1])
+
+    async def explore(
+        self, strategies: Sequence[Any], run: Callable[..., Any], *args: Any, **options: Any
+    ) -> Explored[AsyncMachine]:
+        """Best of N with this machine as base: ``roost.explore``."""
+        from roost.client._async._explore import explore
+
+        return await explore(self, strategies, run, *args, **options)
 
     async def snapshot(self, name: str | None = None) -> AsyncSnapshot:
         """Disk, and memory where the rung can, at this instant; the machine runs on. ``name`` is unique
@@ -432,6 +613,41 @@ class AsyncMachine:
         """Back to a snapshot of its own; what it did since is gone."""
         which = snapshot.id if isinstance(snapshot, AsyncSnapshot) else snapshot
         return await self._apply("POST", f"{self._path}/rollback", json={"snapshot": which})
+
+    async def secrets(self) -> builtins.list[dict[str, Any]]:
+        """[{name, hosts, header, format, placeholder, in_body, created_at, updated_at}]; no values."""
+        data = await self._http.call("GET", f"{self._path}/secrets")
+        return builtins.list(data["items"])
+
+    async def set_secret(
+        self,
+        name: str,
+        value: str | None = None,
+        *,
+        hosts: Sequence[str] | None = None,
+        header: str | None = None,
+        format: str | None = None,
+        placeholder: str | None = None,
+        in_body: bool | None = None,
+    ) -> dict[str, Any]:
+        """Made, or changed from the next request on: what is not named stays. As ``roost.Secret``.
+
+        Raises InvalidRequestError, UnsupportedError (its rung cannot keep secrets out)."""
+        body = given(
+            value=value,
+            hosts=builtins.list(hosts) if hosts is not None else None,
+            header=header,
+            format=format,
+            placeholder=placeholder,
+            in_body=in_body,
+        )
+        path = f"{self._path}/secrets/{segment(name)}"
+        made: dict[str, Any] = await self._http.call("PUT", path, json=body)
+        return made
+
+    async def delete_secret(self, name: str) -> None:
+        """No request carries it any more. Raises NotFoundError."""
+        await self._http.call("DELETE", f"{self._path}/secrets/{segment(name)}")
 
     async def usage(self) -> dict[str, Any]:
         """{cpu_usage_us, memory_bytes, memory_limit_bytes, pids, disk_total_bytes, disk_used_bytes,
@@ -445,6 +661,47 @@ class AsyncMachine:
             "items"
         ]
         return items
+
+    # --- what it may reach ------------------------------------------------------------------------
+
+    async def egress(self) -> Egress:
+        """The policy, what was tried since the machine last started, and what would have let it through."""
+        return Egress.from_json(await self._http.call("GET", f"{self._path}/egress"))
+
+    async def set_egress(
+        self,
+        mode: str,
+        *,
+        allow: Sequence[str] | None = None,
+        observe: bool = False,
+        if_revision: int | None = None,
+    ) -> EgressPolicy:
+        """Replaces the policy: "open", "allowlist" with ``allow``, or "off". When this returns it holds, and live
+        connections that it does not allow are cut; a machine that sleeps has it from its next start on.
+
+        Raises UnsupportedError where the rung cannot enforce it; UnavailableError (the policy before holds)."""
+        body = given(mode=mode, allow=None if allow is None else [*allow], observe=observe)
+        return await self._set_egress("PUT", body, if_revision)
+
+    async def allow(self, *entries: str, if_revision: int | None = None) -> EgressPolicy:
+        """Adds to the allowlist; raises InvalidRequestError where the mode is another."""
+        return await self._set_egress("PATCH", {"add": [*entries]}, if_revision)
+
+    async def deny(self, *entries: str, if_revision: int | None = None) -> EgressPolicy:
+        """Takes from the allowlist; raises InvalidRequestError where another entry would still allow it."""
+        return await self._set_egress("PATCH", {"remove": [*entries]}, if_revision)
+
+    async def observe(self, on: bool = True) -> EgressPolicy:
+        """Whether all that is tried is listed, allowed or not."""
+        return await self._set_egress("PATCH", {"observe": on}, None)
+
+    async def _set_egress(
+        self, method: str, body: Mapping[str, Any], if_revision: int | None
+    ) -> EgressPolicy:
+        headers = {} if if_revision is None else {"If-Match": f'"{if_revision}"'}
+        path = f"{self._path}/egress"
+        data = await self._http.call(method, path, json=body, headers=headers)
+        return EgressPolicy.from_json(data)
 
     async def create_token(
         self,
@@ -469,6 +726,23 @@ class AsyncMachine:
     async def revoke_token(self, token_id: str) -> None:
         """At once. Raises NotFoundError."""
         await self._http.call("DELETE", f"{self._path}/tokens/{segment(token_id)}")
+
+    async def url(self, port: int) -> str:
+        """Where a browser finds an HTTP server on this port; shown privately where it was not (``ports``). Raises
+        UnsupportedError for a tcp port."""
+        return _url(await self.ports.ensure(port))
+
+    async def link(self, port: int, ttl: float | timedelta = 3600) -> str:
+        """As ``url``, for whoever has it, for so many seconds."""
+        await self.url(port)
+        return str((await self.ports.link(port, ttl))["url"])
+
+    async def http(self, port: int, **options: Any) -> httpx.AsyncClient:
+        """An HTTP client of the server on this port, by the daemon; close it. Options as ``httpx.AsyncClient``."""
+        url = await self.url(port)
+        config = self._http.config
+        transport = AsyncPreviewTransport(url, config.url, config.api_key)
+        return httpx.AsyncClient(base_url=url, transport=transport, **options)
 
     # --- what it does ---------------------------------------------------------------------------
 
@@ -526,6 +800,39 @@ class AsyncMachine:
         )
         return AsyncExecStream(self._http, self.id, body=body)
 
+    async def run_code(
+        self,
+        code: str,
+        language: str = "python",
+        *,
+        context: str | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        on_result: OnResult | None = None,
+    ) -> CodeResult:
+        """Runs code in a Jupyter kernel of the machine (template ``code-interpreter``), which keeps what it made for the
+        next call. Gives what it printed, the value of its last line, tables (html) and pictures (png).
+
+        ``context``: a kernel of its own ("default"; of another language than Python its name). ``timeout`` (s, 300 by default) interrupts it and raises
+        CodeTimeout; what it had made is kept. ``on_stdout``, ``on_stderr`` (text), ``on_result`` (a CodeOutput) are
+        called as it comes. An exception of the code is ``result.error``, raised as CodeFailed with ``check``. Raises
+        UnsupportedError (it has no kernels), InvalidRequestError (no such language), MachineError KERNEL_DOWN.
+        """
+        result = await self.code.run(
+            code,
+            language=language,
+            context=context,
+            timeout=timeout,
+            check=check,
+            on_stdout=on_stdout,
+            on_stderr=on_stderr,
+            on_result=on_result,
+        )
+        await self._woken()
+        return result
+
     async def start(self, command: Command, **options: Any) -> AsyncExecution:
         """Starts a command in the background; options as ``executions.start``."""
         execution = await self.executions.start(command, **options)
@@ -537,3 +844,9 @@ class AsyncMachine:
         terminal = await self.terminals.create(cols, rows, **options)
         await self._woken()
         return terminal
+
+
+def _url(port: Mapping[str, Any]) -> str:
+    if port["url"] is None:
+        raise error("UNSUPPORTED", f"Port {port['port']} is shown as tcp: no browser opens that.")
+    return str(port["url"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Self
 
+from roost.client._async import _export
 from roost.client._async._client import AsyncClient, default_client
 from roost.client._types import parse_time
 from roost.client._wire import given, segment
@@ -46,6 +48,44 @@ class AsyncSnapshot:
     async def delete(self) -> None:
         """Machines made from it live on. Raises ConflictError IN_USE while one is being made."""
         await self._http.call("DELETE", f"/v1/snapshots/{self.id}")
+
+    async def export(
+        self, to: Path | str, *, memory: bool = False, progress: _export.Progress = None
+    ) -> int:
+        """As one file at ``to``, whole or not at all; its bytes. ``memory``: with its processes, which only this
+        installation can go on from. ``progress`` hears how many bytes came."""
+        return await _export.save(self.read(memory=memory), Path(to), progress)
+
+    async def read(self, *, memory: bool = False) -> AsyncIterator[bytes]:
+        """That file's bytes as they come."""
+        path = f"/v1/snapshots/{self.id}/export"
+        params = given(memory="true" if memory else None)
+        async with self._http.stream("GET", path, params=params, timeout=None) as response:
+            async for chunk in response.aiter_raw():
+                yield chunk
+
+    @classmethod
+    async def load(
+        cls,
+        source: Path | str,
+        *,
+        name: str | None = None,
+        trusted: bool = False,
+        progress: _export.Progress = None,
+        client: AsyncClient | None = None,
+    ) -> Self:
+        """The snapshot that ``export`` wrote. A disk that comes from elsewhere is a microVM's alone, unless an admin
+        says ``trusted``. Raises InvalidRequestError INVALID_BODY for a file that was changed."""
+        client = client or default_client()
+        data = await client.http.call(
+            "POST",
+            "/v1/snapshots/import",
+            params=given(name=name, trusted="true" if trusted else None),
+            content=_export.content(Path(source), progress),
+            headers={"Content-Type": "application/x-tar"},
+            timeout=None,
+        )
+        return cls(client, data)
 
     @property
     def id(self) -> str:

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
+from roost.client import _tls as tls
 from roost.client._ws import closed, refused, unreachable
 
 MAX_MESSAGE = 8 << 20
@@ -25,7 +26,13 @@ class AsyncSocket:
         stack = AsyncExitStack()
         try:
             connection = await stack.enter_async_context(
-                connect(url, additional_headers=dict(headers), max_size=MAX_MESSAGE, proxy=None)
+                connect(
+                    url,
+                    additional_headers=dict(headers),
+                    max_size=MAX_MESSAGE,
+                    proxy=None,
+                    ssl=tls.context(url),
+                )
             )
         except InvalidHandshake as exc:
             raise refused(url, exc) from exc

@@ -76,12 +76,14 @@ class Client:
         template: dict[str, Any] = self.http.call("GET", f"/v1/templates/{segment(name)}")
         return template
 
-    def build_template(self, name: str, *, force: bool = False) -> Iterator[dict[str, Any]]:
+    def build_template(
+        self, name: str, *, force: bool = False, driver: str | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Builds a shipped recipe: {stage, percent, message} as it goes, last {template: ...}.
 
-        Raises MachineError TEMPLATE_BUILD_FAILED.
+        Raises MachineError TEMPLATE_BUILD_FAILED (details: step, line, command, exit_code, output).
         """
-        params = {"force": "true"} if force else {}
+        params = given(force="true" if force else None, driver=driver)
         path = f"/v1/templates/{segment(name)}/build"
         for event in events(self.http, "POST", path, params=params):
             if event.name == "progress":
@@ -90,12 +92,23 @@ class Client:
                 yield {"stage": "done", "percent": 100, "message": "", "template": dict(event.data)}
                 return
             elif event.name == "error":
-                raise error(
-                    "TEMPLATE_BUILD_FAILED",
-                    str(event.data.get("message") or f"Building {name} failed."),
-                    details=event.data.get("details"),
-                )
+                raise from_wire(0, event.data)
         raise error("TEMPLATE_BUILD_FAILED", f"The daemon stopped while it built {name}.")
+
+    def collect_templates(
+        self, *, older_than: int = 86400, dry_run: bool = False
+    ) -> dict[str, Any]:
+        """Deletes what builds left and nobody used for so many seconds: {dry_run, templates, layers, builds, bytes}."""
+        params = {"older_than": older_than, "dry_run": "true" if dry_run else "false"}
+        done: dict[str, Any] = self.http.call("POST", "/v1/templates/gc", params=params)
+        return done
+
+    def tree(self, machine_id: str | None = None) -> list[dict[str, Any]]:
+        """Machines and snapshots by what they came of, oldest first: {kind, id, parent_id, from_snapshot_id, name,
+        key, phase, tier, replaces, created_at}. All, or of one machine those it came of, itself and all that came
+        of it."""
+        found = self.http.call("GET", "/v1/tree", params=given(machine=machine_id))
+        return list(found["items"])
 
     def keys(self, *, tenant: str | None = None) -> list[dict[str, Any]]:
         """Those neither revoked nor expired; ``tenant`` (id or name) is an admin's to name."""
@@ -127,6 +140,27 @@ class Client:
     def revoke_key(self, key_id: str) -> None:
         """At once, also for what it has open. Raises NotFoundError, ConflictError (the last one)."""
         self.http.call("DELETE", f"/v1/keys/{segment(key_id)}")
+
+    def ssh(self) -> dict[str, Any]:
+        """Where SSH into machines is answered: {enabled, host, port, host_key, fingerprint}; host None: where the
+        API is."""
+        found: dict[str, Any] = self.http.call("GET", "/v1/ssh")
+        return found
+
+    def ssh_keys(self) -> list[dict[str, Any]]:
+        """{ssh_key_id, name, fingerprint, public_key, created_at, last_used_at}, oldest first."""
+        return list(self.http.pages("/v1/ssh-keys", {}, None))
+
+    def add_ssh_key(self, public_key: str, *, name: str | None = None) -> dict[str, Any]:
+        """``public_key``: a line of an ``id_*.pub`` file, whose comment is the name unless one is given. Raises
+        InvalidRequestError, ConflictError (it is there already), LimitError."""
+        body = given(public_key=public_key, name=name)
+        made: dict[str, Any] = self.http.call("POST", "/v1/ssh-keys", json=body)
+        return made
+
+    def remove_ssh_key(self, ssh_key_id: str) -> None:
+        """At once, also for sessions it has open. Raises NotFoundError."""
+        self.http.call("DELETE", f"/v1/ssh-keys/{segment(ssh_key_id)}")
 
     def usage(
         self,

@@ -43,6 +43,11 @@ class Execution:
         return command
 
     @property
+    def name(self) -> str | None:
+        """``start``: what the machine's template starts."""
+        return self._data.get("name")
+
+    @property
     def status(self) -> str:
         """queued, running, succeeded, failed, cancelled, expired."""
         return str(self._data["status"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Self
 
+from roost.client._sync import _export
 from roost.client._sync._client import Client, default_client
 from roost.client._types import parse_time
 from roost.client._wire import given, segment
@@ -46,6 +48,43 @@ class Snapshot:
     def delete(self) -> None:
         """Machines made from it live on. Raises ConflictError IN_USE while one is being made."""
         self._http.call("DELETE", f"/v1/snapshots/{self.id}")
+
+    def export(
+        self, to: Path | str, *, memory: bool = False, progress: _export.Progress = None
+    ) -> int:
+        """As one file at ``to``, whole or not at all; its bytes. ``memory``: with its processes, which only this
+        installation can go on from. ``progress`` hears how many bytes came."""
+        return _export.save(self.read(memory=memory), Path(to), progress)
+
+    def read(self, *, memory: bool = False) -> Iterator[bytes]:
+        """That file's bytes as they come."""
+        path = f"/v1/snapshots/{self.id}/export"
+        params = given(memory="true" if memory else None)
+        with self._http.stream("GET", path, params=params, timeout=None) as response:
+            yield from response.iter_raw()
+
+    @classmethod
+    def load(
+        cls,
+        source: Path | str,
+        *,
+        name: str | None = None,
+        trusted: bool = False,
+        progress: _export.Progress = None,
+        client: Client | None = None,
+    ) -> Self:
+        """The snapshot that ``export`` wrote. A disk that comes from elsewhere is a microVM's alone, unless an admin
+        says ``trusted``. Raises InvalidRequestError INVALID_BODY for a file that was changed."""
+        client = client or default_client()
+        data = client.http.call(
+            "POST",
+            "/v1/snapshots/import",
+            params=given(name=name, trusted="true" if trusted else None),
+            content=_export.content(Path(source), progress),
+            headers={"Content-Type": "application/x-tar"},
+            timeout=None,
+        )
+        return cls(client, data)
 
     @property
     def id(self) -> str:

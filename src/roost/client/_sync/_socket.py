@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import ClientConnection, connect
 
+from roost.client import _tls as tls
 from roost.client._ws import closed, refused, unreachable
 
 MAX_MESSAGE = 8 << 20
@@ -26,7 +27,13 @@ class Socket:
         stack = ExitStack()
         try:
             connection = stack.enter_context(
-                connect(url, additional_headers=dict(headers), max_size=MAX_MESSAGE, proxy=None)
+                connect(
+                    url,
+                    additional_headers=dict(headers),
+                    max_size=MAX_MESSAGE,
+                    proxy=None,
+                    ssl=tls.context(url),
+                )
             )
         except InvalidHandshake as exc:
             raise refused(url, exc) from exc

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from roost.drivers import saved, tree
+from roost.drivers import saved, sizes, tree
 from roost.drivers.interface import (
     Capabilities,
     Capture,
@@ -61,9 +61,6 @@ _OVERHEAD_SHARE = 64
 _THREADS = 96  # the VMM's own, most of them for disk requests
 _BOOT_TB_MIB = 256  # a kernel's boot translates more code than a machine at work
 _BOOT_TRIES = 2
-# Sizes that bakes are made for; beyond the last, its multiples.
-_MEMORY_MIB = (256, 512, 1024, 2048, 3072, 4096)
-_STORAGE_GIB = (1, 2, 5, 10, 20, 50, 100)
 
 
 class QemuDriver(Driver):
@@ -135,12 +132,7 @@ class QemuDriver(Driver):
 
     def fit(self, size: Size) -> Size:
         """Memory and storage of the next larger bake: what is in a snapshot knows how much it has."""
-        return Size(
-            size.vcpu,
-            _bucket(size.memory_mib, _MEMORY_MIB),
-            _bucket(size.storage_gib, _STORAGE_GIB),
-            size.pids,
-        )
+        return sizes.rounded(size)
 
     def traits(self) -> dict[str, Any]:
         assert self._guest is not None
@@ -591,11 +583,6 @@ def _read_checked(directory: Path) -> manifests.Manifest:
 def _printable(text: str) -> str:
     """Of a hostile one."""
     return re.sub(r"[^\x20-\x7e\n]", "?", text)
-
-
-def _bucket(wanted: int, sizes: tuple[int, ...]) -> int:
-    largest = sizes[-1]
-    return next((each for each in sizes if each >= wanted), -(-wanted // largest) * largest)
 
 
 def _log(stage: str, percent: int | None, what: str) -> None:

@@ -1,0 +1,37 @@
+"""One file for a template or a snapshot, on this machine's disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from roost.client._sync._io import from_iterator, in_thread
+from roost.client._sync._transfer import counted, pieces
+
+Progress = Callable[[int], object] | None
+
+
+def save(chunks: Iterator[bytes], to: Path, progress: Progress) -> int:
+    """Beside its place first, then renamed: a broken download leaves the old file, and nothing else."""
+    descriptor, name = tempfile.mkstemp(prefix=".roost-", dir=to.parent)
+    size = 0
+    try:
+        with os.fdopen(descriptor, "wb") as sink:
+            for chunk in chunks:
+                in_thread(sink.write, chunk)
+                size += len(chunk)
+                if progress is not None:
+                    progress(len(chunk))
+        os.replace(name, to)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    return size
+
+
+def content(source: Path, progress: Progress) -> Iterator[bytes]:
+    return from_iterator(counted(pieces(source), progress))

@@ -1,0 +1,54 @@
+"""Promotions: a fork takes its parent's place, with key, name, end, ports, their links and their preview tokens.
+
+What it keeps of its own: size, environment, labels, idle times, policy and secrets. The parent is left without those,
+or destroyed; before the one transaction that moves them nothing has changed.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from roost.engine.engine import Engine
+from roost.engine.machine import Machine
+from roost.engine.promoting import promote
+from roost.errors import InvalidRequestError
+from roost.services.keys import Keys
+from roost.services.machines import Machines
+from roost.services.ports import Ports
+from roost.store import keys as key_rows
+
+
+class Promotions:
+    def __init__(self, engine: Engine, machines: Machines, ports: Ports, keys: Keys) -> None:
+        self._engine = engine
+        self._machines = machines
+        self._ports = ports
+        self._keys = keys
+
+    async def promote(
+        self, tenant: str, machine_id: str, onto: str | None = None, destroy: bool = False
+    ) -> Machine:
+        """The machine in the place of ``onto`` (its parent unless told otherwise); with ``destroy`` that one is taken
+        down then. Also the way back: of a parent onto the child that replaced it. Again: nothing changes.
+
+        Raises MACHINE_NOT_FOUND, VALIDATION_FAILED (it has no parent), INVALID_STATE (they are not parent and child,
+        one is being destroyed, or both have a key), QUOTA_EXCEEDED (ports)."""
+        child = await self._machines.get(tenant, machine_id)
+        onto = child.parent_id if onto is None else onto
+        if onto is None:
+            raise InvalidRequestError(
+                "onto: this machine has no parent whose place it could take.",
+                details={"field": "onto"},
+            )
+        await self._machines.get(tenant, onto)
+        tokens: list[str] = []
+
+        def hand_over(connection: sa.Connection, source: str, to: str) -> list[str]:
+            tokens[:] = key_rows.hand_over(connection, source, to)
+            return self._ports.hand_over(connection, source, to)
+
+        promoted = await promote(self._engine, machine_id, onto, hand_over, destroy)
+        await self._ports.handed_over(onto, machine_id)
+        if tokens:
+            self._keys.ended(tokens)  # what is remembered of them is of the other machine
+        return promoted

@@ -1,0 +1,1 @@
+"""The tools; see ``roost.tools``."""
