@@ -8,7 +8,9 @@ grpcio --unix socket--> Dialler --open()--> the stream --> the agent
 ```
 
 A connection that says nothing dials nothing. One session at a time: a new connection ends the one before it,
-and every session starts with a fresh nonce.
+and every session starts with a fresh nonce. A greeting that nobody answers is given up and the stream opened anew, for
+QEMU (10.0) may hold back all that a guest says on a port where a write met the end of the dialler before, until the
+port is closed once more (hw/char/virtio-console.c: the port is throttled after it was told of the close).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ MAC_BYTES = 32
 DISCARD_BYTES = 64 * 2**20
 CHUNK = 64 * 1024
 HANDSHAKE_S = 5.0
+PATIENCE_S = 1.0  # with the first greeting; twice as long with each one after it
 
 
 class ByteStream(Protocol):
@@ -83,12 +86,18 @@ class Dialler:
     """Serves one machine's stream on ``path``; gRPC dials ``target``."""
 
     def __init__(
-        self, path: Path, token: str, open_stream: Open, handshake_s: float = HANDSHAKE_S
+        self,
+        path: Path,
+        token: str,
+        open_stream: Open,
+        handshake_s: float = HANDSHAKE_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.path = path
         self._token = token
         self._open = open_stream
         self._handshake_s = handshake_s
+        self._patience_s = patience_s
         self._server: asyncio.Server | None = None
         self._session: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
@@ -112,11 +121,8 @@ class Dialler:
         again. Raises OSError, MachineError."""
         async with self._turn:
             await self._end_session()
-            stream = await self._open()
-            try:
-                await self._shake(stream)
-            finally:
-                await stream.close()
+            stream, _ = await self._dial()
+            await stream.close()
 
     async def close(self) -> None:
         if self._server is not None:
@@ -150,20 +156,30 @@ class Dialler:
         self, first: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         try:
-            stream = await self._open()
-        except OSError as failure:
-            log.warning("dialler.open", path=str(self.path), error=str(failure))
+            async with asyncio.timeout(self._handshake_s):
+                stream, rest = await self._dial()
+        except (MachineError, TimeoutError, OSError) as failure:
+            log.warning("dialler.handshake", path=str(self.path), error=repr(failure)[:200])
             return
         try:
-            try:
-                async with asyncio.timeout(self._handshake_s):
-                    rest = await self._shake(stream)
-            except (MachineError, TimeoutError, OSError) as failure:
-                log.warning("dialler.handshake", path=str(self.path), error=repr(failure)[:200])
-                return
             await self._relay(stream, first, rest, reader, writer)
         finally:
             await stream.close()
+
+    async def _dial(self) -> tuple[ByteStream, bytes]:
+        """An open stream whose agent has answered, and what it said after that. Raises OSError, MachineError."""
+        patience = self._patience_s
+        while True:
+            stream = await self._open()
+            try:
+                async with asyncio.timeout(patience):
+                    return stream, await self._shake(stream)
+            except TimeoutError:
+                await stream.close()
+                patience *= 2
+            except BaseException:
+                await stream.close()
+                raise
 
     async def _shake(self, stream: ByteStream) -> bytes:
         handshake = Handshake(self._token)

@@ -463,7 +463,7 @@ class Still:
             agent = self.parts.agents.get(machine.id, self._handle.agent_target, token)
             try:
                 await agent.set_clock(self._now_ns())
-            except MachineError as failure:
+            except RoostError as failure:
                 if failure.code not in ("AGENT_LOST", "TIMEOUT"):
                     raise
                 # A daemon that spoke with it went away while it stood still: what comes first then may be lost.

@@ -126,6 +126,23 @@ async def test_no_echo_ends_the_connection(tmp_path: Path) -> None:
         await dialler.close()
 
 
+async def test_a_greeting_that_nobody_answers_is_given_up_for_another(tmp_path: Path) -> None:
+    """On the stream opened anew: its other end may hold all back until it is closed."""
+    pipe = Pipe()
+    dialler = Dialler(tmp_path / "d.sock", TOKEN, pipe.open, patience_s=0.05)
+    await dialler.start()
+    try:
+        reader, writer = await asyncio.open_unix_connection(dialler.path)
+        writer.write(b"PRI")
+        lost = await pipe.nonce()
+        nonce = await pipe.nonce()
+        assert (pipe.opened, pipe.closed) == (2, 1)
+        pipe.incoming.put_nowait(lost + mac(lost) + nonce + mac(nonce) + b"hello")
+        assert await asyncio.wait_for(reader.readexactly(5), 5) == b"hello"
+    finally:
+        await dialler.close()
+
+
 async def test_a_silent_connection_dials_nothing_and_the_newest_wins(tmp_path: Path) -> None:
     pipe = Pipe()
     dialler = Dialler(tmp_path / "d.sock", TOKEN, pipe.open)

@@ -19,6 +19,7 @@ from roost.errors import (
     CapacityError,
     MachineError,
     RoostError,
+    TimeoutExpired,
     UnavailableError,
     UnsupportedError,
 )
@@ -101,12 +102,19 @@ async def test_a_call_thaws_it_once_for_all(d: Daemon) -> None:
     assert await tier(d, m) == "frozen"
 
 
-async def test_an_agent_that_misses_the_first_call_after_a_thaw_is_dialled_anew(d: Daemon) -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [MachineError("silent", code="AGENT_LOST"), TimeoutExpired("late")],
+    ids=lambda failure: failure.code,
+)
+async def test_an_agent_that_misses_the_first_call_after_a_thaw_is_dialled_anew(
+    d: Daemon, failure: RoostError
+) -> None:
     """As one whose daemon went away while its machine stood still."""
     m = await made(d)
     await passes(d, 61)
     assert await tier(d, m) == "frozen"
-    d.agents.fail("set_clock", MachineError("silent", code="AGENT_LOST"))
+    d.agents.fail("set_clock", failure)
     ready = d.agents.calls["wait_ready"]
     assert (await d.machines.awake(TENANT, m)).machine.phase == "running"
     assert d.agents.calls["wait_ready"] == ready + 1
