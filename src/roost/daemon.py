@@ -27,7 +27,7 @@ from asyncssh import SSHKey
 from pydantic import ValidationError
 
 import roost
-from roost import memory
+from roost import dialects, memory
 from roost.agent.client import Agents
 from roost.api.v1 import Services, create_app, native
 from roost.clock import SystemClock
@@ -345,7 +345,7 @@ async def compose(
     links = Links(engine.roster, asked, clock.monotonic)
     stack.push_async_callback(links.close)
     links.open()
-    table = Table([native(create_app(services))])
+    table = Table([*dialects.targets(services), native(create_app(services))])
     rpc = Rpc(settings.run_dir / "grpc.sock")
     await rpc.start()
     stack.push_async_callback(rpc.stop, 2.0)

@@ -32,7 +32,7 @@ from roost.errors import (
     UnavailableError,
 )
 from roost.gateway import access, auth, idempotent, respond
-from roost.gateway.dispatch import Table, Target
+from roost.gateway.dispatch import Problem, Table, Target
 from roost.gateway.metrics import Metrics, resource_of
 from roost.gateway.sessions import Session, Sessions
 from roost.services.audit import Audit
@@ -145,13 +145,18 @@ class Gateway:
         host = next((v for n, v in scope["headers"] if n == b"host"), b"").decode("latin-1")
         path = scope["path"]
         target = self._table.find(host, path, auth.prefix(key) if key else None)
-        if target is not None and path in target.public:
-            return target
-        if key is None:
-            raise AuthError(
-                "This call needs a key: send Authorization: Bearer <key>.", code="AUTH_REQUIRED"
-            )
-        who = caller.principal = await self._keys.authenticate(key)
+        if target is not None:
+            out.problem = target.problem
+            if path in target.public:
+                return target
+        who = None if target is None else await target.admit(scope)
+        if who is None:
+            if key is None:
+                raise AuthError(
+                    "This call needs a key: send Authorization: Bearer <key>.", code="AUTH_REQUIRED"
+                )
+            who = await self._keys.authenticate(key)
+        caller.principal = who
         caller.subprotocol = auth.subprotocol(offered)
         self._rates.take(who)
         self._sessions.check(who)  # nothing is awaited between here and its session
@@ -324,6 +329,7 @@ class _Out:
         self._send = send
         self._caller = caller
         self.through: Send | None = None  # the whole way, where more listens than this
+        self.problem: Callable[[RoostError, str], Problem] | None = None  # how errors look
         self.before: Callable[[int], Awaitable[None]] | None = None
         self.request_id = caller.request_id
         self.status = 0
@@ -371,6 +377,9 @@ class _Out:
         self._caller.error_code = failure.code
         failure = access.told(failure, self._caller.principal)
         if self.status == 0 and self._websocket is not False:
+            if self.problem is not None:
+                await self.whole(*self.problem(failure, self.request_id))
+                return
             body = respond.error_body(failure, self.request_id)
             await self.whole(failure.status, respond.error_headers(failure), body)
         elif self._websocket is not None:

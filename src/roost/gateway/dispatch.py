@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.types import Scope
+
+from roost.errors import RoostError
+from roost.services.models import Principal
+
+Problem = tuple[int, list[tuple[bytes, bytes]], bytes]  # status, headers, body
 
 
 def _never(method: str, path: str) -> bool:
@@ -18,6 +23,10 @@ def _none(path: str) -> None:
 
 
 def _nothing(scope: Scope) -> None:
+    return None
+
+
+async def _nobody(scope: Scope) -> None:
     return None
 
 
@@ -46,6 +55,11 @@ class Target:
     action: Callable[[Scope], Action | None] = (
         _nothing  # of a request, routed or not; None: of none there is
     )
+    # How an error looks, whoever found it; None: as the native API says it.
+    problem: Callable[[RoostError, str], Problem] | None = None
+    # Who comes with what is no key (a signed URL, a token of the dialect's own), once that is proven; None: a key is
+    # asked for. Raises AUTH_INVALID for what proves nothing.
+    admit: Callable[[Scope], Awaitable[Principal | None]] = _nobody
 
 
 class Table:

@@ -30,7 +30,7 @@ from roost.egress.policy import Policy, Reach
 from roost.egress.suggest import suggest
 from roost.errors import ConflictError, NotFoundError, error
 from roost.gateway.app import Gateway
-from roost.gateway.dispatch import Table
+from roost.gateway.dispatch import Table, Target
 from roost.gateway.front import Front, bind
 from roost.gateway.metrics import Metrics
 from roost.gateway.rpc import Rpc
@@ -576,8 +576,10 @@ class Served:
         target: str | None,
         first_bytes_s: float = 10.0,
         engine: Any = None,
+        dialects: Sequence[Callable[[Services], Target]] = (),
     ) -> None:
         self.engine = engine
+        self.dialects = dialects
         self.directory = directory
         self.target = target
         self.first_bytes_s = first_bytes_s
@@ -666,7 +668,7 @@ class Served:
             code=Code(helpers, machines),
         )
         self.app = create_app(self.services)
-        table = Table([native(self.app)])
+        table = Table([*(make(self.services) for make in self.dialects), native(self.app)])
         self.gateway = Gateway(
             table, self.keys, self.idempotency, self.metrics, self.rates, self.audit, clock
         )

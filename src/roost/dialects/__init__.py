@@ -1,0 +1,16 @@
+"""Foreign APIs served on top of ours: each translates and calls the same services as the native API.
+
+A key's prefix chooses: one secret, written ``e2b_...`` or ``pds_...``, speaks to one dialect or another.
+"""
+
+from __future__ import annotations
+
+from roost.api.v1.services import Services
+from roost.gateway.dispatch import Target
+
+__all__ = ["targets"]
+
+
+def targets(services: Services) -> list[Target]:
+    """Those that HTTP reaches, to stand before the native one."""
+    return []
