@@ -50,12 +50,60 @@ def complete_role(incomplete: str) -> list[str]:
     return [r for r in ("admin", "tenant", "read_only") if r.startswith(incomplete)]
 
 
+# What other services' clients read: the prefix their keys have, then names of settings; {url} and {key} are ours.
+CLIENTS: dict[str, tuple[str, dict[str, str]]] = {
+    "dedalus": ("dsk", {"DEDALUS_BASE_URL": "{url}", "DEDALUS_API_KEY": "{key}"}),
+    "boxd": (
+        "bxk",
+        {
+            "BOXD_BASE_URL": "{url}",  # 0.2
+            "BOXD_API_URL": "{url}",  # 0.1
+            "BOXD_EXCHANGE_URL": "{url}/api/v1/auth/token",
+            "BOXD_API_KEY": "{key}",
+        },
+    ),
+    "pandastack": ("pds", {"PANDASTACK_API": "{url}", "PANDASTACK_API_KEY": "{key}"}),
+    "e2b": (
+        "e2b",
+        {"E2B_API_URL": "{url}", "E2B_SANDBOX_URL": "{url}", "E2B_API_KEY": "{key}"},
+    ),
+}
+
+
+def complete_client(incomplete: str) -> list[str]:
+    return [name for name in CLIENTS if name.startswith(incomplete)]
+
+
 @app.command()
-def show(json: Json = False) -> None:
-    """The key and address in use here, for ROOST_URL and ROOST_API_KEY elsewhere."""
+def show(
+    client_: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="CLIENT",
+            help=f"As another service's client reads them: {', '.join(CLIENTS)}.",
+            autocompletion=complete_client,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """The key and address in use here, for ROOST_URL and ROOST_API_KEY elsewhere, or for another service's client."""
     from roost.client._config import resolve
 
     config = resolve()
+    if client_ is not None:
+        if client_ not in CLIENTS:
+            raise error(
+                "VALIDATION_FAILED", f"No client {client_!r} is known: {', '.join(CLIENTS)}."
+            )
+        prefix, names = CLIENTS[client_]
+        key = f"{prefix}_{config.api_key.rpartition('_')[2]}"
+        said = {name: text.format(url=config.url, key=key) for name, text in names.items()}
+        if json:
+            print_json(said)
+        for name, text in said.items() if not json else ():
+            say(f"{name}={text}")
+        return
     if json:
         print_json({"url": config.url, "api_key": config.api_key})
         return
