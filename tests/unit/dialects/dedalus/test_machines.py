@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import httpx
 import pytest
 
 from roost.services.models import CreateMachine
 from tests.unit.api.kit import OTHER, TENANT, Served, events
-from tests.unit.dialects.dedalus.conftest import key, open_
-from tests.unit.engine.kit import daemon, small
+from tests.unit.dialects.dedalus.conftest import key
 
 SIZE = {"vcpu": 1, "memory_mib": 2048, "storage_gib": 10}
 
@@ -165,23 +161,3 @@ async def test_in_the_audit_log(bare: Served) -> None:
         found = (await admin.get("/v1/audit", params={"limit": 5})).json()["items"]
     assert found[0]["action"] == "dedalus_machines_create"
     assert found[0]["machine_id"] == made["machine_id"]
-
-
-async def test_a_reboot_ends_what_runs_and_what_slept(tmp_path: Path) -> None:
-    async with daemon(tmp_path) as d:
-        m = await d.machines.create(TENANT, small())
-        for tier in (None, "frozen", "hibernated", "stopped"):
-            if tier is not None and (tier != "frozen" or m.capabilities.freeze):
-                if tier == "hibernated" and not m.memory_kept:
-                    continue
-                m = await d.machines.sleep(TENANT, m.id, tier)
-            before = d.agents.calls["renew_identity"]
-            m = await d.machines.reboot(TENANT, m.id)
-            assert m.phase == "running" and m.memory_image is None
-            assert before is not None
-        assert json.dumps(dict(d.agents.calls))
-
-
-async def test_open_is_closed(tmp_path: Path) -> None:
-    async with open_(tmp_path, None) as served, served.client(key(served)) as http:
-        assert (await http.get("/v1/machines")).status_code == 200
