@@ -83,9 +83,7 @@ def test_reboot(sdk: Sdk, rung: str) -> None:
         )
         sdk.run("again = ~client.machines.reboot(machine_id=MACHINE, force=True)", MACHINE=machine)
         assert sdk.value("again.phase") == "running"
-        said = sdk.finished(
-            machine, "sh", "-c", "cat /root/kept; pgrep -x sleep || echo none"
-        )
+        said = sdk.finished(machine, "sh", "-c", "cat /root/kept; pgrep -x sleep || echo none")
         assert said["stdout"] == "kept\nnone\n"
     finally:
         delete(sdk, machine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -323,7 +324,7 @@ def test_each_refusal_is_its_own_exception(sdk: Sdk, machine: str, daemon: Daemo
         key = f"dsk_{made['key'].rpartition('_')[2]}"
         try:
             check(
-                "~client.with_options(api_key=KEY).machines.create(**SIZE)",
+                "~client.with_options(api_key=KEY).machines.create(**SIZE, extra_body=dict(driver='gvisor'))",
                 "RateLimitError", 429, "QUOTA_EXCEEDED", KEY=key,
             )  # fmt: skip
             check(
@@ -332,10 +333,12 @@ def test_each_refusal_is_its_own_exception(sdk: Sdk, machine: str, daemon: Daemo
             )  # fmt: skip
         finally:
             http.delete(f"/v1/tenants/{tenant['tenant_id']}")
-    failure = raised(
-        sdk,
-        "~client.with_options(timeout=0.0001, max_retries=0).machines.retrieve(machine_id=MACHINE)",
-    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        failure = raised(
+            sdk,
+            "~client.with_options(base_url=URL, timeout=0.3, max_retries=0).machines.retrieve(machine_id=MACHINE)",
+            URL=f"http://127.0.0.1:{silent.getsockname()[1]}",
+        )
     assert failure.kind == "APITimeoutError"
     sdk.records("exceptions: authentication, not found, conflict, validation, quota, timeout")
 
