@@ -31,8 +31,10 @@ def dialect(clock: Any = None) -> list[Callable[[Services], Target]]:
     return [nth(0), nth(1)]
 
 
-def open_(path: Path, target: str | None, clock: Any = None) -> AbstractAsyncContextManager[Served]:
-    return serving(path, target, dialects=dialect(clock))
+def open_(
+    path: Path, target: str | None, clock: Any = None, **kw: Any
+) -> AbstractAsyncContextManager[Served]:
+    return serving(path, target, dialects=dialect(clock), **kw)
 
 
 def key(served: Served) -> str:

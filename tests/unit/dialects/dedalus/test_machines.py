@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import httpx
 import pytest
 
-from roost.services.models import CreateMachine
+from roost.errors import MachineError
+from roost.services.models import CreateMachine, Role
 from tests.unit.api.kit import OTHER, TENANT, Served, events
-from tests.unit.dialects.dedalus.conftest import key
+from tests.unit.dialects.dedalus.conftest import key, open_
+from tests.unit.engine.kit import daemon
 
 SIZE = {"vcpu": 1, "memory_mib": 2048, "storage_gib": 10}
 
@@ -161,3 +166,48 @@ async def test_in_the_audit_log(bare: Served) -> None:
         found = (await admin.get("/v1/audit", params={"limit": 5})).json()["items"]
     assert found[0]["action"] == "dedalus_machines_create"
     assert found[0]["machine_id"] == made["machine_id"]
+
+
+async def test_a_create_is_watched_until_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the real engine: answered while it starts, told as it comes on, and the stream ends."""
+    monkeypatch.setattr("roost.dialects.dedalus.machines.PATIENCE_S", 0.1)
+    async with daemon(tmp_path) as d, open_(tmp_path, None, engine=d) as served:
+        may = d.host.driver.script.hangs["start"] = asyncio.Event()
+        async with served.client(key(served)) as http:
+            answer = await http.post("/v1/machines", json={**SIZE, "memory_mib": 64})
+            made = answer.json()
+            assert (answer.status_code, made["desired_state"]) == (202, "running"), made
+            seen = []
+            url = f"/v1/machines/{made['machine_id']}"
+            async with http.stream("GET", f"{url}/status/stream") as stream:
+                async for _, data in events(stream.aiter_lines()):
+                    seen.append(data["status"]["phase"])
+                    may.set()
+            assert (seen[0], seen[-1]) == ("starting", "running")
+            assert (await http.get(url)).json()["phase"] == "running"
+
+
+async def test_one_that_fails_to_start_is_answered_so(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as d, open_(tmp_path, None, engine=d) as served:
+        d.host.driver.script.errors["start"] = [MachineError("no", code="MACHINE_FAILED")] * 9
+        async with served.client(key(served)) as http:
+            made = (await http.post("/v1/machines", json={**SIZE, "memory_mib": 64})).json()
+            assert made["phase"] == "failed" and made["status"]["last_error"], made
+
+
+async def test_a_key_that_may_only_read(served: Served) -> None:
+    reader = f"dsk_{(await served.add_key(TENANT, Role.READ_ONLY)).rpartition('_')[2]}"
+    url = f"/v1/machines/{served.machine()}"
+    async with served.client(reader) as http:
+        assert (await http.get(url)).status_code == 200
+        refused = await http.post(f"{url}/sleep")
+        assert (refused.status_code, refused.json()["error_code"]) == (403, "FORBIDDEN")
+
+
+async def test_a_body_over_the_limit(served: Served, http: httpx.AsyncClient) -> None:
+    url = f"/v1/machines/{served.machine()}/executions"
+    answer = await http.post(url, json={"command": ["cat"], "stdin": "x" * (5 << 20)})
+    assert (answer.status_code, answer.json()["error_code"]) == (413, "PAYLOAD_TOO_LARGE")
+    assert answer.headers["x-should-retry"] == "false"

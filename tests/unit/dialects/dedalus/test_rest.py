@@ -117,6 +117,20 @@ async def test_stream_url_needs_no_header(served: Served, http: httpx.AsyncClien
     assert gone["status"] == "closed" and "stream_url" not in gone
 
 
+async def test_a_terminal_that_has_closed(served: Served, http: httpx.AsyncClient) -> None:
+    """It is told as long as it is known; no stream of it is begun."""
+    url, said = await opened(http, served)
+    async with connect(said["stream_url"]) as ws:
+        await ws.send(b"exit\n")
+        async with asyncio.timeout(10):
+            async for _ in ws:
+                pass
+    one = f"{url}/{said['terminal_id']}"
+    assert (await http.get(one)).json()["status"] == "closed"
+    assert await refused(said["stream_url"]) == (409, "INVALID_STATE")
+    assert (await http.delete(one)).json()["status"] == "closed"
+
+
 async def refused(url: str) -> tuple[int, str]:
     with pytest.raises(InvalidStatus) as failure:
         async with connect(url):
