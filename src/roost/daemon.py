@@ -79,6 +79,7 @@ from roost.services.starting import Starting
 from roost.services.templates import Templates
 from roost.services.tenants import Tenants
 from roost.services.terminals import Terminals
+from roost.services.tickets import Tickets
 from roost.services.transfer import Transfers
 from roost.services.trees import Trees
 from roost.services.usage import Usage
@@ -339,13 +340,14 @@ async def compose(
         promotions=Promotions(engine, machines, ports, keys),
         diffs=Diffs(machines),
         trees=Trees(store, machines),
+        tickets=Tickets(keys, engine.identity.secret, clock),
     )
     asked = Requests(engine, machines, ports, services.usage, audit)
     stack.push_async_callback(asked.close)
     links = Links(engine.roster, asked, clock.monotonic)
     stack.push_async_callback(links.close)
     links.open()
-    table = Table([*dialects.targets(services), native(create_app(services))])
+    table = Table([*dialects.targets(services), native(create_app(services), services.tickets)])
     rpc = Rpc(settings.run_dir / "grpc.sock")
     await rpc.start()
     stack.push_async_callback(rpc.stop, 2.0)

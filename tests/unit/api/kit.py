@@ -75,6 +75,7 @@ from roost.services.rates import Rates
 from roost.services.ssh_keys import SshAddress, SshKeys
 from roost.services.tenants import Tenants
 from roost.services.terminals import Terminals
+from roost.services.tickets import Tickets
 from roost.services.trees import Trees
 from roost.services.usage import Usage
 from roost.settings import Settings
@@ -665,6 +666,7 @@ class Served:
             ),
             diffs=Diffs(machines),
             trees=Trees(self.store, machines),
+            tickets=Tickets(self.keys, b"secret", clock),
             secrets=self.engine.secrets if self.engine else _any(FakeSecrets(self.machines)),
             transfers=_any(self.transfers),
             browser=self.browser,
@@ -672,7 +674,12 @@ class Served:
             code=Code(helpers, machines),
         )
         self.app = create_app(self.services)
-        table = Table([*(make(self.services) for make in self.dialects), native(self.app)])
+        table = Table(
+            [
+                *(make(self.services) for make in self.dialects),
+                native(self.app, self.services.tickets),
+            ]
+        )
         self.gateway = Gateway(
             table, self.keys, self.idempotency, self.metrics, self.rates, self.audit, clock
         )
@@ -718,9 +725,9 @@ class Served:
         return self.machines.add(tenant).id
 
     def later(self, ago: timedelta) -> None:
-        """It is as much later for keys."""
+        """It is as much later for keys and tickets."""
         now: Any = SimpleNamespace(now=lambda: datetime.now(UTC) + ago)
-        self.keys._clock = now
+        self.keys._clock = self.services.tickets._clock = now
 
     async def add_key(self, tenant: str, role: Role = Role.TENANT, **kw: Any) -> str:
         made = await self.keys.create(tenant, "k", role, **kw)

@@ -7,12 +7,14 @@ import base64
 import json
 import statistics
 import time
+from datetime import timedelta
 
+import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.unit.api.kit import Served
+from tests.unit.api.kit import TENANT, Served
 
 
 async def opened(served: Served, **body: object) -> tuple[str, dict]:
@@ -107,6 +109,56 @@ async def test_outlives_its_viewers_until_deleted(served: Served) -> None:
             async with viewer(served, terminal):
                 pass
     assert refused.value.response.status_code == 404
+
+
+async def refused(url: str) -> tuple[int, str]:
+    with pytest.raises(InvalidStatus) as failure:
+        async with connect(url):
+            pass
+    return failure.value.response.status_code, json.loads(failure.value.response.body)["error_code"]
+
+
+async def test_a_link_opens_it_without_a_key(served: Served) -> None:
+    """Until it expires, for this terminal alone, and as long as the key counts that made it."""
+    mid, terminal = await opened(served)
+    _, other = await opened(served)
+    url = f"/v1/machines/{mid}/terminals/{terminal['terminal_id']}/links"
+    made = (await served.http.post(url, json={"ttl_seconds": 60})).json()
+    async with connect(made["url"]) as ws:
+        await ws.send(b"echo $((6*7))\n")
+        text = b""
+        async with asyncio.timeout(10):
+            while b"42\r\n" not in text:
+                piece = await ws.recv()
+                assert isinstance(piece, bytes)
+                text += piece
+        assert (await served.http.post(url, json={"ttl_seconds": 86401})).status_code == 422
+        good = made["url"]
+        assert await refused(good.partition("?")[0]) == (401, "AUTH_REQUIRED")
+        assert await refused(f"{good}0") == (401, "AUTH_INVALID")
+        crossed = good.replace(terminal["terminal_id"], other["terminal_id"])
+        assert await refused(crossed) == (401, "AUTH_INVALID")
+        elsewhere = good.partition("/terminals/")[0].replace("ws:", "http:")
+        answer = await httpx.AsyncClient().get(elsewhere + "?" + good.partition("?")[2])
+        assert answer.status_code == 401
+        mine = await served.keys.list(TENANT)
+        await served.keys.revoke(None, mine[0].id)
+        assert await refused(good) == (401, "AUTH_INVALID")
+        with pytest.raises(ConnectionClosed):
+            async with asyncio.timeout(10):
+                while True:
+                    await ws.recv()
+
+
+async def test_a_link_expires(served: Served) -> None:
+    mid, terminal = await opened(served)
+    url = f"/v1/machines/{mid}/terminals/{terminal['terminal_id']}/links"
+    made = (await served.http.post(url)).json()
+    served.later(timedelta(minutes=9))
+    async with connect(made["url"]):
+        pass
+    served.later(timedelta(minutes=11))
+    assert await refused(made["url"]) == (401, "AUTH_INVALID")
 
 
 async def test_a_keystroke_comes_back_at_once(served: Served) -> None:

@@ -49,7 +49,7 @@ async def main(directory: Path) -> None:
         clock = d.host.clock
         audit = Audit(d.store, clock, Cursors(bytes(32)), 90)
         await audit.open()
-        table = Table([native(create_app(services))])
+        table = Table([native(create_app(services), services.tickets)])
         gateway = Gateway(
             table, Keys(), idempotency, metrics, Rates(clock.monotonic, 10.0), audit, clock
         )

@@ -6,8 +6,10 @@ import re
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 import roost
 from roost.api.v1 import (
@@ -40,12 +42,15 @@ from roost.api.v1 import (
 from roost.api.v1.services import Services, only_admin
 from roost.gateway.dispatch import Target
 from roost.gateway.respond import Json
+from roost.services.models import Principal
+from roost.services.tickets import Tickets
 
 PUBLIC = frozenset({"/healthz", "/openapi.json", "/docs"})
 _STREAMED = re.compile(
     r"/v1/machines/[^/]+/(files(/tar)?|executions/[^/]+/stdin)|/v1/builds/[^/]+/context"
 )
 _SENT = "/v1/snapshots/import"
+_TERMINAL = re.compile(r"/v1/machines/([^/]+)/terminals/([^/]+)/stream")
 
 
 def streams(method: str, path: str) -> bool:
@@ -58,9 +63,16 @@ def streams(method: str, path: str) -> bool:
     return match is not None and (method == "POST") == path.endswith("/stdin")
 
 
-def native(app: FastAPI) -> Target:
+def native(app: FastAPI, tickets: Tickets) -> Target:
     """As the gateway serves it: below every path that is nobody else's."""
     actions = access.Actions(app.routes)
+
+    async def admit(scope: Scope) -> Principal | None:
+        match = _TERMINAL.fullmatch(scope["path"])
+        if match is None or scope["type"] != "websocket":
+            return None
+        return await tickets.admit(match[1], match[2], QueryParams(scope["query_string"]))
+
     return Target(
         "native",
         app,
@@ -70,6 +82,7 @@ def native(app: FastAPI) -> Target:
         admin=access.admin,
         own=access.own,
         action=actions.of,
+        admit=admit,
     )
 
 

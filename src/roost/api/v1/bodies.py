@@ -314,6 +314,10 @@ class CreateLink(Body):
     ttl_seconds: int = Field(3600, ge=1, le=604_800)
 
 
+class CreateTerminalLink(Body):
+    ttl_seconds: int = Field(600, ge=1, le=86_400)
+
+
 class CreateKey(Body):
     name: str = Field(min_length=1, max_length=63)
     role: Literal["admin", "tenant", "read_only"] | None = Field(

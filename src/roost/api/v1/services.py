@@ -31,6 +31,7 @@ from roost.services.ssh_keys import SshAddress, SshKeys
 from roost.services.templates import Templates
 from roost.services.tenants import Tenants
 from roost.services.terminals import Terminals
+from roost.services.tickets import Tickets
 from roost.services.transfer import Transfers
 from roost.services.trees import Trees
 from roost.services.usage import Usage
@@ -64,6 +65,7 @@ class Services:
     promotions: Promotions
     diffs: Diffs
     trees: Trees
+    tickets: Tickets
 
 
 def caller(connection: HTTPConnection) -> Caller:

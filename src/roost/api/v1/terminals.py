@@ -7,10 +7,12 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from roost.api.v1 import answers, bodies, routes, shapes, sockets
+from roost.api.v1.keys import SECRET
 from roost.api.v1.parse import invalid
-from roost.api.v1.services import Services, caller, tenant
+from roost.api.v1.services import Services, caller, principal, tenant
 from roost.gateway.respond import Json
 from roost.services.terminals import OpenTerminal, Terminal
+from roost.services.tickets import TICKET_S
 
 
 class TerminalList(answers.Answer):
@@ -61,6 +63,20 @@ def router(s: Services) -> APIRouter:
         await s.terminals.close(tenant(request), machine_id, terminal_id)
         return Response(status_code=204)
 
+    @r.post("/{terminal_id}/links", status_code=201, response_model=answers.Link)
+    async def link(
+        request: Request,
+        machine_id: str,
+        terminal_id: str,
+        body: bodies.CreateTerminalLink | None = None,
+    ) -> Response:
+        """A URL of a WebSocket (bytes both ways, as with ``binary``) that opens the terminal for whoever has it."""
+        found = await s.terminals.get(tenant(request), machine_id, terminal_id)
+        ttl = TICKET_S if body is None else body.ttl_seconds
+        ticket = s.tickets.make(principal(request), machine_id, found.id, ttl)
+        url = f"{stream_url(request, found)}?binary=true&{ticket.query}"
+        return Json({"url": url, "expires_at": shapes.time(ticket.expires_at)}, 201, SECRET)
+
     @r.websocket("/{terminal_id}/stream")
     async def socket(
         ws: WebSocket, machine_id: str, terminal_id: str, binary: bool = False
@@ -76,8 +92,13 @@ def router(s: Services) -> APIRouter:
 
 
 def _shape(connection: HTTPConnection, found: Terminal) -> shapes.Object:
+    return shapes.terminal(found, stream_url(connection, found))
+
+
+def stream_url(connection: HTTPConnection, found: Terminal) -> str:
+    """As whoever asks reaches it."""
     host = connection.headers.get("host") or "localhost"
     said = connection.headers.get("x-forwarded-proto")
     secure = said == "https" or connection.url.scheme in ("https", "wss")
     base = f"{'wss' if secure else 'ws'}://{host}/v1/machines/{found.machine_id}"
-    return shapes.terminal(found, f"{base}/terminals/{found.id}/stream")
+    return f"{base}/terminals/{found.id}/stream"

@@ -8,6 +8,7 @@ import codecs
 import json
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from roost.client._async._http import AsyncHTTP
@@ -79,6 +80,15 @@ class AsyncTerminal:
         await self.detach()
         await self._http.call("DELETE", self._path)
         self._data["status"] = "closed"
+
+    async def link(self, ttl: float | timedelta = 600) -> dict[str, Any]:
+        """{url, expires_at}: a WebSocket (bytes both ways) that opens the terminal for whoever has it, as long as this
+        key counts. ``ttl``: seconds, at most a day."""
+        seconds = int(ttl.total_seconds() if isinstance(ttl, timedelta) else ttl)
+        made: dict[str, Any] = await self._http.call(
+            "POST", f"{self._path}/links", json={"ttl_seconds": seconds}
+        )
+        return made
 
     async def send(self, data: str | bytes) -> None:
         """Types it."""

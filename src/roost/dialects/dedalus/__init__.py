@@ -6,7 +6,6 @@
     errors       failures in its shape, with the headers its retries obey
     machines, executions, terminals, ports, ssh, usage   calls: translate, and call the services
     events       an execution's output as numbered events with a cursor; pure
-    tickets      the credential that a terminal's ``stream_url`` carries
     absent       what is not served
 
 A key whose prefix is ``dsk`` chooses it at the paths that are also the native API's; below ``/dedalus`` any key does.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl
 
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.types import Scope
@@ -15,53 +14,34 @@ from roost.dialects.dedalus.executions import Executions
 from roost.dialects.dedalus.machines import Machines
 from roost.dialects.dedalus.ports import Ports
 from roost.dialects.dedalus.ssh import Ssh
-from roost.dialects.dedalus.terminals import BELOW, Terminals
-from roost.dialects.dedalus.tickets import Tickets
+from roost.dialects.dedalus.terminals import Terminals
 from roost.dialects.dedalus.usage import Usage
 from roost.dialects.serving import App, Services
 from roost.gateway.dispatch import Action, Target
-from roost.services.models import Principal
 
 PREFIX = "dsk"
+BELOW = "/dedalus"
 _ONE = "/v1/machines/{machine_id}"
 _PATH = re.compile(r"(?:/dedalus)?/v1/machines(?:/([^/]+)(?:/([a-z]+).*)?)?", re.DOTALL)
-_STREAM = re.compile(rf"{BELOW}/v1/machines/([^/]+)/terminals/([^/]+)/stream")
 _VERBS = {"POST": "create", "PATCH": "update", "PUT": "update", "DELETE": "delete"}
 _INSIDE = frozenset({"executions", "terminals"})
 _OF_MACHINE = frozenset({"sleep", "wake", "reboot"})
 
 
 def targets(services: Services, clock: Clock | None = None) -> list[Target]:
-    """Two doors to the same calls: by the form of the key, and below a path of their own, where a terminal's stream
-    needs no header."""
-    clock = clock or SystemClock()
-    tickets = Tickets(services.keys, clock)
-    app = App(routes(services, tickets, clock))
-
-    async def admit(scope: Scope) -> Principal | None:
-        match = _STREAM.fullmatch(scope["path"])
-        if match is None or scope["type"] != "websocket":
-            return None
-        query = parse_qsl(scope["query_string"].decode("latin-1"), max_num_fields=20)
-        return await tickets.admit(match[1], match[2], dict(query))
-
+    """Two doors to the same calls: by the form of the key, and below a path of their own."""
+    app = App(routes(services, clock or SystemClock()))
+    below = App([Mount(BELOW, app=app)])
     return [
         Target("dedalus", app, paths=("/v1",), prefixes=(PREFIX,), action=action, problem=problem),
-        Target(
-            "dedalus",
-            App([Mount(BELOW, app=app)]),
-            paths=(BELOW,),
-            action=action,
-            problem=problem,
-            admit=admit,
-        ),
+        Target("dedalus", below, paths=(BELOW,), action=action, problem=problem),
     ]
 
 
-def routes(services: Services, tickets: Tickets, clock: Clock) -> list[BaseRoute]:
+def routes(services: Services, clock: Clock) -> list[BaseRoute]:
     machines = Machines(services)
     executions = Executions(services, clock)
-    terminals = Terminals(services, tickets)
+    terminals = Terminals(services)
     ssh = Ssh(services)
     usage = Usage(services, clock)
     artifacts = Absent("artifacts of executions")

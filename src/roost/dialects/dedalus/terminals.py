@@ -1,5 +1,5 @@
-"""Terminals, and their two conversations: JSON for a client that sends its key with the upgrade, bytes for whoever opens
-``stream_url``."""
+"""Terminals, and their two conversations: JSON here, for a client that sends its key with the upgrade; bytes for whoever
+opens ``stream_url``, which is the native API's own, with a ticket."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from roost.api.v1 import sockets
+from roost.api.v1.terminals import stream_url
 from roost.dialects.dedalus import asked, shapes
-from roost.dialects.dedalus.tickets import Tickets
 from roost.dialects.serving import Json, Services, body, caller, principal, tenant
 from roost.errors import ConflictError
 from roost.services.terminals import OpenTerminal, Terminal
 
-BELOW = "/dedalus"
-
 
 class Terminals:
-    def __init__(self, services: Services, tickets: Tickets) -> None:
+    def __init__(self, services: Services) -> None:
         self._s = services
-        self._tickets = tickets
 
     async def create(self, request: Request) -> Response:
         said = await body(request, asked.CreateTerminal)
@@ -59,17 +56,13 @@ class Terminals:
         viewer = await self._s.terminals.attach(tenant(ws), machine_id, terminal_id)
         try:
             await ws.accept(caller(ws).subprotocol)
-            await sockets.terminal(ws, viewer, binary="ticket" in ws.query_params)
+            await sockets.terminal(ws, viewer, binary=False)
         finally:
             await viewer.close()
 
     def _shape(self, request: Request, found: Terminal) -> shapes.Object:
-        host = request.headers.get("host") or "localhost"
-        said = request.headers.get("x-forwarded-proto")
-        secure = said == "https" or request.url.scheme == "https"
-        query = self._tickets.query(principal(request), found.machine_id, found.id)
-        path = f"{BELOW}/v1/machines/{found.machine_id}/terminals/{found.id}/stream"
-        return shapes.terminal(found, f"{'wss' if secure else 'ws'}://{host}{path}?{query}")
+        ticket = self._s.tickets.make(principal(request), found.machine_id, found.id)
+        return shapes.terminal(found, f"{stream_url(request, found)}?binary=true&{ticket.query}")
 
 
 def _machine(connection: HTTPConnection) -> str:

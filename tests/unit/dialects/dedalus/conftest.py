@@ -16,14 +16,14 @@ from tests.unit.api.conftest import agent  # noqa: F401  (the fixture)
 from tests.unit.api.kit import Served, serving
 
 
-def dialect(clock: Any = None) -> list[Callable[[Services], Target]]:
+def dialect() -> list[Callable[[Services], Target]]:
     """Both targets of one dialect, as the kit wants them."""
     made: list[Target] = []
 
     def nth(n: int) -> Callable[[Services], Target]:
         def make(services: Services) -> Target:
             if not made:
-                made.extend(targets(services, clock))
+                made.extend(targets(services))
             return made[n]
 
         return make
@@ -31,10 +31,8 @@ def dialect(clock: Any = None) -> list[Callable[[Services], Target]]:
     return [nth(0), nth(1)]
 
 
-def open_(
-    path: Path, target: str | None, clock: Any = None, **kw: Any
-) -> AbstractAsyncContextManager[Served]:
-    return serving(path, target, dialects=dialect(clock), **kw)
+def open_(path: Path, target: str | None, **kw: Any) -> AbstractAsyncContextManager[Served]:
+    return serving(path, target, dialects=dialect(), **kw)
 
 
 def key(served: Served) -> str:
