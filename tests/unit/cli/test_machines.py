@@ -119,6 +119,12 @@ def test_rm(stub: Stub, roost: Roost, capsys: Out) -> None:
     assert json.loads(capsys.readouterr().out)["items"][0]["phase"] == "destroyed"
 
 
+def test_reboot(stub: Stub, roost: Roost, capsys: Out) -> None:
+    stub.on("POST", f"/v1/machines/{MACHINE_ID}/reboot", lambda _: machine())
+    assert roost("reboot", "user-42") == 0
+    assert capsys.readouterr().out.startswith(MACHINE_ID)
+
+
 def test_names_from_elsewhere_are_inert(stub: Stub, roost: Roost, capsys: Out) -> None:
     evil = "\x1b]0;title\x07[bold red]x[/]:smile:\u202e\n\x9b2J"
     bad = machine(name=evil, status={"phase": "failed", "reason": evil, "revision": 1})
