@@ -152,6 +152,21 @@ class Storage(Protocol):
     async def list_memory(self) -> set[str]:
         """Machine ids that have a memory image of their own."""
 
+    async def make_volume(self, volume_id: str, size_gib: int) -> None:
+        """An empty file system of that size, which takes no room yet; what was there of that id is gone. Durable on
+        return. Raises STORAGE_FULL."""
+
+    def volume(self, volume_id: str) -> Path:
+        """Where it lies (whether or not it is there)."""
+
+    async def delete_volume(self, volume_id: str) -> None:
+        """Idempotent."""
+
+    async def list_volumes(self) -> set[str]: ...
+
+    async def volume_bytes(self, volume_ids: Iterable[str]) -> dict[str, int]:
+        """Allocated, of those that are there."""
+
     async def delete_image(self, digest: str) -> None: ...
 
     async def close(self) -> None: ...

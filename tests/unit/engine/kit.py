@@ -190,6 +190,7 @@ class FakeStorage(Scripted):
         self.memories: set[str] = set()
         self.list: dict[str, Image] = {}
         self.sizes: dict[str, int] = {}  # bytes a machine or snapshot answers for
+        self.volumes: set[str] = set()
 
     def add_image(self, letter: str) -> Image:
         digest = "sha256:" + letter * 64
@@ -288,6 +289,23 @@ class FakeStorage(Scripted):
     ) -> dict[str, int]:
         await self.enter("shares")
         return {each.id: self.sizes.get(each.id, 0) for family in families for each in family}
+
+    async def make_volume(self, volume_id: str, size_gib: int) -> None:
+        await self.enter("make_volume")
+        self.volumes.add(volume_id)
+
+    def volume(self, volume_id: str) -> Path:
+        return self.directory / f"volume-{volume_id}"
+
+    async def delete_volume(self, volume_id: str) -> None:
+        await self.enter("delete_volume")
+        self.volumes.discard(volume_id)
+
+    async def list_volumes(self) -> set[str]:
+        return set(self.volumes)
+
+    async def volume_bytes(self, volume_ids: Iterable[str]) -> dict[str, int]:
+        return {each: self.sizes.get(each, 0) for each in volume_ids if each in self.volumes}
 
     async def images(self) -> list[Image]:
         return list(self.list.values())
@@ -468,7 +486,17 @@ class FakeAgent:
 
     async def stats(self) -> Any:
         await self.agents.enter("stats")
-        return SimpleNamespace(disk_total_bytes=100, disk_used_bytes=10, uptime_ms=5)
+        return SimpleNamespace(
+            disk_total_bytes=100,
+            disk_used_bytes=10,
+            uptime_ms=5,
+            memory_used_bytes=30,
+            memory_total_bytes=90,
+            memory_cache_bytes=20,
+        )
+
+    async def sync(self) -> None:
+        await self.agents.enter("sync")
 
 
 class FakeStream:
