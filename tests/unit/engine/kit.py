@@ -48,6 +48,7 @@ from roost.services.secrets import Secrets
 from roost.services.snapshots import Snapshots
 from roost.services.starting import Starting
 from roost.services.templates import Templates
+from roost.services.volumes import Volumes
 from roost.services.warm import Warm
 from roost.settings import Settings
 from roost.storage.interface import Holder, Image, PoolUsage, Snapshot
@@ -693,6 +694,7 @@ class Daemon:
     secrets: Secrets
     starting: Starting
     builds: Builds
+    volumes: Volumes
 
     @classmethod
     async def start(
@@ -740,6 +742,8 @@ class Daemon:
         if build:
             await templates.build("base")
         await engine.open()
+        volumes = Volumes(engine)
+        await volumes.open()
         await builds.open()
         bakes = Bakes(engine)
         warm = Warm(engine, bakes, settings.get("warm_machines", 0))
@@ -749,7 +753,7 @@ class Daemon:
         policies = Policies(engine, machines)
         return cls(
             host, store, engine, templates, machines, snapshots, agents, bakes, warm, policies,
-            keeper, Secrets(engine, machines, keeper), starting, builds,
+            keeper, Secrets(engine, machines, keeper), starting, builds, volumes,
         )  # fmt: skip
 
     async def stop(self) -> None:
