@@ -245,6 +245,10 @@ class ContainerDriver(Driver):
                 identified = capture is None and self._prepare_disk(
                     spec, disk, directory / "rootfs"
                 )
+                if capture is None:
+                    tree.make_mount_points(
+                        directory / "rootfs", [each.path for each in spec.volumes]
+                    )
                 disks.mark_used(spec.root.image)
                 for volume in spec.volumes:
                     disks.mark_used(volume.image)

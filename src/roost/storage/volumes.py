@@ -39,8 +39,10 @@ def make(path: Path, size_gib: int) -> None:
             ["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-E", lazily, str(path)],
             timeout_s=_MKFS_S,
         )
-        # An empty volume is empty: what a repair finds it can put into one it makes.
-        run.run(["debugfs", "-w", "-R", "rmdir lost+found", str(path)], timeout_s=_MKFS_S)
+        # An empty volume is empty (what a repair finds it can put into one it makes), and all its machine's users may
+        # write into it, as into /tmp: who they will be nobody knows yet.
+        for change in ("rmdir lost+found", "set_inode_field / mode 041777"):
+            run.run(["debugfs", "-w", "-R", change, str(path)], timeout_s=_MKFS_S)
         files.sync(path)
         files.sync_dir(path.parent)
     except BaseException as exc:
