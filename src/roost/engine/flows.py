@@ -444,9 +444,9 @@ class End:
             with contextlib.suppress(RoostError, OSError):
                 await driver.thaw(handle)
             await self._shut_down(handle, SETTLE_GRACE_S)
-            # A virtual machine unmounts and powers itself off; one that cannot is ended.
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(driver.wait(handle), SETTLE_S)
+            if self.machine.capabilities.raw_disk:  # it unmounts, then powers itself off
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(driver.wait(handle), SETTLE_S)
         self.parts.agents.drop(context.machine_id)
         await driver.remove(context.machine_id)
 
