@@ -251,7 +251,8 @@ class ContainerDriver(Driver):
                     )
                 disks.mark_used(spec.root.image)
                 for volume in spec.volumes:
-                    disks.mark_used(volume.image)
+                    if not volume.read_only:
+                        disks.mark_used(volume.image)
                 self._write_bundle(spec, directory)
                 fifo = console.Console(directory / "console")
                 command = (
