@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from roost import ids
-from roost.engine import mounts, quotas
+from roost.engine import metering, mounts, quotas
 from roost.engine.engine import Engine
 from roost.engine.mounts import Mount
 from roost.errors import ConflictError, NotFoundError, RoostError
@@ -99,12 +99,19 @@ class Volumes:
     async def _make(self, tenant: str, volume_id: str, size_gib: int) -> Volume:
         try:
             await self._engine.parts.storage.make_volume(volume_id, size_gib)
-            await self._store.write(lambda c: rows.update(c, volume_id, {"status": "ready"}))
+            await self._store.write(lambda c: self._ready(c, volume_id))
         except BaseException:
             await self._engine.parts.storage.delete_volume(volume_id)
             await self._store.write(lambda c: rows.delete(c, volume_id))
             raise
+        self._engine.meter.soon()
         return await self.get(tenant, volume_id)
+
+    def _ready(self, connection: sa.Connection, volume_id: str) -> None:
+        rows.update(connection, volume_id, {"status": "ready"})
+        row = rows.get(connection, volume_id)
+        assert row is not None
+        metering.begin_volume(connection, row, self._engine.clock.now())
 
     async def get(self, tenant: str, which: str) -> Volume:
         """By id or name. Raises VOLUME_NOT_FOUND."""
@@ -148,6 +155,7 @@ class Volumes:
                     },
                 )
             rows.update(connection, row["id"], {"status": "deleting"})
+            metering.end(connection, row["id"], self._engine.clock.now())
             return str(row["id"])
 
         await asyncio.shield(self._delete(await self._store.write(begin)))

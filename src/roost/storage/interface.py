@@ -51,7 +51,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A machine or a snapshot, as who has blocks of the pool."""
+    """A machine, a volume or a snapshot, as who has blocks of the pool."""
 
     id: str
     is_snapshot: bool
@@ -163,9 +163,6 @@ class Storage(Protocol):
         """Idempotent."""
 
     async def list_volumes(self) -> set[str]: ...
-
-    async def volume_bytes(self, volume_ids: Iterable[str]) -> dict[str, int]:
-        """Allocated, of those that are there."""
 
     async def delete_image(self, digest: str) -> None: ...
 

@@ -222,6 +222,8 @@ class PoolStorage:
             disk, memory = place.disk, place.memory
         else:
             disk, memory = self.disk(holder.id), self.memory(holder.id)
+            if not disk.exists() and (volume := self.volume(holder.id)).exists():
+                return [volume]
         try:
             return [disk, *(p for p in memory.iterdir() if p.is_file() and not p.is_symlink())]
         except FileNotFoundError:
@@ -254,10 +256,6 @@ class PoolStorage:
 
     async def list_volumes(self) -> set[str]:
         return await self._run(lambda: volumes.list_ids(self.pool.volumes))
-
-    async def volume_bytes(self, volume_ids: Iterable[str]) -> dict[str, int]:
-        paths = {each: self.volume(each) for each in volume_ids}
-        return await self._run(volumes.allocated, paths)
 
     def _trim_later(self) -> None:
         if self._trimmer is None or self._trimmer.done():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from roost.errors import InternalError
@@ -60,16 +59,6 @@ def list_ids(directory: Path) -> set[str]:
         for p in directory.iterdir()
         if p.suffix in (".ext4", ".json") and not p.name.startswith(".")
     }
-
-
-def allocated(paths: Mapping[str, Path]) -> dict[str, int]:
-    found = {}
-    for name, path in paths.items():
-        try:
-            found[name] = path.stat().st_blocks * 512
-        except FileNotFoundError:
-            continue
-    return found
 
 
 def needs_recovery(path: Path) -> bool:

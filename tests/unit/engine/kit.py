@@ -305,9 +305,6 @@ class FakeStorage(Scripted):
     async def list_volumes(self) -> set[str]:
         return set(self.volumes)
 
-    async def volume_bytes(self, volume_ids: Iterable[str]) -> dict[str, int]:
-        return {each: self.sizes.get(each, 0) for each in volume_ids if each in self.volumes}
-
     async def images(self) -> list[Image]:
         return list(self.list.values())
 

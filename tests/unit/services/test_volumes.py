@@ -19,7 +19,9 @@ from roost.errors import (
     RoostError,
     UnsupportedError,
 )
+from roost.prices import Prices
 from roost.services.models import Attach, ForkMachine
+from roost.services.usage import Usage
 from roost.store import volumes as rows
 from tests.unit.engine.kit import OTHER, TENANT, Daemon, Host, daemon, small
 
@@ -84,6 +86,22 @@ async def test_its_size_counts(tmp_path: Path) -> None:
         assert failure.value.details["used"] == 20
         await d.volumes.delete(TENANT, "data")
         await d.volumes.create(TENANT, "more", 6)
+
+
+async def test_its_storage_is_counted_while_it_is_there(tmp_path: Path) -> None:
+    clock = FakeClock()
+    async with daemon(tmp_path, clock=clock) as d:
+        volume = await d.volumes.create(TENANT, "data", 10, "key-1")
+        d.host.storage.sizes[volume.id] = 2 << 30
+        await d.engine.meter.round()
+        await clock.advance(3600)
+        await d.volumes.delete(TENANT, "data")
+        await clock.advance(3600)
+        report = await Usage(d.store, clock, Prices.read("")).report(TENANT, group_by=("machine",))
+        (row,) = report.items
+        assert row.group == {"machine_id": volume.id}
+        assert float(row.amounts.storage_gib_hours) == 2.0
+        assert row.amounts.vcpu_seconds == 0
 
 
 async def test_what_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
