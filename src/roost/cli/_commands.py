@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "usage": ("usage", "What was used and what it costs; or what one machine uses now."),
     "sleep": ("machines", "Take a machine off the host; what needs it wakes it."),
     "wake": ("machines", "Start a sleeping machine."),
+    "reboot": ("machines", "Start a machine again from its disk; its processes are gone."),
     "rm": ("machines", "Destroy machines and their disks."),
     "template": (
         "template",

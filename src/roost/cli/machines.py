@@ -394,6 +394,12 @@ def sleep(
 
 
 @app.command()
+def reboot(machines: MachineArgs, json: Json = False) -> None:
+    """Start machines again from their disks; their processes are gone."""
+    _each(machines, "reboot", json)
+
+
+@app.command()
 def watch(machine: MachineArg, json: Json = False) -> None:
     """Tell what a machine comes to be, as it happens, until it is destroyed or Ctrl-C."""
     for m in find(machine).states():

@@ -535,6 +535,18 @@ class Machines:
         await self.get(tenant, machine_id)
         return await self._engine.wake(machine_id)
 
+    async def reboot(self, tenant: str, machine_id: str) -> Machine:
+        """Running again from its disk, whatever it was doing: its processes are gone. Raises as ``sleep`` and
+        ``wake``."""
+        machine = await self.get(tenant, machine_id)
+        if machine.phase == Phase.SLEEPING and machine.tier == Tier.HIBERNATED:
+            await self._engine.wake(
+                machine_id
+            )  # what lies with its memory must not be gone on with
+        if machine.phase != Phase.FAILED:
+            await self._engine.sleep(machine_id, Tier.STOPPED)
+        return await self._engine.wake(machine_id)
+
     async def usage(self, tenant: str, machine_id: str) -> MachineUsage:
         """Raises INVALID_STATE when it does not run (it is not woken for this)."""
         machine = await self.get(tenant, machine_id)

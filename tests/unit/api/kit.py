@@ -329,6 +329,10 @@ class FakeMachines:
             machine, phase="running", desired_state="running", generation=generation, tier=None
         )
 
+    async def reboot(self, tenant: str, machine_id: str) -> Machine:
+        await self.sleep(tenant, machine_id)
+        return await self.wake(tenant, machine_id)
+
     async def usage(self, tenant: str, machine_id: str) -> MachineUsage:
         await self.get(tenant, machine_id)
         return MachineUsage(1, 2, None, 3, None, None, None)

@@ -52,6 +52,19 @@ async def test_create_sleep_wake_destroy(tmp_path: Path) -> None:
         assert not await d.open_operations()
 
 
+@pytest.mark.parametrize("tier", [None, "frozen", "hibernated", "stopped"])
+async def test_reboot(tmp_path: Path, tier: str | None) -> None:
+    """Whatever it did or slept with: it runs from its disk, and no memory is gone on with."""
+    async with daemon(tmp_path, memory=True) as d:
+        m = await d.machines.create(TENANT, CreateMachine())
+        if tier is not None:
+            await d.machines.sleep(TENANT, m.id, tier)
+        rebooted = await d.machines.reboot(TENANT, m.id)
+        assert (rebooted.phase, rebooted.desired_state) == ("running", "running")
+        assert rebooted.generation > m.generation and rebooted.memory_image is None
+        assert d.agents.calls["shutdown"] == 1
+
+
 async def test_create_without_waiting(tmp_path: Path) -> None:
     async with daemon(tmp_path) as d:
         m = await d.machines.create(TENANT, small(), wait=False)

@@ -147,6 +147,11 @@ def router(s: Services) -> APIRouter:
     async def wake(request: Request, machine_id: str) -> Response:
         return _machine(await s.machines.wake(tenant(request), machine_id))
 
+    @r.post("/{machine_id}/reboot", response_model=answers.Machine)
+    async def reboot(request: Request, machine_id: str) -> Response:
+        """Running again from its disk; its processes are gone."""
+        return _machine(await s.machines.reboot(tenant(request), machine_id))
+
     @r.get(
         "/{machine_id}/status/stream",
         response_class=Response,

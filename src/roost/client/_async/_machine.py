@@ -478,6 +478,12 @@ class AsyncMachine:
             "POST", f"{self._path}/wake", timeout=max(self._http.timeout, START_S)
         )
 
+    async def reboot(self) -> Self:
+        """Running again from its disk: its processes are gone, whatever it was doing."""
+        return await self._apply(
+            "POST", f"{self._path}/reboot", timeout=max(self._http.timeout, START_S)
+        )
+
     def forward(self, remote: int, local: int = 0, *, host: str = "127.0.0.1") -> AsyncForward:
         """While it is entered, ``host:local`` here is port ``remote`` of the machine, raw TCP (0: a free port, see
         ``.port``). Connections wake the machine and keep it awake.
