@@ -119,7 +119,13 @@ mod tests {
             shown,
             [("/dev/vdc", false, "/data"), ("/dev/vdd", true, "/a/b.c")]
         );
-        for bad in ["/dev/vdc:rw", "/dev/vdc:xx:/data", "vdc:rw:/data", "/dev/vdc:rw:data", ""] {
+        for bad in [
+            "/dev/vdc:rw",
+            "/dev/vdc:xx:/data",
+            "vdc:rw:/data",
+            "/dev/vdc:rw:data",
+            "",
+        ] {
             assert!(Parameters::parse(&format!("root=/dev/vda roost.volume={bad}")).is_err());
         }
     }
