@@ -446,7 +446,7 @@ async def test_unbuilt_template_says_what_builds_it(tmp_path: Path) -> None:
 BAD = [
     {"vcpu": 0.0}, {"vcpu": float("nan")}, {"vcpu": 65}, {"memory_mib": 63}, {"storage_gib": 0},
     {"key": "../x"}, {"key": "-rf"}, {"key": "a" * 129}, {"key": "a\n"}, {"name": "A"}, {"name": "a-"},
-    {"env": {"1A": "x"}}, {"env": {"A": "\0"}}, {"env": {"A": "x" * 131_072}}, {"labels": {"a": "x" * 257}},
+    {"env": {"1A": "x"}}, {"env": {"A": "\0"}}, {"env": {"A": "x" * 131_072}}, {"labels": {"a": "x" * 2049}}, {"labels": {"a=b": "x"}},
     {"env": {"A": "\ud800"}}, {"isolation": "none"}, {"driver": "runc,x"}, {"isolation": "microvm"},
     {"autosleep_seconds": 0}, {"ttl_seconds": -1}, {"template": "../base"}, {"vcpu": True},
 ]  # fmt: skip
