@@ -366,6 +366,21 @@ class Machines:
             raise not_found(machine_id)
         return machine
 
+    async def anyones(self, machine_id: str) -> Machine:
+        """Of whichever tenant: for a caller that proves by other means than a key that it may. From memory where it
+        runs. Raises MACHINE_NOT_FOUND."""
+        running = self._engine.roster.peek(machine_id)
+        if running is not None:
+            return running.machine
+        row = await self._store.read(lambda c: rows.get(c, machine_id))
+        if row is None:
+            raise not_found(machine_id)
+        return Machine.from_row(row)
+
+    async def living(self) -> builtins.list[tuple[str, str]]:
+        """(id, tenant) of every machine that is not destroyed."""
+        return await self._store.read(rows.whose)
+
     async def named(self, tenant: str, name: str) -> Machine:
         """Of this id, else of this key, else the only one of this name, unless it is destroyed. Raises
         MACHINE_NOT_FOUND."""
