@@ -26,7 +26,6 @@ from urllib.parse import parse_qsl
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
-from roost.clock import Clock
 from roost.engine.lifecycle import Phase
 from roost.errors import AuthError, InvalidRequestError, LimitError, NotFoundError
 from roost.services.models import Machine, Principal
@@ -52,24 +51,15 @@ class Named:
 
 
 class Access:
-    def __init__(self, machines: Machines, places: Places, secret: bytes, clock: Clock) -> None:
+    def __init__(self, machines: Machines, places: Places) -> None:
         self._machines = machines
         self._places = places
-        self._clock = clock
-        self._envd = hashlib.sha256(b"roost-e2b-envd-v1" + secret).digest()
-        self._traffic = hashlib.sha256(b"roost-e2b-traffic-v1" + secret).digest()
         self._known: OrderedDict[str, str] = OrderedDict()
-        self._searches = Bucket(_SEARCHES, 4 * _SEARCHES, clock.monotonic())
-
-    # --- tokens ---------------------------------------------------------------------------------
+        self._searches = Bucket(_SEARCHES, 4 * _SEARCHES, machines.clock.monotonic())
 
     def token(self, machine: Machine) -> str:
         """``envdAccessToken``."""
         return self._token(machine.id, machine.tenant_id)
-
-    def traffic(self, machine: Machine) -> str:
-        """``trafficAccessToken``."""
-        return _made(self._traffic, machine.id, machine.tenant_id)
 
     # --- requests -------------------------------------------------------------------------------
 
@@ -134,7 +124,8 @@ class Access:
     def _token(self, machine_id: str, tenant: str) -> str:
         known = self._known.get(machine_id)
         if known is None:
-            known = self._known[machine_id] = _made(self._envd, machine_id, tenant)
+            known = self._machines.token(machine_id, tenant, "e2b-envd-v1")
+            self._known[machine_id] = known
             if len(self._known) > _TOKENS:
                 self._known.popitem(last=False)
         return known
@@ -163,14 +154,14 @@ class Access:
         if machine is None or not signed:
             raise AuthError("invalid signature")
         if expires and (
-            not re.fullmatch(r"\d{1,18}", expires) or int(expires) < self._clock.now().timestamp()
+            not re.fullmatch(r"\d{1,18}", expires) or int(expires) < self._machines.clock.now().timestamp()
         ):
             raise AuthError("signature is already expired")
         return machine
 
     async def _signer(self, signature: str, before: bytes, after: bytes) -> Machine | None:
         """Among all that live: a hash each, so it is not done as often as anybody likes."""
-        wait = self._searches.take(self._clock.monotonic())
+        wait = self._searches.take(self._machines.clock.monotonic())
         if wait:
             raise LimitError(
                 "Too many signed URLs without a sandbox are asked for: retry in a moment.",
@@ -199,10 +190,6 @@ def sandbox_id(connection: HTTPConnection) -> str:
 
 def _principal(machine: Machine) -> Principal:
     return Principal(machine.tenant_id, machine.id, "e2b", machine_id=machine.id)
-
-
-def _made(key: bytes, machine_id: str, tenant: str) -> str:
-    return hmac.digest(key, f"{machine_id}:{tenant}".encode(), "sha256").hex()
 
 
 def _matches(signature: str, before: bytes, token: str, after: bytes) -> bool:
