@@ -53,6 +53,7 @@ from roost.secrets.trust import host_ca
 from roost.services.audit import Audit
 from roost.services.bakes import Bakes
 from roost.services.browser import Browser
+from roost.services.build_files import BuildFiles
 from roost.services.builds import Builds
 from roost.services.code import Code
 from roost.services.computer import Computer
@@ -265,6 +266,13 @@ async def compose(
     agent = AgentBinary(default_agent())
     foreign = Images(settings, storage.pool, storage.image_store, agent)
     builds = Builds(engine, templates, layers, library.seal, settings.data_dir / "builds", foreign)
+    build_files = BuildFiles(
+        settings.data_dir / "build-files",
+        engine.identity.secret,
+        clock,
+        settings.build_context_mib << 20,
+        storage.require,
+    )
     keys = Keys(store, clock, settings.data_dir)
     stack.push_async_callback(keys.flush)
     rates = Rates(clock.monotonic, settings.token_requests_per_second)
@@ -324,6 +332,7 @@ async def compose(
         files=files,
         templates=templates,
         builds=builds,
+        build_files=build_files,
         keys=keys,
         ports=ports,
         tenants=tenants,
@@ -357,6 +366,7 @@ async def compose(
         ports, machines, keys, rates, clock, settings.preview_requests_per_second, doors, browser
     )
     watch_previews(metrics, plane)
+    dialects.previews(plane)
     front = Front(
         Gateway(table, keys, idempotency, metrics, rates, audit, clock),
         rpc.path,
@@ -381,6 +391,7 @@ async def compose(
         (builds.collect, COLLECT_S),
         (audit.tidy, TIDY_S),
         (keys.tidy, TIDY_S),
+        (build_files.tidy, TIDY_S),
     ]
     for work, pause in rounds:
         task = asyncio.get_running_loop().create_task(every(pause, work))

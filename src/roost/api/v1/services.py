@@ -11,6 +11,7 @@ from roost.gateway.app import Caller
 from roost.gateway.metrics import Metrics
 from roost.services.audit import Audit
 from roost.services.browser import Browser
+from roost.services.build_files import BuildFiles
 from roost.services.builds import Builds
 from roost.services.code import Code
 from roost.services.computer import Computer
@@ -47,6 +48,7 @@ class Services:
     files: Files
     templates: Templates
     builds: Builds
+    build_files: BuildFiles
     keys: Keys
     ports: Ports
     tenants: Tenants

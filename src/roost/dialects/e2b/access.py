@@ -154,7 +154,8 @@ class Access:
         if machine is None or not signed:
             raise AuthError("invalid signature")
         if expires and (
-            not re.fullmatch(r"\d{1,18}", expires) or int(expires) < self._machines.clock.now().timestamp()
+            not re.fullmatch(r"\d{1,18}", expires)
+            or int(expires) < self._machines.clock.now().timestamp()
         ):
             raise AuthError("signature is already expired")
         return machine

@@ -17,7 +17,7 @@ from roost.dialects.serving import not_served
 from roost.egress.policy import Mode, Policy
 
 EVERYTHING = "0.0.0.0/0"
-_ALL = frozenset({EVERYTHING, "0.0.0.0", "::/0"})
+_ALL = frozenset({EVERYTHING, "::/0"})
 
 
 def policy(asked: Egress) -> Policy | None:

@@ -13,7 +13,9 @@ from roost.services.models import Machine
 ENVD_VERSION = "0.6.13"  # of what ``envd`` speaks: its clients use all they know up to it
 CLIENT = "roost"
 NEVER = timedelta(days=3650)  # where E2B always has an end
-_ASLEEP = frozenset({Phase.SLEEPING, Phase.FAILED})  # a failed one, too: connecting starts it from its disk
+_ASLEEP = frozenset(
+    {Phase.SLEEPING, Phase.FAILED}
+)  # a failed one, too: connecting starts it from its disk
 
 
 def state(machine: Machine) -> str:
