@@ -14,6 +14,9 @@ from roost.services.places import Places
 from roost.services.ports import EVERY, Ports
 
 
+_ASLEEP = ("INVALID_STATE", "MACHINE_SLEEPING", "MACHINE_NOT_FOUND")
+
+
 class Exposure:
     def __init__(self, services: Services) -> None:
         self._ports = services.ports
@@ -61,7 +64,7 @@ class Exposure:
 
 
 def _said(failure: RoostError, there: bool) -> tuple[int, str]:
-    if not there or failure.code in ("INVALID_STATE", "MACHINE_NOT_FOUND"):
+    if not there or failure.code in _ASLEEP:
         return 502, "The sandbox was not found"
     if failure.code == "PORT_CLOSED":
         return 502, "The sandbox is running but port is not open"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -38,6 +38,10 @@ LIMIT = 100
 # What E2B calls templates that we ship under another name.
 ALIASES = {"code-interpreter-v1": "code-interpreter"}
 _GONE = frozenset({Phase.DESTROYING, Phase.DESTROYED})
+_STATES = {
+    "running": [each for each in Phase if each not in _GONE | shapes.ASLEEP],
+    "paused": [each for each in Phase if each in shapes.ASLEEP],
+}
 _MISSING = ("MACHINE_NOT_FOUND", "NOT_FOUND")
 _UNKNOWN = ("TEMPLATE_NOT_FOUND", "VALIDATION_FAILED")
 
@@ -194,28 +198,27 @@ class Sandboxes:
     async def list_(self, request: Request) -> Response:
         query = request.query_params
         limit = whole(query.get("limit"), "limit", LIMIT, 1, 500)
-        states = frozenset(filter(None, ",".join(query.getlist("state")).split(",")))
-        if unknown := states - {"running", "paused"}:
+        states = set(filter(None, ",".join(query.getlist("state")).split(",")))
+        if unknown := states - set(_STATES):
             raise _bad("state", f"is running or paused, not {min(unknown)[:32]}")
-        wanted = _Wanted(
-            states or frozenset({"running", "paused"}),
-            _metadata(query.get("metadata")),
-            query.get("template"),
-            _time(query.get("startedAfter")),
-        )
-        order = query.get("order", "desc")
+        order = query.get("order") or "desc"
         if order not in ("asc", "desc"):
             raise _bad("order", "is asc or desc")
-        found, token = await self._page(
-            tenant(request), wanted, limit, query.get("nextToken"), order == "asc"
+        wanted = _Wanted(
+            [phase for each in states or _STATES for phase in _STATES[each]],
+            _metadata(query.get("metadata")),
+            query.get("template") or None,
+            _time(query.get("startedAfter")),
+            order == "asc",
         )
+        found, token = await self._page(tenant(request), wanted, limit, query.get("nextToken"))
         headers = {"x-next-token": token} if token else {}
         return Json([shapes.listed(each) for each in found], 200, headers)
 
     async def list_running(self, request: Request) -> Response:
         """Of older clients: all of them, at once."""
-        wanted = _Wanted(frozenset({"running"}), _metadata(request.query_params.get("metadata")))
-        found, _ = await self._page(tenant(request), wanted, 10_000, None, False)
+        wanted = _Wanted(_STATES["running"], _metadata(request.query_params.get("metadata")))
+        found, _ = await self._page(tenant(request), wanted, 10_000, None)
         return Json([shapes.listed(each) for each in found])
 
     async def metrics(self, request: Request) -> Response:
@@ -328,26 +331,25 @@ class Sandboxes:
         )
 
     async def _page(
-        self, whose: str, wanted: _Wanted, limit: int, token: str | None, ascending: bool
+        self, whose: str, wanted: _Wanted, limit: int, token: str | None
     ) -> tuple[list[Machine], str | None]:
-        """What our lists cannot tell apart is left out here, so a page may take several of ours; the oldest first are
-        the newest first from their end."""
+        """What our lists cannot tell apart is left out here, so a page may take several of ours."""
         skip, cursor = _read_token(token)
         found: list[Machine] = []
-        if ascending:
-            every = [each async for each in self._every(whose, wanted)]
-            every.reverse()
-            more = len(every) > skip + limit
-            return every[skip : skip + limit], f"{skip + limit}." if more else None
         while True:
             page = await self._s.machines.list(
-                whose, labels=wanted.metadata or None, limit=500, cursor=cursor
+                whose,
+                wanted.phases,
+                labels=wanted.metadata or None,
+                limit=min(500, limit + skip),
+                cursor=cursor,
+                since=wanted.since,
+                oldest_first=wanted.oldest_first,
             )
             matching = [each for each in page.items if wanted.has(each)][skip:]
             room = limit - len(found)
             if len(matching) > room:
-                found += matching[:room]
-                return found, f"{skip + room}.{cursor or ''}"
+                return found + matching[:room], f"{skip + room}.{cursor or ''}"
             found += matching
             skip, cursor = 0, page.next_cursor
             if cursor is None:
@@ -355,45 +357,22 @@ class Sandboxes:
             if len(found) == limit:
                 return found, f"0.{cursor}"
 
-    async def _every(self, whose: str, wanted: _Wanted) -> Any:
-        cursor = None
-        while True:
-            page = await self._s.machines.list(
-                whose, labels=wanted.metadata or None, limit=500, cursor=cursor
-            )
-            for each in page.items:
-                if wanted.has(each):
-                    yield each
-            cursor = page.next_cursor
-            if cursor is None:
-                return
 
-
+@dataclass(frozen=True, slots=True)
 class _Wanted:
     """What a list is of."""
 
-    def __init__(
-        self,
-        states: frozenset[str],
-        metadata: Mapping[str, str],
-        template: str | None = None,
-        after: datetime | None = None,
-    ) -> None:
-        self.states = states
-        self.metadata = metadata
-        self.template = template
-        self.after = after
+    phases: list[Phase]
+    metadata: Mapping[str, str]
+    template: str | None = None
+    since: datetime | None = None
+    oldest_first: bool = False
 
     def has(self, machine: Machine) -> bool:
         return (
-            machine.phase not in _GONE
-            and shapes.state(machine) in self.states
-            and (
-                self.template is None
-                or self.template in (shapes.template_of(machine), machine.template_id)
-                or ALIASES.get(self.template, self.template) == machine.template
-            )
-            and (self.after is None or machine.created_at >= self.after)
+            self.template is None
+            or self.template in (shapes.template_of(machine), machine.template_id)
+            or ALIASES.get(self.template, self.template) == machine.template
         )
 
 

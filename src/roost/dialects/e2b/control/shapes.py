@@ -8,18 +8,18 @@ from typing import Any
 
 from roost.dialects.e2b.control import network
 from roost.engine.lifecycle import Phase, Tier
-from roost.services.models import Machine
+from roost.services.models import Machine, Sample
 
 ENVD_VERSION = "0.6.13"  # of what ``envd`` speaks: its clients use all they know up to it
 CLIENT = "roost"
 NEVER = timedelta(days=3650)  # where E2B always has an end
-_ASLEEP = frozenset(
+ASLEEP = frozenset(
     {Phase.SLEEPING, Phase.FAILED}
 )  # a failed one, too: connecting starts it from its disk
 
 
 def state(machine: Machine) -> str:
-    return "paused" if machine.phase in _ASLEEP else "running"
+    return "paused" if machine.phase in ASLEEP else "running"
 
 
 def template_of(machine: Machine) -> str:
@@ -29,7 +29,7 @@ def template_of(machine: Machine) -> str:
 def ends(machine: Machine) -> datetime:
     if machine.expires_at is not None:
         return machine.expires_at
-    if machine.phase in _ASLEEP:  # it has no end while it is asleep
+    if machine.phase in ASLEEP:  # it has no end while it is asleep
         return machine.last_transition_at
     return machine.created_at + NEVER
 
@@ -83,4 +83,19 @@ def opened(machine: Machine, token: str, traffic: str | None, domain: str) -> di
         "envdAccessToken": token,
         "trafficAccessToken": traffic,
         "domain": domain,
+    }
+
+
+def metric(found: Sample) -> dict[str, Any]:
+    count = max(1, math.ceil(found.cpu_count))
+    return {
+        "timestamp": found.at,
+        "timestampUnix": int(found.at.timestamp()),
+        "cpuCount": count,
+        "cpuUsedPct": round(found.cpu_used_pct / count, 2),
+        "memUsed": found.memory_used_bytes,
+        "memTotal": found.memory_total_bytes,
+        "memCache": found.memory_cache_bytes,
+        "diskUsed": found.disk_used_bytes or 0,
+        "diskTotal": found.disk_total_bytes or 0,
     }
