@@ -13,7 +13,6 @@ from roost.services.models import Machine
 from roost.services.places import Places
 from roost.services.ports import EVERY, Ports
 
-
 _ASLEEP = ("INVALID_STATE", "MACHINE_SLEEPING", "MACHINE_NOT_FOUND")
 
 
