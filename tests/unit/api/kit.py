@@ -42,6 +42,7 @@ from roost.secrets.secret import check_value, made
 from roost.services import asking
 from roost.services.audit import Audit
 from roost.services.browser import Browser
+from roost.services.build_files import BuildFiles
 from roost.services.code import Code
 from roost.services.computer import Computer
 from roost.services.diffs import Diffs
@@ -703,6 +704,9 @@ class Served:
             files=Files(machines),
             templates=self.engine.templates if self.engine else _any(FakeTemplates()),
             builds=self.engine.builds if self.engine else _any(FakeBuilds()),
+            build_files=BuildFiles(
+                self.directory / "build-files", b"secret", clock, 1 << 20, _room
+            ),
             keys=self.keys,
             ports=self.ports,
             tenants=self.tenants,
@@ -817,3 +821,7 @@ async def until(condition: Any, timeout: float = 10.0) -> None:
     async with asyncio.timeout(timeout):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+async def _room(size: int) -> None:
+    pass

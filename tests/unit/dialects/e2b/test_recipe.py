@@ -16,7 +16,9 @@ HASH = "a" * 64
 
 
 def made(cpu: float | None = None, memory: int | None = None, **asked: Any) -> Recipe:
-    return recipe(StartBuild.model_validate({"fromImage": "e2bdev/base:latest"} | asked), cpu, memory)
+    return recipe(
+        StartBuild.model_validate({"fromImage": "e2bdev/base:latest"} | asked), cpu, memory
+    )
 
 
 def test_steps_become_instructions() -> None:
