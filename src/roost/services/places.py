@@ -37,6 +37,10 @@ class Places:
         self._port = f":{parts.port}" if parts.port else ""
 
     @property
+    def domain(self) -> str:
+        return self._suffix[1:]
+
+    @property
     def below(self) -> str:
         """The domain, with the port it is reached at."""
         return f"{self._suffix[1:]}{self._port}"

@@ -730,6 +730,7 @@ class Served:
             browser=self.browser,
             computer=Computer(helpers),
             code=Code(helpers, machines),
+            volumes=_any(None),
         )
         self.app = create_app(self.services)
         table = Table([*(make(self.services) for make in self.dialects), native(self.app)])

@@ -114,7 +114,10 @@ class Access:
         """The sandbox, of whichever tenant: only for whoever then proves that it may. Raises MACHINE_NOT_FOUND."""
         if not _ID.fullmatch(sandbox_id):
             raise gone(sandbox_id)
-        machine = await self._machines.anyones(sandbox_id)
+        try:
+            machine = await self._machines.anyones(sandbox_id)
+        except NotFoundError:
+            raise gone(sandbox_id) from None
         if machine.phase in (Phase.DESTROYING, Phase.DESTROYED):
             raise gone(sandbox_id)
         return machine

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -13,6 +15,7 @@ from roost.dialects.e2b.control.exposure import Exposure
 from roost.dialects.e2b.control.sandboxes import Sandboxes
 from roost.dialects.e2b.control.snapshots import Snapshots
 from roost.dialects.e2b.control.templates import Templates
+from roost.dialects.e2b.envd import app as envd
 from roost.dialects.e2b.errors import problem
 from roost.dialects.serving import App, Services, empty, not_served
 from roost.gateway.dispatch import Action, Target
@@ -38,9 +41,13 @@ def targets(services: Services) -> list[Target]:
             *_secrets(),
         ]
     )
+    shared = envd.target(services, access)
+    own = f"{ENVD_PORT}-*.{services.ports.places.domain}"
     return [
         Target("e2b", control, paths=("",), prefixes=(PREFIX,), problem=problem, action=_action),
         _files(services),
+        replace(shared, name="e2b-envd-host", hosts=(own,), paths=("",)),
+        shared,
     ]
 
 

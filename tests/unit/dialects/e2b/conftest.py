@@ -7,19 +7,21 @@ import httpx
 import pytest
 
 from roost.dialects.e2b import app
+from roost.drivers.fake import FakeDriver
 from tests.unit.api.kit import OTHER, Served, serving
 from tests.unit.engine.kit import Daemon, daemon
 
 
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[Daemon]:
-    async with daemon(tmp_path, memory=True) as found:
+    driver = FakeDriver(memory_snapshot=True, egress_enforced=True)
+    async with daemon(tmp_path, memory=True, driver=driver) as found:
         yield found
 
 
 @pytest.fixture
 async def served(tmp_path: Path, engine: Daemon) -> AsyncIterator[Served]:
-    each = [lambda s, n=n: app.targets(s)[n] for n in range(2)]
+    each = [lambda s, n=n: app.targets(s)[n] for n in range(4)]
     async with serving(tmp_path, None, engine=engine, dialects=each) as found:
         app.previews(found.previews)
         yield found

@@ -192,7 +192,7 @@ async def test_bad_messages_and_headers(box: Sandbox) -> None:
         P + "List", content=b"{}", headers={"content-type": "application/proto"}
     )
     assert answer.status_code == 501 and answer.json()["code"] == "unimplemented"
-    for body in (b"", b"\0\0\0\0\9{}", frame({}) + frame({}), b"\2\0\0\0\2{}"):
+    for body in (b"", b"\0\0\0\0\\9{}", frame({}) + frame({}), b"\2\0\0\0\2{}"):
         frames = await box.all(P + "Start", None, body=body)
         assert frames[-1][1]["error"]["code"] == "invalid_argument", body
     late = await box.call(P + "List", {}, connect_timeout_ms="soon")
