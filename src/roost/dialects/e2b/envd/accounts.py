@@ -67,11 +67,12 @@ class Accounts:
         self._known: OrderedDict[str, _Known] = OrderedDict()
 
     async def of(self, place: Place, name: str | None) -> Account:
-        """Of that name, or the sandbox's own: the template's, else ``user`` where there is one, else the agent's.
-        Wakes the machine. Raises Refused (unauthenticated), and what ``Machines.awake`` raises."""
+        """Of that name, or the sandbox's own: the template's where that is not root, else ``user`` where there is one,
+        as in E2B's own templates, else the machine's. Wakes the machine. Raises Refused (unauthenticated), and what ``Machines.awake`` raises."""
         live = await self._machines.awake(place.tenant, place.machine_id)
         own = live.config.get("user")
         own = own.partition(":")[0] if isinstance(own, str) else ""
+        own = "" if own in ("root", "0") else own
         wanted = name or own or DEFAULT
         if len(wanted) > MAX_USER:
             raise Refused("unauthenticated", "invalid username")

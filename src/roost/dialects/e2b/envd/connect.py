@@ -35,6 +35,7 @@ from roost.gateway import access
 from roost.gateway.respond import Json, Streamed, dumps, unexpected
 
 MAX_FRAME = 4 * 2**20
+MESSAGE_S = 30.0  # for one message to come
 MAX_TIMEOUT_MS = 10**10  # ten digits, as the protocol has it
 PING_S = 90.0  # where the client says nothing
 SHORTEST_PING_S = 1.0
@@ -125,7 +126,7 @@ class Service:
             events = handler(call, message)
             return _Frames(request, _framed(call, events, frame(alive), _ping(request), began))
 
-        self._add(method, endpoint)
+        self._add(method, endpoint, streams=True)
 
     def client_stream(self, method: str, of: type[M], handler: Client[M]) -> None:
         async def endpoint(request: Request) -> Response:
@@ -182,13 +183,18 @@ def _read(of: type[M], body: bytes) -> M:
 
 async def _only(of: type[M], request: Request) -> M:
     """The one message of a stream in which the client says but one."""
-    body = await request.body()
-    if len(body) < 5:
-        raise Refused("invalid_argument", "protocol error: the message is not there")
-    size = _size(body[:5])
-    if len(body) != 5 + size:
+    found: list[M] = []
+    try:
+        async with asyncio.timeout(MESSAGE_S), contextlib.aclosing(_messages(of, request)) as said:
+            async for each in said:
+                found.append(each)
+                if len(found) > 1:
+                    break
+    except TimeoutError:
+        raise _late() from None
+    if len(found) != 1:
         raise Refused("invalid_argument", "protocol error: not one message")
-    return _read(of, body[5:])
+    return found[0]
 
 
 async def _messages(of: type[M], request: Request) -> AsyncGenerator[M, None]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from roost.dialects.e2b.envd import connect
+from roost.dialects.e2b.envd.place import basic_user
 from tests.unit.api.kit import TENANT, Served, until
 from tests.unit.dialects.e2b.envd.kit import (
     Sandbox,
@@ -177,8 +179,8 @@ async def test_a_command_outlives_the_deadline_of_who_only_listens(box: Sandbox)
 async def test_a_silent_stream_says_that_it_lives(
     box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("roost.dialects.e2b.envd.connect.SHORTEST_PING_S", 0.05)
-    monkeypatch.setattr("roost.dialects.e2b.envd.connect.PING_S", 0.05)
+    monkeypatch.setattr(connect, "SHORTEST_PING_S", 0.05)
+    monkeypatch.setattr(connect, "PING_S", 0.05)
     frames = await box.all(P + "Start", command("sleep 0.4"))
     assert (0, {"event": {"keepalive": {}}}) in frames
     assert end(frames)["exitCode"] == 0
@@ -192,7 +194,7 @@ async def test_bad_messages_and_headers(box: Sandbox) -> None:
         P + "List", content=b"{}", headers={"content-type": "application/proto"}
     )
     assert answer.status_code == 501 and answer.json()["code"] == "unimplemented"
-    for body in (b"", b"\0\0\0\0\\9{}", frame({}) + frame({}), b"\2\0\0\0\2{}"):
+    for body in (b"", b"\0\0\0\0\x09{}", frame({}) + frame({}), b"\2\0\0\0\2{}"):
         frames = await box.all(P + "Start", None, body=body)
         assert frames[-1][1]["error"]["code"] == "invalid_argument", body
     late = await box.call(P + "List", {}, connect_timeout_ms="soon")
@@ -329,8 +331,6 @@ async def test_who_may_not(served: Served) -> None:
 
 
 def test_what_basic_authorization_names() -> None:
-    from roost.dialects.e2b.envd.place import basic_user
-
     def of(value: bytes) -> str | None:
         return basic_user([(b"authorization", value)])
 
