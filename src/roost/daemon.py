@@ -83,6 +83,7 @@ from roost.services.terminals import Terminals
 from roost.services.transfer import Transfers
 from roost.services.trees import Trees
 from roost.services.usage import Usage
+from roost.services.volume_files import VolumeFiles
 from roost.services.volumes import Volumes
 from roost.services.warm import Warm
 from roost.settings import Settings
@@ -327,6 +328,7 @@ async def compose(
         machines=machines,
         snapshots=Snapshots(engine, machines),
         volumes=volumes,
+        volume_files=VolumeFiles(machines, volumes),
         executions=executions,
         terminals=terminals,
         files=files,

@@ -731,6 +731,7 @@ class Served:
             computer=Computer(helpers),
             code=Code(helpers, machines),
             volumes=_any(None),
+            volume_files=_any(None),
         )
         self.app = create_app(self.services)
         table = Table([*(make(self.services) for make in self.dialects), native(self.app)])

@@ -35,6 +35,7 @@ from roost.services.terminals import Terminals
 from roost.services.transfer import Transfers
 from roost.services.trees import Trees
 from roost.services.usage import Usage
+from roost.services.volume_files import VolumeFiles
 from roost.services.volumes import Volumes
 
 
@@ -43,6 +44,7 @@ class Services:
     machines: Machines
     snapshots: Snapshots
     volumes: Volumes
+    volume_files: VolumeFiles
     executions: Executions
     terminals: Terminals
     files: Files

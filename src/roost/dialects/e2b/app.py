@@ -15,6 +15,7 @@ from roost.dialects.e2b.control.exposure import Exposure
 from roost.dialects.e2b.control.sandboxes import Sandboxes
 from roost.dialects.e2b.control.snapshots import Snapshots
 from roost.dialects.e2b.control.templates import Templates
+from roost.dialects.e2b.control.volumes import Volumes
 from roost.dialects.e2b.envd import app as envd
 from roost.dialects.e2b.errors import problem
 from roost.dialects.serving import App, Services, empty, not_served
@@ -33,11 +34,13 @@ def targets(services: Services) -> list[Target]:
     access = Access(services.machines, services.ports.places)
     exposure = Exposure(services)
     sandboxes = Sandboxes(services, access, exposure)
+    volumes = Volumes(services, exposure)
     control = App(
         [
             *sandboxes.routes(),
             *Snapshots(services, sandboxes).routes(),
             *Templates(services, sandboxes).routes(),
+            *volumes.routes(),
             *_secrets(),
         ]
     )
@@ -46,6 +49,7 @@ def targets(services: Services) -> list[Target]:
     return [
         Target("e2b", control, paths=("",), prefixes=(PREFIX,), problem=problem, action=_action),
         _files(services),
+        volumes.content(),
         replace(shared, name="e2b-envd-host", hosts=(own,), paths=("",)),
         shared,
     ]

@@ -125,3 +125,9 @@ class Tags(Asked):
 
 class NewVolume(Asked):
     name: str
+
+
+class Attributes(Asked):
+    uid: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
+    gid: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
+    mode: Annotated[int, Field(ge=0, le=0o7777)] | None = None

@@ -32,6 +32,7 @@ from roost.egress.policy import Policy
 from roost.engine.lifecycle import Phase
 from roost.errors import ConflictError, InvalidRequestError, NotFoundError, RoostError
 from roost.services.models import Attach, CreateMachine, ForkMachine, Machine, PatchMachine
+from roost.services.volume_files import LABEL
 
 TIMEOUT_S = 300
 LIMIT = 100
@@ -82,6 +83,8 @@ class Sandboxes:
         asked = await body(request, bodies.NewSandbox)
         wanted = _wanted(asked, key_id(request))
         whose = tenant(request)
+        for each in wanted.volumes:
+            await self._s.volume_files.release(whose, each.name)
         try:
             machine = await self._made(whose, asked.template_id, wanted)
         except RoostError as failure:
@@ -369,7 +372,7 @@ class _Wanted:
     oldest_first: bool = False
 
     def has(self, machine: Machine) -> bool:
-        return (
+        return LABEL not in machine.labels and (
             self.template is None
             or self.template in (shapes.template_of(machine), machine.template_id)
             or ALIASES.get(self.template, self.template) == machine.template
