@@ -1,4 +1,8 @@
-"""Sandboxes: machines, and their life."""
+"""Sandboxes: machines, and their life.
+
+E2B has one kind of sandbox: which rung one is on may be said in the headers X-Roost-Isolation and X-Roost-Driver, which
+its clients send on request (``headers=``).
+"""
 
 from __future__ import annotations
 
@@ -81,7 +85,11 @@ class Sandboxes:
 
     async def create(self, request: Request) -> Response:
         asked = await body(request, bodies.NewSandbox)
-        wanted = _wanted(asked, key_id(request))
+        wanted = replace(
+            _wanted(asked, key_id(request)),
+            isolation=request.headers.get("x-roost-isolation", "auto"),
+            driver=request.headers.get("x-roost-driver"),
+        )
         whose = tenant(request)
         for each in wanted.volumes:
             await self._s.volume_files.release(whose, each.name)
