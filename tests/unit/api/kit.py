@@ -730,7 +730,6 @@ class Served:
             browser=self.browser,
             computer=Computer(helpers),
             code=Code(helpers, machines),
-            volumes=_any(None),
             volume_files=_any(None),
         )
         self.app = create_app(self.services)
