@@ -24,6 +24,7 @@ _PROVISION = (
     "chmod 0440 /etc/sudoers.d/user; fi; "
     "mkdir -p /home/user && chown user: /home/user"
 )
+_BASH = 'if command -v bash >/dev/null; then exec bash -c "$0"; else exec sh -c "$0"; fi'
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -84,8 +85,8 @@ def _step(step: Step, number: int, user: str, archives: dict[str, str]) -> tuple
             command = args[0]
             if not command.strip() or "\0" in command:
                 raise _bad("steps", f"RUN without a command (step {number + 1})")
-            said = f"RUN {json.dumps(['/bin/bash', '-l', '-c', command])}"
-            return _as(args[1] if len(args) > 1 else "", user, [said]), user
+            line = f"RUN {json.dumps(['/bin/sh', '-c', _BASH, command])}"
+            return _as(args[1] if len(args) > 1 else "", user, [line]), user
         case "COPY":
             _need(step, 2)
             if not step.files_hash:
@@ -97,16 +98,16 @@ def _step(step: Step, number: int, user: str, archives: dict[str, str]) -> tuple
             source = args[0].strip().lstrip("/")
             source = re.sub(r"^(\./)+", "", source).rstrip("/")
             at = f"{place}/{source}" if source not in ("", ".") else f"{place}/"
-            said = f"COPY --chown={_user(owner)} {mode}{json.dumps([at, args[1]])}"
-            return [said], user
+            return [f"COPY --chown={_user(owner)} {mode}{json.dumps([at, args[1]])}"], user
         case "ENV":
             if len(args) % 2 or not args:
                 raise _bad("steps", f"ENV with names and values in turn (step {number + 1})")
-            pairs = [
-                f"{_variable(name)}={_quoted(value)}"
+            # One by one: a later value may name an earlier variable.
+            said = [
+                f"ENV {_variable(name)}={_quoted(value)}"
                 for name, value in zip(args[::2], args[1::2], strict=True)
             ]
-            return [f"ENV {' '.join(pairs)}"], user
+            return said, user
         case "WORKDIR":
             _need(step, 1)
             return [f"WORKDIR {_line(args[0])}"], user
