@@ -58,3 +58,21 @@ def until(condition: Callable[[], bool], timeout_s: float = 15) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come true"
         time.sleep(0.1)
+
+
+FEED = """
+async def feed(of, pid, pieces):
+    pipe = of.stream_input(pid)
+    for each in pieces:
+        await pipe.send(each)
+    await pipe.close()
+"""
+
+
+def fed(box: Sdk, of: str, pid: str, *pieces: str) -> None:
+    """By a stream of input, which one client is given and the other opens."""
+    if box.awaited:
+        box.worker.run(FEED)
+        box.run(f"~feed({of}, {pid}, PIECES)", PIECES=pieces)
+    else:
+        box.run(f"{of}.stream_input({pid}, PIECES)", PIECES=pieces)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from .boxes import box, refused, until  # noqa: F401  (the fixture)
+from .boxes import box, fed, refused, until  # noqa: F401  (the fixture)
 from .conftest import Sdk
 
 
@@ -25,7 +25,7 @@ def test_run(box: Sdk) -> None:  # noqa: F811
     assert box.value("(~box.commands.run('id -un; pwd; echo $HOME', user='root')).stdout") == (
         "root\n/root\n/root\n"
     )
-    assert box.value("(~box.commands.run('pwd', cwd='~/../')).stdout") == "/home\n"
+    assert box.value("(~box.commands.run('pwd', cwd=CWD)).stdout", CWD="~/../") == "/home\n"
     refused(
         lambda: box.run("~box.commands.run('true', user='nobody-here')"), "AuthenticationException"
     )
@@ -34,11 +34,10 @@ def test_run(box: Sdk) -> None:  # noqa: F811
 
 
 def test_output_that_is_large_and_not_text(box: Sdk) -> None:  # noqa: F811
-    assert (
-        box.value("len((~box.commands.run('yes 0123456789abcdef | head -c 5000000')).stdout)")
-        == 5_000_000
-    )
-    assert box.value("(~box.commands.run(r\"printf '\\\\xc3\\\\xa4\\\\xff'\")).stdout") == "ä\ufffd"
+    large = "yes 0123456789abcdef | head -c 5000000"
+    assert box.value("len((~box.commands.run(LARGE)).stdout)", LARGE=large) == 5_000_000
+    bytes_ = r"printf '\303\244\377'"
+    assert box.value("(~box.commands.run(BYTES)).stdout", BYTES=bytes_) == "ä\ufffd"
 
 
 def test_callbacks(box: Sdk) -> None:  # noqa: F811
@@ -56,7 +55,7 @@ def test_timeout(box: Sdk) -> None:  # noqa: F811
     began = time.monotonic()
     refused(lambda: box.run("~box.commands.run('sleep 100', timeout=1)"), "TimeoutException")
     assert time.monotonic() - began < 5
-    until(lambda: box.value("[each.pid for each in ~box.commands.list()]") == [])
+    until(lambda: box.value("[each.args for each in ~box.commands.list()]") == [])
     box.records("Sandbox.commands.run(timeout)")
 
 
@@ -70,13 +69,7 @@ def test_background_list_and_stdin(box: Sdk) -> None:  # noqa: F811
     assert listed == [[True, "/bin/bash", ["-l", "-c", "cat; exit 4"], {"A": "1"}]]
     box.run("~box.commands.send_stdin(handle.pid, 'one\\n')")
     box.run("~handle.send_stdin('two\\n')")
-    if box.awaited:
-        box.run("""async def pieces():
-    for each in (b"three\\n", "four\\n"):
-        yield each""")
-        box.run("~box.commands.stream_input(handle.pid, pieces())")
-    else:
-        box.run("~box.commands.stream_input(handle.pid, iter([b'three\\n', 'four\\n']))")
+    fed(box, "box.commands", "handle.pid", "three\n", "four\n")
     box.run("~box.commands.close_stdin(handle.pid)")
     failed = refused(lambda: box.run("~handle.wait()"), "CommandExitException")
     assert (failed.fields["exit_code"], failed.fields["stdout"]) == (4, "one\ntwo\nthree\nfour\n")
@@ -111,14 +104,8 @@ def test_reconnect(box: Sdk) -> None:  # noqa: F811
 def test_what_it_started_goes_on(box: Sdk) -> None:  # noqa: F811
     """A server in the background of a command that ended."""
     box.run("~box.commands.run('(python3 -m http.server 8123 >/dev/null 2>&1 &) ; sleep .1')")
-    until(
-        lambda: (
-            box.value(
-                "(~box.commands.run('curl -s -o /dev/null -w %{http_code} localhost:8123 || true')).stdout"
-            )
-            == "200"
-        )
-    )
+    ask = "curl -s -o /dev/null -w %{http_code} localhost:8123 || true"
+    until(lambda: box.value("(~box.commands.run(ASK)).stdout", ASK=ask) == "200", 60)
 
 
 def test_git(box: Sdk) -> None:  # noqa: F811

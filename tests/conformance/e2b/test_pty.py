@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .boxes import box, refused, until  # noqa: F401  (the fixture)
+from .boxes import box, fed, refused, until  # noqa: F401  (the fixture)
 from .conftest import Sdk
 
 OPEN = """
@@ -56,13 +56,7 @@ def test_left_and_found_again(box: Sdk) -> None:  # noqa: F811
 
 def test_a_stream_of_input(box: Sdk) -> None:  # noqa: F811
     opened(box)
-    if box.awaited:
-        box.run("""async def pieces():
-    for each in (b"echo a-$((1+", b"1))\\n", "exit\\n"):
-        yield each""")
-        box.run("~box.pty.stream_input(pty.pid, pieces())")
-    else:
-        box.run("box.pty.stream_input(pty.pid, [b'echo a-$((1+', b'1))\\n', 'exit\\n'])")
+    fed(box, "box.pty", "pty.pid", "echo a-$((1+", "1))\n", "exit\n")
     ended(box)
     assert box.value("b'a-2' in shown") is True
     box.records("Sandbox.pty.stream_input")
@@ -74,7 +68,7 @@ def test_killed(box: Sdk) -> None:  # noqa: F811
     failed = refused(lambda: ended(box), "CommandExitException")
     assert failed.fields["error"] == "signal: killed"
     assert box.value("~box.pty.kill(pty.pid)") is False
-    until(lambda: box.value("[each.pid for each in ~box.commands.list()]") == [])
+    until(lambda: box.value("pty.pid in [each.pid for each in ~box.commands.list()]") is False)
     refused(lambda: box.run("~box.pty.send_stdin(pty.pid, b'x')"), "NotFoundException")
     refused(
         lambda: box.run("~box.pty.resize(pty.pid, PtySize(rows=2, cols=2))"), "NotFoundException"
@@ -85,5 +79,5 @@ def test_killed(box: Sdk) -> None:  # noqa: F811
 def test_ended_at_its_timeout(box: Sdk) -> None:  # noqa: F811
     opened(box, timeout=1)
     refused(lambda: ended(box), "TimeoutException")
-    until(lambda: box.value("[each.pid for each in ~box.commands.list()]") == [])
+    until(lambda: box.value("pty.pid in [each.pid for each in ~box.commands.list()]") is False)
     box.records("Sandbox.pty.create(timeout)")
