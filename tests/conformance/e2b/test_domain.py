@@ -28,34 +28,40 @@ DOMAIN = "roost.test"
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Of an authority of its own: (the authority's, the server's, its key)."""
     place = tmp_path_factory.mktemp("tls")
-    cert, key = place / "cert.pem", place / "key.pem"
-    command = [
-        "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={DOMAIN}",
-        "-addext", f"subjectAltName=DNS:{DOMAIN},DNS:*.{DOMAIN}", "-keyout", str(key), "-out", str(cert),
-    ]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True)
+    ca, ca_key, cert, key = (place / each for each in ("ca.pem", "ca.key", "cert.pem", "key.pem"))
+    new = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    names = f"subjectAltName=DNS:{DOMAIN},DNS:*.{DOMAIN}"
+    for command in (
+        [*new, "-subj", "/CN=Authority of tests", "-keyout", str(ca_key), "-out", str(ca)],
+        [
+            *new, "-subj", f"/CN={DOMAIN}", "-addext", names, "-addext", "basicConstraints=critical,CA:FALSE",
+            "-CA", str(ca), "-CAkey", str(ca_key), "-keyout", str(key), "-out", str(cert),
+        ],
+    ):  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True)
     key.chmod(0o600)
-    return cert, key
+    return ca, cert, key
 
 
 @pytest.fixture(scope="module")
-def tls(daemon: Daemon, certificate: tuple[Path, Path]) -> Iterator[Daemon]:
+def tls(daemon: Daemon, certificate: tuple[Path, Path, Path]) -> Iterator[Daemon]:
     """The daemon of all tests, with a domain and a certificate for this module."""
     before, url = dict(daemon.env), daemon.url
     port = url.rpartition(":")[2]
     daemon.env |= {
         "ROOST_DOMAIN": DOMAIN,
-        "ROOST_TLS_CERT": str(certificate[0]),
-        "ROOST_TLS_KEY": str(certificate[1]),
+        "ROOST_TLS_CERT": str(certificate[1]),
+        "ROOST_TLS_KEY": str(certificate[2]),
         "ROOST_URL": f"https://127.0.0.1:{port}",
     }
     daemon.stop()
     daemon.url = f"https://127.0.0.1:{port}"
     os.environ["SSL_CERT_FILE"] = str(certificate[0])
     try:
-        _start(daemon, certificate[0])
+        _start(daemon)
         yield daemon
     finally:
         del os.environ["SSL_CERT_FILE"]
@@ -66,7 +72,7 @@ def tls(daemon: Daemon, certificate: tuple[Path, Path]) -> Iterator[Daemon]:
         daemon.start()
 
 
-def _start(daemon: Daemon, cert: Path) -> None:
+def _start(daemon: Daemon) -> None:
     """``Daemon.start`` asks by a name that the certificate has not."""
     whole = httpx.get
 
@@ -114,7 +120,7 @@ def proxy(tls: Daemon) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def env(tls: Daemon, proxy: str, certificate: tuple[Path, Path]) -> dict[str, str]:
+def env(tls: Daemon, proxy: str, certificate: tuple[Path, Path, Path]) -> dict[str, str]:
     port = tls.url.rpartition(":")[2]
     return {
         "E2B_DOMAIN": f"{DOMAIN}:{port}",
@@ -130,7 +136,7 @@ def test_python(
     workers: Callable[[str, Mapping[str, str]], Worker],
     env: dict[str, str],
     tls: Daemon,
-    certificate: tuple[Path, Path],
+    certificate: tuple[Path, Path, Path],
 ) -> None:
     worker = workers("e2b", env)
     worker.run(BEGIN + "OPTS['proxy'] = os.environ['PROXY']\n")

@@ -13,7 +13,6 @@ from tests.system.conftest import Daemon
 from .conftest import Node, node_records
 
 COUNT = "bash -c 'i=0; while :; do i=$((i+1)); echo $i >/tmp/count.new; mv /tmp/count.new /tmp/count; sleep 0.05; done'"
-LATER = "const sleep = (ms) => new Promise((done) => setTimeout(done, ms));\n"
 
 
 def test_life_and_memory(node: Node, daemon: Daemon) -> None:
@@ -32,10 +31,9 @@ return g.box.sandboxId;
         assert node.run("return await g.box.isRunning();") is True
         said = node.run("return (await g.box.commands.run('echo $A; whoami; pwd')).stdout;")
         assert said == "b\nuser\n/home/user\n"
-        count = LATER + "return parseInt(await g[given.box].files.read('/tmp/count'));"
+        count = "return parseInt(await g[given.box].files.read('/tmp/count'));"
         node.run(
-            LATER
-            + "await g.box.commands.run(given.count, { background: true }); await sleep(500);",
+            "await g.box.commands.run(given.count, { background: true }); await g.sleep(500);",
             count=COUNT,
         )
         paused = node.run("return [await g.box.pause(), await g.box.pause()];")
@@ -52,14 +50,14 @@ return found;
         assert node.run("return await g.box.isRunning();") is False
         node.run("g.box = await e2b.Sandbox.connect(given.id, { timeoutMs: 600_000 });", id=id_)
         first = node.run(count, box="box")
-        assert node.run(LATER + "await sleep(400);" + count, box="box") > first
+        assert node.run("await g.sleep(400);" + count, box="box") > first
 
         kept = node.run("return (await g.box.createSnapshot()).snapshotId;")
         node.run(
             "g.again = await e2b.Sandbox.create(given.kept, { timeoutMs: 60_000 });", kept=kept
         )
         later = node.run(count, box="again")
-        assert node.run(LATER + "await sleep(400);" + count, box="again") > later
+        assert node.run("await g.sleep(400);" + count, box="again") > later
         node.run("await g.again.kill();")
         assert node.run("return await e2b.Sandbox.deleteSnapshot(given.kept);", kept=kept) is True
 

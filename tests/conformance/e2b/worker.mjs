@@ -3,6 +3,7 @@ import * as e2b from "e2b";
 import readline from "node:readline";
 
 const g = { e2b, opts: { headers: { "X-Roost-Driver": process.env.RUNG ?? "" } } };
+g.sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 const AsyncFunction = (async () => {}).constructor;
 const lines = readline.createInterface({ input: process.stdin });
 for (const name of ["log", "info", "warn"]) console[name] = (...said) => console.error(...said);

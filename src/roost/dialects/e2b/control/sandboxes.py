@@ -20,7 +20,7 @@ from structlog.contextvars import bind_contextvars
 
 from roost import ids
 from roost.dialects.e2b.access import Access, gone
-from roost.dialects.e2b.control import bodies, network, shapes
+from roost.dialects.e2b.control import bodies, names, network, shapes
 from roost.dialects.e2b.control.exposure import Exposure
 from roost.dialects.serving import (
     Json,
@@ -40,8 +40,6 @@ from roost.services.volume_files import LABEL
 
 TIMEOUT_S = 300
 LIMIT = 100
-# What E2B calls templates that we ship under another name.
-ALIASES = {"code-interpreter-v1": "code-interpreter"}
 _GONE = frozenset({Phase.DESTROYING, Phase.DESTROYED})
 _STATES = {
     "running": [each for each in Phase if each not in _GONE | shapes.ASLEEP],
@@ -111,8 +109,7 @@ class Sandboxes:
 
     async def _made(self, whose: str, named: str, wanted: CreateMachine) -> Machine:
         """From a template, or a snapshot: E2B's snapshots are templates. Raises TEMPLATE_NOT_FOUND."""
-        name = named.rpartition("/")[2]  # of a team's; here every tenant has its own names
-        name = ALIASES.get(name, name)
+        name = names.ours(named)
         if not ids.formed(name):
             try:
                 return await self._s.machines.create(whose, replace(wanted, template=name))
@@ -383,7 +380,7 @@ class _Wanted:
         return LABEL not in machine.labels and (
             self.template is None
             or self.template in (shapes.template_of(machine), machine.template_id)
-            or ALIASES.get(self.template, self.template) == machine.template
+            or names.ours(self.template) == machine.template
         )
 
 

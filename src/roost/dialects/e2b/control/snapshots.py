@@ -8,13 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from roost.dialects.e2b.control import bodies
+from roost.dialects.e2b.control import bodies, names
 from roost.dialects.e2b.control.sandboxes import LIMIT, Sandboxes, whole
 from roost.dialects.serving import Json, Services, body, not_served, tenant
 from roost.errors import RoostError
 from roost.services.models import Snapshot
-
-TAG = "default"
 
 
 class Snapshots:
@@ -35,7 +33,7 @@ class Snapshots:
                 "snapshots of the files alone", "Snapshots keep the memory where their rung can."
             )
         machine = await self._sandboxes.found(request)
-        name = None if asked.name is None else asked.name.rpartition("/")[2].partition(":")[0]
+        name = None if asked.name is None else names.ours(asked.name).partition(":")[0]
         made = await self._s.snapshots.create(machine.tenant_id, machine.id, name)
         return Json(_shape(made), 201)
 
@@ -43,7 +41,7 @@ class Snapshots:
         query, whose = request.query_params, tenant(request)
         limit = whole(query.get("limit"), "limit", LIMIT, 1, 500)
         if query.get("name"):
-            found = await self._named(whose, query["name"].rpartition("/")[2].partition(":")[0])
+            found = await self._named(whose, names.ours(query["name"]).partition(":")[0])
             of = query.get("sandboxID")
             return Json([_shape(each) for each in found if of in (None, each.machine_id)])
         page = await self._s.snapshots.list(
@@ -62,5 +60,5 @@ class Snapshots:
 
 
 def _shape(found: Snapshot) -> dict[str, Any]:
-    names = [] if found.name is None else [f"{found.name}:{TAG}"]
-    return {"snapshotID": found.id, "names": names}
+    called = [] if found.name is None else [f"{found.name}:{names.DEFAULT}"]
+    return {"snapshotID": found.id, "names": called}

@@ -25,9 +25,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from roost import ids
-from roost.dialects.e2b.control import bodies
+from roost.dialects.e2b.control import bodies, names
 from roost.dialects.e2b.control.recipe import Recipe, recipe
-from roost.dialects.e2b.control.sandboxes import ALIASES, Sandboxes
+from roost.dialects.e2b.control.sandboxes import Sandboxes
+from roost.dialects.e2b.control.shapes import ENVD_VERSION
 from roost.dialects.serving import Json, Services, body, empty, key_id, tenant
 from roost.errors import ConflictError, InvalidRequestError, NotFoundError, RoostError
 from roost.services.builds import StartBuild
@@ -84,7 +85,7 @@ class Templates:
         name, tag = _named(asked.name or asked.alias or "")
         tags = tuple(dict.fromkeys(asked.tags or [tag]))
         for each in tags:
-            reference.tagged(f"{name}:{each}")
+            reference.tagged(f"{name}:{names.tag_ours(each)}")
         build = ids.new()
         self._pending[build] = _Pending(
             tenant(request), name, tags, asked.cpu_count, asked.memory_mb
@@ -125,7 +126,7 @@ class Templates:
         if asked.from_template is not None:
             made = await self._from(whose, asked.from_template, made)
         wanted = StartBuild(
-            tags=tuple(f"{pending.name}:{each}" for each in pending.tags),
+            tags=tuple(f"{pending.name}:{names.tag_ours(each)}" for each in pending.tags),
             dockerfile=made.dockerfile,
             roost_toml=made.roost_toml,
             credentials=made.credentials,
@@ -148,7 +149,7 @@ class Templates:
 
     async def _from(self, whose: str, named: str, made: Recipe) -> Recipe:
         """A snapshot is a template to E2B, too."""
-        name = _own_name(named)
+        name = names.ours(named)
         if (found := await self._sandboxes.snapshot(whose, name)) is not None:
             name = f"snapshot:{found}"
         return made.beginning_with(name)
@@ -211,18 +212,24 @@ class Templates:
             "cpuCount": 1,
             "memoryMB": 1024,
         }
-        return Json({**_shape(found), "builds": [build]})
+        return Json({**_shape(found, _asked(request)), "builds": [build]})
 
     async def alias(self, request: Request) -> Response:
         found = await self._found(request)
-        return Json({"templateID": _title(found), "public": found.tenant_id is None})
+        return Json(
+            {"templateID": _title(found, _asked(request)), "public": found.tenant_id is None}
+        )
 
     async def tags(self, request: Request) -> Response:
         found = await self._found(request)
-        name = _title(found)
+        name = _title(found, _asked(request))
         every = await self._s.templates.list(tenant(request))
         said = [
-            {"tag": each.partition(":")[2], "buildID": build_uuid(t), "createdAt": t.created_at}
+            {
+                "tag": names.tag_theirs(each.partition(":")[2]),
+                "buildID": build_uuid(t),
+                "createdAt": t.created_at,
+            }
             for t in every
             for each in t.tags
             if each.partition(":")[0] == name
@@ -231,27 +238,27 @@ class Templates:
 
     async def tag(self, request: Request) -> Response:
         asked = await body(request, bodies.Tags)
-        whose, target = tenant(request), _own_name(asked.target)
+        whose, target = tenant(request), names.ours(asked.target)
         if not asked.tags:
             raise InvalidRequestError("tags: name at least one.", details={"field": "tags"})
         found = await self._s.templates.get(whose, target)
         name = target.partition(":")[0]
         for each in asked.tags:
-            found = await self._s.templates.tag(whose, target, f"{name}:{each}")
+            found = await self._s.templates.tag(whose, target, f"{name}:{names.tag_ours(each)}")
         return Json({"tags": asked.tags, "buildID": build_uuid(found)}, 201)
 
     async def untag(self, request: Request) -> Response:
         asked = await body(request, bodies.Tags)
-        name = _own_name(asked.name).partition(":")[0]
+        name = names.ours(asked.name).partition(":")[0]
         whose = tenant(request)
         for each in asked.tags:
-            await self._s.templates.delete(whose, f"{name}:{each}")
+            await self._s.templates.delete(whose, f"{name}:{names.tag_ours(each)}")
         return empty()
 
     async def delete(self, request: Request) -> Response:
         """A template with all its tags, or a snapshot."""
         whose, named = tenant(request), request.path_params["name"]
-        if (snapshot := await self._sandboxes.snapshot(whose, _own_name(named))) is not None:
+        if (snapshot := await self._sandboxes.snapshot(whose, names.ours(named))) is not None:
             await self._s.snapshots.delete(whose, snapshot)
             return empty()
         found = await self._found(request)
@@ -259,15 +266,18 @@ class Templates:
         return empty()
 
     async def _found(self, request: Request) -> Template:
-        named = request.path_params["name"]
+        """What the path names; a name alone is any template of that name where none is its default."""
+        named, whose = request.path_params["name"], tenant(request)
+        name = names.ours(named)
         try:
-            return await self._s.templates.get(tenant(request), _own_name(named))
+            return await self._s.templates.get(whose, name)
         except RoostError as failure:
             if failure.code not in ("TEMPLATE_NOT_FOUND", "VALIDATION_FAILED"):
                 raise
-            raise NotFoundError(
-                f"Template {named[:64]} was not found", code="TEMPLATE_NOT_FOUND"
-            ) from None
+        for each in await self._s.templates.list(whose):
+            if ":" not in named and any(tag.partition(":")[0] == name for tag in each.tags):
+                return each
+        raise NotFoundError(f"Template {named[:64]} was not found", code="TEMPLATE_NOT_FOUND")
 
 
 def build_uuid(found: Template) -> str:
@@ -275,23 +285,28 @@ def build_uuid(found: Template) -> str:
     return str(uuid.uuid5(_NAMESPACE, found.id or found.name))
 
 
-def _own_name(named: str) -> str:
-    """Without a team's name before it."""
-    name = named.rpartition("/")[2]
-    return ALIASES.get(name, name)
-
-
 def _named(text: str) -> tuple[str, str]:
-    """(name, tag). Raises VALIDATION_FAILED."""
-    return reference.tagged(text.rpartition("/")[2])
+    """(name, tag), the tag as E2B writes it. Raises VALIDATION_FAILED."""
+    name, tag = reference.tagged(names.ours(text))
+    return name, names.tag_theirs(tag)
 
 
-def _title(found: Template) -> str:
-    return found.tags[0].partition(":")[0] if found.tags else found.name
+def _asked(request: Request) -> str:
+    return names.ours(request.path_params["name"]).partition(":")[0]
 
 
-def _shape(found: Template) -> dict[str, Any]:
-    name = _title(found)
+def _title(found: Template, asked: str = "") -> str:
+    """What it is called, by the name it was asked for where it has several: builds of the same content are one."""
+    called = _names(found)
+    return asked if asked in called else called[0]
+
+
+def _names(found: Template) -> list[str]:
+    return list(dict.fromkeys(each.partition(":")[0] for each in found.tags)) or [found.name]
+
+
+def _shape(found: Template, asked: str = "") -> dict[str, Any]:
+    name = _title(found, asked)
     size = found.config.get("size") or {}
     return {
         "templateID": name,
@@ -300,15 +315,15 @@ def _shape(found: Template) -> dict[str, Any]:
         "memoryMB": size.get("memory_mib") or 1024,
         "diskSizeMB": (size.get("storage_gib") or 10) * 1024,
         "public": found.tenant_id is None,
-        "aliases": [name],
-        "names": [name],
+        "aliases": _names(found),
+        "names": _names(found),
         "createdAt": found.created_at,
         "updatedAt": found.updated_at,
         "createdBy": None,
         "lastSpawnedAt": None,
         "spawnCount": 0,
         "buildCount": 1,
-        "envdVersion": "0.6.13",
+        "envdVersion": ENVD_VERSION,
         "buildStatus": "ready" if found.digest is not None else "waiting",
     }
 
