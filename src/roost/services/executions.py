@@ -214,13 +214,14 @@ class Executions:
         said = await live.agent.list_executions()
         running = [each for each in said if each.state == pb.EXECUTION_STATE_RUNNING]
         known = {row.agents_id: row for row in await self._rows.running(machine_id)}
-        if any(self._unknown(each.execution_id, known) for each in running):
+        if any(self._unknown(machine_id, each, known) for each in running):
             async with self._meeting:
                 known = {row.agents_id: row for row in await self._rows.running(machine_id)}
                 for each in running:
-                    if self._unknown(each.execution_id, known):
+                    if self._unknown(machine_id, each, known):
                         known[each.execution_id] = await self._met(live, each)
-        known.update({row.id: row for row in list(self._fresh.values())})
+        fresh = [row for row in self._fresh.values() if row.machine_id == machine_id]
+        known.update({row.id: row for row in fresh})
         found = [
             Process(each.pid, known[each.execution_id])
             for each in running
@@ -503,10 +504,13 @@ class Executions:
         if values is None:
             await self._until_end(row, live.agent, live.machine.generation)
 
-    def _unknown(self, agents_id: str, known: Mapping[str, ExecutionRow]) -> bool:
-        """Whether an agent speaks of what no row does, and none is about to."""
-        about_to = agents_id in self._live or _STARTED.fullmatch(agents_id)
-        return agents_id not in known and not about_to
+    def _unknown(
+        self, machine_id: str, said: pb.Execution, known: Mapping[str, ExecutionRow]
+    ) -> bool:
+        """Whether the agent speaks of what no row of its machine does, and none is about to."""
+        of = self._live.get(said.execution_id)
+        about_to = (of is not None and of[0] == machine_id) or _STARTED.fullmatch(said.execution_id)
+        return said.execution_id not in known and not about_to
 
     async def _met(self, live: Live, said: pb.Execution) -> ExecutionRow:
         now = self._clock.now()

@@ -81,7 +81,7 @@ class Refused(Exception):
 def gone(failure: RoostError) -> bool:
     """Whether it says that there is no such sandbox, or that it does not run: the proxy before E2B's sandboxes
     answers the same for both."""
-    return failure.code in ("MACHINE_NOT_FOUND", "MACHINE_FAILED") or (
+    return failure.code in ("MACHINE_NOT_FOUND", "MACHINE_FAILED", "MACHINE_SLEEPING") or (
         failure.code == "INVALID_STATE" and "phase" in failure.details
     )
 

@@ -304,8 +304,6 @@ async def test_what_came_with_the_memory_of_another_machine_is_met(
     stream = box.stream(P + "Start", command("read x; exit $x"))
     pid = (await anext(stream))[1]["event"]["start"]["pid"]
     other = Sandbox(served.url, served.machine())
-    # Not one about to have a row of its own: those of ``_live`` belong to this daemon.
-    served.executions._live.clear()
     async with other.http:
         twice = await asyncio.gather(other.ok(P + "List"), other.ok(P + "List"))
         assert [[each["pid"] for each in one["processes"]] for one in twice] == [[pid], [pid]]
