@@ -92,11 +92,11 @@ class Access:
         if named is not None:
             machine = await self.find(named.sandbox_id)
             if scope["path"] == "/health":
-                return _principal(machine)
+                return principal(machine)
         offered = next((v for n, v in scope["headers"] if n == b"x-access-token"), b"")
         if offered and machine is not None:
             if hmac.compare_digest(offered, self.token(machine).encode()):
-                return _principal(_awake(machine))
+                return principal(awake(machine))
             raise AuthError("unauthorized access, please provide a valid access token")
         if scope["path"] != "/files" or scope["type"] != "http":
             if named is None:
@@ -108,7 +108,7 @@ class Access:
                 "unauthorized access, please provide a valid access token or method signing if supported",
                 code="AUTH_REQUIRED",
             )
-        return _principal(_awake(await self._signed(scope, machine)))
+        return principal(awake(await self._signed(scope, machine)))
 
     async def find(self, sandbox_id: str) -> Machine:
         """The sandbox, of whichever tenant: only for whoever then proves that it may. Raises MACHINE_NOT_FOUND."""
@@ -192,14 +192,14 @@ def sandbox_id(connection: HTTPConnection) -> str:
     return found
 
 
-def _awake(machine: Machine) -> Machine:
+def awake(machine: Machine) -> Machine:
     """One that is paused, and does not resume by itself, is not there for its callers. Raises MACHINE_NOT_FOUND."""
     if machine.phase in (Phase.SLEEPING, Phase.FAILED) and not machine.autowake:
         raise gone(machine.id)
     return machine
 
 
-def _principal(machine: Machine) -> Principal:
+def principal(machine: Machine) -> Principal:
     return Principal(machine.tenant_id, machine.id, "e2b", machine_id=machine.id)
 
 

@@ -18,6 +18,8 @@ from roost.dialects.e2b.control.templates import Templates
 from roost.dialects.e2b.control.volumes import Volumes
 from roost.dialects.e2b.envd import app as envd
 from roost.dialects.e2b.errors import problem
+from roost.dialects.e2b.kernel import PORT as KERNEL_PORT
+from roost.dialects.e2b.kernel import Kernel
 from roost.dialects.serving import App, Services, empty, not_served
 from roost.gateway.dispatch import Action, Target
 from roost.gateway.metrics import resource_of
@@ -44,14 +46,16 @@ def targets(services: Services) -> list[Target]:
             *_secrets(),
         ]
     )
-    shared = envd.target(services, access)
-    own = f"{ENVD_PORT}-*.{services.ports.places.domain}"
+    domain = services.ports.places.domain
+    shared, kernel = envd.target(services, access), Kernel(services, access).target()
     return [
         Target("e2b", control, paths=("",), prefixes=(PREFIX,), problem=problem, action=_action),
         _files(services),
         volumes.content(),
-        replace(shared, name="e2b-envd-host", hosts=(own,), paths=("",)),
+        replace(shared, name="e2b-envd-host", hosts=(f"{ENVD_PORT}-*.{domain}",), paths=("",)),
+        replace(kernel, name="e2b-kernel-host", hosts=(f"{KERNEL_PORT}-*.{domain}",), paths=("",)),
         shared,
+        kernel,
     ]
 
 
@@ -65,8 +69,8 @@ def elsewhere(label: str) -> bool:
     """Whether a host below the domain is the control plane's or what is spoken inside a sandbox."""
     if label in _HOSTS:
         return True
-    place = Places.read(label) if label.startswith(f"{ENVD_PORT}-") else None
-    return place is not None and place.port == ENVD_PORT
+    place = Places.read(label) if label.startswith("499") else None
+    return place is not None and place.port in (ENVD_PORT, KERNEL_PORT)
 
 
 def _files(services: Services) -> Target:

@@ -21,7 +21,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[Daemon]:
 
 @pytest.fixture
 async def served(tmp_path: Path, engine: Daemon) -> AsyncIterator[Served]:
-    each = [lambda s, n=n: app.targets(s)[n] for n in range(5)]
+    each = [lambda s, n=n: app.targets(s)[n] for n in range(7)]
     async with serving(tmp_path, None, engine=engine, dialects=each) as found:
         app.previews(found.previews)
         yield found
