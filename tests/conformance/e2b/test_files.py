@@ -106,6 +106,20 @@ def test_errors(box: Sdk) -> None:  # noqa: F811
     refused(lambda: box.run("~box.files.read('x', user='nobody-here')"), "AuthenticationException")
 
 
+def test_metadata(box: Sdk) -> None:  # noqa: F811
+    box.run("made = ~box.files.write('noted', 'x', metadata={'Who': 'me', 'n': '1'})")
+    assert box.value("made.metadata") == {"who": "me", "n": "1"}
+    assert box.value("(~box.files.get_info('noted')).metadata") == {"who": "me", "n": "1"}
+    assert box.value("[e.metadata for e in ~box.files.list('.') if e.name == 'noted']") == [
+        {"who": "me", "n": "1"}
+    ]
+    assert box.value("(~box.files.rename('noted', 'noted2')).metadata") == {"who": "me", "n": "1"}
+    box.run("~box.files.write('noted2', 'y')")
+    assert box.value("(~box.files.get_info('noted2')).metadata") is None
+    note = "kept by path in a file of the sandbox, not in extended attributes: commands do not see or move it"
+    box.records("Sandbox.files.write(metadata)", outcome="differs", note=note)
+
+
 def test_signed_urls(box: Sdk) -> None:  # noqa: F811
     box.run("~box.files.write('signed', 'content')")
     with httpx.Client(trust_env=False) as http:

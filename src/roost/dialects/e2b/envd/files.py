@@ -9,7 +9,7 @@ import asyncio
 import mimetypes
 import posixpath
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from email.utils import format_datetime
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -25,6 +25,7 @@ from roost.api.v1.services import Services, caller
 from roost.dialects.e2b.envd.accounts import Account, Accounts
 from roost.dialects.e2b.envd.connect import told
 from roost.dialects.e2b.envd.entries import text
+from roost.dialects.e2b.envd.metadata import Metadata, noted
 from roost.dialects.e2b.envd.parts import Part, Parts, boundary
 from roost.dialects.e2b.envd.place import Place, place, user_of
 from roost.dialects.e2b.envd.refusals import Refused, gone, http_status, missing
@@ -45,9 +46,10 @@ class Compose(BaseModel):
 
 
 class FileRoutes:
-    def __init__(self, services: Services, accounts: Accounts) -> None:
+    def __init__(self, services: Services, accounts: Accounts, metadata: Metadata) -> None:
         self._files = services.files
         self._accounts = accounts
+        self._metadata = metadata
 
     def routes(self) -> list[Route]:
         return [
@@ -84,8 +86,7 @@ class FileRoutes:
 
     async def upload(self, request: Request) -> Response:
         where = place(request)
-        if any(name.startswith("x-metadata-") for name in request.headers):
-            raise Refused("unimplemented", "file metadata is not served by Roost")
+        notes = noted(request.headers.items())
         account = await self._account(request, where)
         named = request.query_params.get("path", "")
         limit = boundary(request.headers.get("content-type", ""))
@@ -93,7 +94,7 @@ class FileRoutes:
         if limit is None:
             if not named:
                 raise Refused("invalid_argument", "path is required for a raw upload")
-            written = [await self._write(where, account, account.path(named), data)]
+            written = [await self._write(where, account, account.path(named), data, notes)]
             return Json(written)
         written = []
         async for each in Parts(data, limit).all():
@@ -102,7 +103,7 @@ class FileRoutes:
             if named and written:
                 raise Refused("invalid_argument", "a form with a path in its URL has one file")
             path = account.path(named or _filename(each))
-            written.append(await self._write(where, account, path, each.data))
+            written.append(await self._write(where, account, path, each.data, notes))
         return Json(written)
 
     async def compose(self, request: Request) -> Response:
@@ -113,10 +114,11 @@ class FileRoutes:
             raise Refused("invalid_argument", f"source_paths: from 1 to {MAX_SOURCES}")
         sources = [account.path(each) for each in asked.source_paths]
         to = account.path(asked.destination)
-        written = await self._write(where, account, to, self._joined(where, sources))
+        written = await self._write(where, account, to, self._joined(where, sources), {})
         for source in dict.fromkeys(sources):
             if source != to:
                 await self._files.remove(where.tenant, where.machine_id, source)
+                await self._metadata.removed(where, source)
         return Json(written)
 
     # --- helpers --------------------------------------------------------------------------------
@@ -126,7 +128,12 @@ class FileRoutes:
         return await self._accounts.of(where, name)
 
     async def _write(
-        self, where: Place, account: Account, path: bytes, data: AsyncGenerator[bytes, None]
+        self,
+        where: Place,
+        account: Account,
+        path: bytes,
+        data: AsyncGenerator[bytes, None],
+        notes: Mapping[str, str],
     ) -> dict[str, Any]:
         spec = Write(path, owner=account.owner, make_parents=True)
         try:
@@ -135,7 +142,9 @@ class FileRoutes:
             raise _about(path, failure) from None
         finally:
             await data.aclose()
-        return {"name": text(posixpath.basename(path)), "type": "file", "path": text(path)}
+        await self._metadata.wrote(where, path, notes)
+        said: dict[str, Any] = {"name": text(posixpath.basename(path)), "type": "file"}
+        return {**said, "path": text(path), **({"metadata": dict(notes)} if notes else {})}
 
     async def _joined(self, where: Place, sources: list[bytes]) -> AsyncGenerator[bytes, None]:
         for source in sources:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import posixpath
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 
 from roost.api.v1.services import Services
 from roost.dialects.e2b.envd import messages
 from roost.dialects.e2b.envd.accounts import Account, Accounts
 from roost.dialects.e2b.envd.connect import Call, Said, Service
 from roost.dialects.e2b.envd.entries import entry, pointed, text
+from roost.dialects.e2b.envd.metadata import Metadata
 from roost.dialects.e2b.envd.place import Place
 from roost.dialects.e2b.envd.refusals import Refused
 from roost.dialects.e2b.envd.watchers import LOST, Seen, Watchers
@@ -26,7 +27,10 @@ _ALIVE: Said = {"keepalive": {}}
 
 
 class Filesystem:
-    def __init__(self, services: Services, accounts: Accounts, watchers: Watchers) -> None:
+    def __init__(
+        self, services: Services, accounts: Accounts, watchers: Watchers, metadata: Metadata
+    ) -> None:
+        self._metadata = metadata
         self._files = services.files
         self._accounts = accounts
         self._watchers = watchers
@@ -46,7 +50,7 @@ class Filesystem:
 
     async def stat(self, call: Call, asked: messages.OfPath) -> Said:
         path = (await self._as(call)).path(asked.path)
-        return {"entry": await look(self._files, call.place, path)}
+        return {"entry": await self._look(call.place, path)}
 
     async def make_dir(self, call: Call, asked: messages.OfPath) -> Said:
         account = await self._as(call)
@@ -78,14 +82,16 @@ class Filesystem:
             raise
         await self._files.make_dir(*where, posixpath.dirname(to), owner=account.owner)
         await self._files.move(*where, source, to, overwrite=True)
-        return {"entry": await look(self._files, call.place, to)}
+        await self._metadata.moved(call.place, source, to)
+        return {"entry": await self._look(call.place, to)}
 
     async def list_dir(self, call: Call, asked: messages.ListDir) -> Said:
         path = (await self._as(call)).path(asked.path)
         await self._directory(call.place, path, "directory")
         found: list[Said] = []
         await self._walk(call.place, path, max(1, asked.depth), found)
-        return {"entries": found}
+        notes = await self._metadata.of(call.place)
+        return {"entries": [_noted(each, notes) for each in found] if notes else found}
 
     async def remove(self, call: Call, asked: messages.OfPath) -> Said:
         path = (await self._as(call)).path(asked.path)
@@ -94,6 +100,7 @@ class Filesystem:
         except RoostError as failure:
             if failure.code != "FILE_NOT_FOUND":  # what is not there is removed
                 raise
+        await self._metadata.removed(call.place, path)
         return {}
 
     # --- watching -------------------------------------------------------------------------------
@@ -180,21 +187,25 @@ class Filesystem:
         await asyncio.gather(*(one(each) for each in links[:LINKS_AT_ONCE]))
         return found
 
+    async def _look(self, place: Place, path: bytes) -> Said:
+        """Raises FILE_NOT_FOUND."""
+        info = await self._files.stat(place.tenant, place.machine_id, path, follow=False)
+        target = None
+        if info.kind == "symlink" and info.target_kind is not None:
+            target = await _target(self._files, place, info, path)
+        return _noted(entry(info, path, target), await self._metadata.of(place))
+
     async def _event(self, place: Place, root: bytes, seen: Seen, asked: messages.Watch) -> Said:
         said: Said = {"name": text(seen.name), "type": seen.type}
         if asked.include_entry and seen.type != "EVENT_TYPE_REMOVE":
             with contextlib.suppress(RoostError):
-                said["entry"] = await look(self._files, place, posixpath.join(root, seen.name))
+                said["entry"] = await self._look(place, posixpath.join(root, seen.name))
         return said
 
 
-async def look(files: Files, place: Place, path: bytes) -> Said:
-    """Raises FILE_NOT_FOUND."""
-    info = await files.stat(place.tenant, place.machine_id, path, follow=False)
-    target = None
-    if info.kind == "symlink" and info.target_kind is not None:
-        target = await _target(files, place, info, path)
-    return entry(info, path, target)
+def _noted(shown: Said, notes: Mapping[str, Mapping[str, str]]) -> Said:
+    said = notes.get(shown["path"])
+    return {**shown, "metadata": dict(said)} if said else shown
 
 
 async def _target(files: Files, place: Place, link: FileInfo, path: bytes) -> FileInfo | None:

@@ -22,7 +22,7 @@ class Anybody:
     """Of ``Access``: lets in whoever names a machine, except with the token ``wrong``."""
 
     async def principal_of(self, scope: Scope) -> Principal:
-        said = {name: value.decode() for name, value in scope["headers"]}
+        said = {name: value.decode("latin-1") for name, value in scope["headers"]}
         if said.get(b"x-access-token") == "wrong":
             raise AuthError("unauthorized access, please provide a valid access token")
         machine_id = said.get(b"e2b-sandbox-id", "")

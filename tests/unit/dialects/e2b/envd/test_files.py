@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from roost.dialects.e2b.envd import parts
+from roost.dialects.e2b.envd import metadata, parts
 from roost.dialects.e2b.envd.accounts import parsed
 from roost.dialects.e2b.envd.parts import Parts, boundary
 from roost.dialects.e2b.envd.refusals import Refused
 from tests.unit.api.kit import Served
 from tests.unit.dialects.e2b.envd.kit import Sandbox, basic
+
+F = "/filesystem.Filesystem/"
 
 
 async def get(box: Sandbox, path: Any, **headers: str) -> Any:
@@ -143,12 +146,55 @@ async def test_a_form_has_so_many_parts(monkeypatch: pytest.MonkeyPatch) -> None
     assert boundary("text/plain") is None and boundary("") is None
 
 
-async def test_metadata_is_refused_and_not_dropped(box: Sandbox, tmp_path: Path) -> None:
-    answer = await box.http.post(
-        "/files", params={"path": f"{tmp_path}/m"}, content=b"x", headers={"X-Metadata-Owner": "me"}
+@pytest.fixture
+def noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the machine keeps what was noted: the agent here is one of this host."""
+    file = tmp_path / "kept" / "notes.json"
+    monkeypatch.setattr(metadata, "FILE", bytes(file))
+    return file
+
+
+async def test_metadata_goes_with_its_file(box: Sandbox, tmp_path: Path, noted: Path) -> None:
+    async def of(path: Path) -> Any:
+        return (await box.ok(F + "Stat", {"path": str(path)}))["entry"].get("metadata")
+
+    to = tmp_path / "d" / "m"
+    said = {"X-Metadata-Owner": "Me", "x-metadata-a.b": ""}
+    answer = await box.http.post("/files", params={"path": str(to)}, content=b"x", headers=said)
+    assert answer.json()[0]["metadata"] == {"owner": "Me", "a.b": ""}
+    assert await of(to) == {"owner": "Me", "a.b": ""}
+    listed = (await box.ok(F + "ListDir", {"path": str(to.parent)}))["entries"]
+    assert listed[0]["metadata"] == {"owner": "Me", "a.b": ""}
+    await box.ok(F + "Move", {"source": str(to.parent), "destination": str(tmp_path / "e")})
+    assert await of(tmp_path / "e" / "m") == {"owner": "Me", "a.b": ""}
+    assert noted.stat().st_mode & 0o777 == 0o600
+    await box.http.post("/files", params={"path": f"{tmp_path}/e/m"}, content=b"y")
+    assert await of(tmp_path / "e" / "m") is None
+    await box.http.post("/files", params={"path": f"{tmp_path}/e/m"}, content=b"y", headers=said)
+    await box.ok(F + "Remove", {"path": str(tmp_path / "e")})
+    assert json.loads(noted.read_text()) == {}
+    bad = {"X-Metadata-a": b"\xff"}
+    refused = await box.http.post("/files", params={"path": str(to)}, content=b"x", headers=bad)
+    assert refused.status_code == 400 and not to.exists()
+
+
+async def test_metadata_is_the_machines_and_bounded(
+    box: Sandbox, served: Served, tmp_path: Path, noted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted.parent.mkdir()
+    noted.write_text(json.dumps({f"{tmp_path}/f": {"a": "1", "b": 2}, "x": 3}))
+    (tmp_path / "f").touch()
+    said = await box.ok(F + "Stat", {"path": f"{tmp_path}/f"})
+    assert said["entry"]["metadata"] == {"a": "1"}
+    await served.machines.sleep("tenant-a", box.id)
+    noted.write_text("[" * 100_000)
+    said = await box.ok(F + "Stat", {"path": f"{tmp_path}/f"})
+    assert "metadata" not in said["entry"]
+    monkeypatch.setattr(metadata, "MAX_BYTES", 100)
+    full = await box.http.post(
+        "/files", params={"path": f"{tmp_path}/g"}, content=b"x", headers={"x-metadata-a": "1" * 99}
     )
-    assert answer.status_code == 501 and "metadata" in answer.json()["message"]
-    assert not (tmp_path / "m").exists()
+    assert full.status_code == 429
 
 
 async def test_composed(box: Sandbox, tmp_path: Path) -> None:
