@@ -82,6 +82,7 @@ from roost.services.tenants import Tenants
 from roost.services.terminals import Terminals
 from roost.services.trees import Trees
 from roost.services.usage import Usage
+from roost.services.volume_files import VolumeFiles
 from roost.settings import Settings
 from roost.store import Store
 from roost.store import executions as rows
@@ -730,7 +731,9 @@ class Served:
             browser=self.browser,
             computer=Computer(helpers),
             code=Code(helpers, machines),
-            volume_files=_any(None),
+            volume_files=VolumeFiles(
+                machines, self.engine.volumes if self.engine else _any(FakeVolumes())
+            ),
         )
         self.app = create_app(self.services)
         table = Table([*(make(self.services) for make in self.dialects), native(self.app)])

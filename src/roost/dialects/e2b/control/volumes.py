@@ -206,7 +206,9 @@ class Volumes:
             await self._s.files.set_attributes(tenant(request), machine, path, owner=owner)
 
     async def _info(self, request: Request, machine: str, path: bytes) -> FileInfo:
-        return await _known(self._s.files.stat(tenant(request), machine, path, follow=False))
+        found = self._s.files.stat(tenant(request), machine, path, follow=False)
+        info: FileInfo = await _known(found)
+        return info
 
     async def _place(self, request: Request) -> tuple[str, str, bytes]:
         """The machine, where the volume is there, and the path asked for there: never one beside the volume. (Links in
