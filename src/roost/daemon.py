@@ -53,6 +53,7 @@ from roost.secrets.trust import host_ca
 from roost.services.audit import Audit
 from roost.services.bakes import Bakes
 from roost.services.browser import Browser
+from roost.services.build_files import BuildFiles
 from roost.services.builds import Builds
 from roost.services.code import Code
 from roost.services.computer import Computer
@@ -83,6 +84,7 @@ from roost.services.tickets import Tickets
 from roost.services.transfer import Transfers
 from roost.services.trees import Trees
 from roost.services.usage import Usage
+from roost.services.volume_files import VolumeFiles
 from roost.services.volumes import Volumes
 from roost.services.warm import Warm
 from roost.settings import Settings
@@ -266,6 +268,13 @@ async def compose(
     agent = AgentBinary(default_agent())
     foreign = Images(settings, storage.pool, storage.image_store, agent)
     builds = Builds(engine, templates, layers, library.seal, settings.data_dir / "builds", foreign)
+    build_files = BuildFiles(
+        settings.data_dir / "build-files",
+        engine.identity.secret,
+        clock,
+        settings.build_context_mib << 20,
+        storage.require,
+    )
     keys = Keys(store, clock, settings.data_dir)
     stack.push_async_callback(keys.flush)
     rates = Rates(clock.monotonic, settings.token_requests_per_second)
@@ -320,11 +329,13 @@ async def compose(
         machines=machines,
         snapshots=Snapshots(engine, machines),
         volumes=volumes,
+        volume_files=VolumeFiles(machines, volumes),
         executions=executions,
         terminals=terminals,
         files=files,
         templates=templates,
         builds=builds,
+        build_files=build_files,
         keys=keys,
         ports=ports,
         tenants=tenants,
@@ -359,6 +370,7 @@ async def compose(
         ports, machines, keys, rates, clock, settings.preview_requests_per_second, doors, browser
     )
     watch_previews(metrics, plane)
+    dialects.previews(plane)
     front = Front(
         Gateway(table, keys, idempotency, metrics, rates, audit, clock),
         rpc.path,
@@ -383,6 +395,7 @@ async def compose(
         (builds.collect, COLLECT_S),
         (audit.tidy, TIDY_S),
         (keys.tidy, TIDY_S),
+        (build_files.tidy, TIDY_S),
     ]
     for work, pause in rounds:
         task = asyncio.get_running_loop().create_task(every(pause, work))

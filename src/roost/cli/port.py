@@ -21,7 +21,7 @@ group = typer.Typer(
 )
 app.add_typer(group, name="port")
 
-PortArg = Annotated[int, typer.Argument(metavar="PORT", min=1, max=65535)]
+PortArg = Annotated[int, typer.Argument(metavar="PORT", min=0, max=65535)]
 
 
 @group.command()
@@ -39,7 +39,7 @@ def add(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show a port of a machine outside; prints its URL."""
+    """Show a port of a machine outside; prints its URL. 0: every port that has no row of its own."""
     made = find(machine).ports.create(
         port,
         visibility="public" if public else "private",

@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from roost.api.v1.services import Services
 from roost.dialects import dedalus
+from roost.dialects.e2b import app as e2b
 from roost.gateway.dispatch import Target
+from roost.preview.plane import Plane
 
-__all__ = ["targets"]
+__all__ = ["previews", "targets"]
 
 
 def targets(services: Services) -> list[Target]:
     """Those that HTTP reaches, to stand before the native one."""
-    return [*dedalus.targets(services)]
+    return [*dedalus.targets(services), *e2b.targets(services)]
+
+
+def previews(plane: Plane) -> None:
+    """What dialects have to say at the hosts of previews."""
+    e2b.previews(plane)

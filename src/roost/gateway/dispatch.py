@@ -46,7 +46,7 @@ class Target:
     name: str
     app: Any  # ASGI
     paths: tuple[str, ...]  # path prefixes, whole segments: "/v1" is "/v1" and "/v1/..."; "" is all
-    hosts: tuple[str, ...] = ()  # exact, or "*.domain"; none: any
+    hosts: tuple[str, ...] = ()  # exact, "*.domain" or "1234-*.domain"; none: any
     prefixes: tuple[str, ...] = ()  # of keys; none: any
     public: frozenset[str] = field(default_factory=frozenset)  # paths that need no key
     streams: Callable[[str, str], bool] = _never  # (method, path) whose body the app reads itself
@@ -86,9 +86,10 @@ def host_name(host: str) -> str:
 
 
 def _host_matches(pattern: str, name: str) -> bool:
-    if pattern.startswith("*."):
-        return name.endswith(pattern[1:]) and len(name) > len(pattern) - 1
-    return name == pattern
+    before, star, after = pattern.partition("*")
+    if not star:
+        return name == pattern
+    return name.startswith(before) and name.endswith(after) and len(name) >= len(pattern)
 
 
 def _below(prefix: str, path: str) -> bool:

@@ -29,7 +29,13 @@ _HOP: Final = frozenset(
 _MINE: Final = frozenset(  # of a request: said anew, judged here, or both
     _HOP
     | {b"host", b"content-length", b"expect", b"cookie", b"authorization", b"x-api-key"}
-    | {b"x-roost-preview-token", b"proxy-authorization", b"forwarded", b"x-real-ip"}
+    | {
+        b"x-roost-preview-token",
+        b"e2b-traffic-access-token",
+        b"proxy-authorization",
+        b"forwarded",
+        b"x-real-ip",
+    }
     | {b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-prefix"}
     | {b"x-forwarded-port", b"x-forwarded-server", b"http2-settings"}
 )
@@ -141,7 +147,7 @@ def fields(block: bytes) -> Fields:
             case b"x-api-key":
                 _once(f.api_key, b"X-API-Key")
                 f.api_key = value
-            case b"x-roost-preview-token":
+            case b"x-roost-preview-token" | b"e2b-traffic-access-token":
                 _once(f.preview_token, b"X-Roost-Preview-Token")
                 f.preview_token = value
             case b"origin":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from http import HTTPStatus
+from typing import Any
 
 from roost.errors import RoostError
 from roost.gateway.respond import dumps, error_headers
@@ -15,15 +16,23 @@ _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="view
 """
 
 
-def failure(error: RoostError, as_html: bool, *, head: bool = False, close: bool = False) -> bytes:
-    """A whole answer. ``head``: without its body."""
+def failure(
+    error: RoostError,
+    as_html: bool,
+    *,
+    head: bool = False,
+    close: bool = False,
+    said: tuple[int, dict[str, Any]] | None = None,
+) -> bytes:
+    """A whole answer. ``head``: without its body. ``said``: the status and the body (``message`` in it) instead."""
+    status, wire = said or (error.status, error.to_wire())
     if as_html:
-        title = phrase(error.status)
-        text = {"title": title, "message": error.message, "code": error.code}
+        title = phrase(status)
+        text = {"title": title, "message": wire["message"], "code": error.code}
         body = _PAGE.format(**{name: html.escape(value) for name, value in text.items()}).encode()
     else:
-        body = dumps(error.to_wire())
-    lines = [b"HTTP/1.1 %d %b\r\n" % (error.status, phrase(error.status).encode())]
+        body = dumps(wire)
+    lines = [b"HTTP/1.1 %d %b\r\n" % (status, phrase(status).encode())]
     for name, value in error_headers(error):
         if name == b"content-type" and as_html:
             value = b"text/html; charset=utf-8"

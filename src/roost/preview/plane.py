@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from roost.clock import Clock
-from roost.errors import AuthError, LimitError
+from roost.errors import AuthError, LimitError, RoostError
 from roost.preview.access import Access, Grant
 from roost.preview.reach import connect
 from roost.preview.upstream import Upstream
@@ -109,6 +109,9 @@ class Plane:
         self._left: dict[str, float] = {}  # requests a machine may still have; none: ``_burst``
         self._under_way: Counter[str] = Counter()
         self._quiet = asyncio.Event()  # set when a visitor leaves
+        # Set by the dialects: hosts below the domain that are the API's all the same, and how a refusal is said there.
+        self.elsewhere: Callable[[str], bool] = _never
+        self.said: Callable[[str, RoostError], tuple[int, dict[str, Any]] | None] = _plainly
         # Set by the front listener: what takes a connection back, and what is told of each that ends.
         self.to_api: Callable[[asyncio.Transport, bytes], None] = _close
         self.released: Callable[[asyncio.BaseTransport], None] = _nothing
@@ -120,10 +123,10 @@ class Plane:
 
     def wants(self, host: bytes, target: bytes) -> bool:
         """Whether a request is for here rather than for the API."""
-        return (
-            self.ports.places.label(host.decode("latin-1")) is not None
-            or self.path(target) is not None
-        )
+        label = self.ports.places.label(host.decode("latin-1"))
+        if label is None:
+            return self.path(target) is not None
+        return not self.elsewhere(label)
 
     def take(
         self, transport: asyncio.Transport, first: bytes, full: bool = False, *, handed: bool
@@ -401,3 +404,11 @@ def _close(transport: asyncio.Transport, data: bytes) -> None:
 
 def _nothing(transport: Any) -> None:
     pass
+
+
+def _never(label: str) -> bool:
+    return False
+
+
+def _plainly(label: str, failure: RoostError) -> None:
+    return None

@@ -295,8 +295,8 @@ class Visitor(asyncio.Protocol):
             self._refuse_head(refused)
             return False
         path = None
-        if memo.label is None:
-            path = self.plane.path(target)
+        if memo.label is None or self.plane.elsewhere(memo.label):
+            path = self.plane.path(target) if memo.label is None else None
             if path is None:
                 self._hand_back(data)
                 return False
@@ -567,9 +567,15 @@ class Visitor(asyncio.Protocol):
         as_html = self._memo is not None and self._memo.fields.html and not self.by_path
         self.plane.refused(failure.code)
         self.closes = self.closes or not keep or not self.asked_all or self.old
+        failure = discreet(failure)
+        label = None if self._memo is None or self.by_path else self._memo.label
         self.transport.write(
             pages.failure(
-                discreet(failure), as_html, head=self.method == b"HEAD", close=self.closes
+                failure,
+                as_html,
+                head=self.method == b"HEAD",
+                close=self.closes,
+                said=None if label is None else self.plane.said(label, failure),
             )
         )
         self.answered()

@@ -100,6 +100,14 @@ class Ended:
 Event = Output | Dropped | Ended
 
 
+@dataclass(frozen=True, slots=True)
+class Process:
+    """An execution that runs, with the number its command has in its machine."""
+
+    pid: int
+    execution: ExecutionRow
+
+
 class Executions:
     """Every call takes the caller's tenant first; what is not theirs answers as missing."""
 
@@ -115,6 +123,8 @@ class Executions:
         self._live: dict[str, tuple[str, asyncio.Task[Any]]] = {}  # id -> machine, follower
         self._tasks: set[asyncio.Task[Any]] = set()
         self._since_prune: dict[str, int] = {}
+        self._fresh: dict[str, ExecutionRow] = {}  # that run and have no row yet
+        self._meeting = asyncio.Lock()
         self._closed = False
 
     # --- life of the service --------------------------------------------------------------------
@@ -175,6 +185,49 @@ class Executions:
         """Running, and its stream from the first byte, none lost. Raises as ``run``."""
         row = await self.start(tenant, machine_id, spec, STREAM_READER_S)
         return row, self._stream(row, 0, 0)
+
+    async def begin(
+        self, tenant: str, machine_id: str, spec: StartExecution
+    ) -> tuple[Process, AsyncGenerator[Event, None]]:
+        """As ``start_stream``, for what may be over in a moment: its row is written then, once. The stream tells its
+        end when the agent does, without what is kept of its output."""
+        _check(spec)
+        live = await self._machines.awake(tenant, machine_id)
+        row, request = self._prepare(live, spec)
+        request.await_reader_ms = int(STREAM_READER_S * 1000)
+        process = await asyncio.shield(self._spawn(self._begin(live, row, request)))
+        return process, self._stream(process.execution, 0, 0, brief=True)
+
+    async def join(
+        self, tenant: str, machine_id: str, execution_id: str
+    ) -> AsyncGenerator[Event, None]:
+        """What a running one prints from now on, then its end as ``begin`` tells it."""
+        row = await self._running(tenant, machine_id, execution_id)
+        client = await self._reach(tenant, machine_id)
+        now = await client.get_execution(row.agents_id)
+        return self._stream(row, now.stdout_bytes, now.stderr_bytes, brief=True)
+
+    async def processes(self, tenant: str, machine_id: str) -> builtins.list[Process]:
+        """What runs, oldest first. What came along with the memory of the machine that this one was made from is an
+        execution of this machine from then on. Wakes the machine."""
+        live = await self._machines.awake(tenant, machine_id)
+        said = await live.agent.list_executions()
+        running = [each for each in said if each.state == pb.EXECUTION_STATE_RUNNING]
+        known = {row.agents_id: row for row in await self._rows.running(machine_id)}
+        if any(self._unknown(machine_id, each, known) for each in running):
+            async with self._meeting:
+                known = {row.agents_id: row for row in await self._rows.running(machine_id)}
+                for each in running:
+                    if self._unknown(machine_id, each, known):
+                        known[each.execution_id] = await self._met(live, each)
+        fresh = [row for row in self._fresh.values() if row.machine_id == machine_id]
+        known.update({row.id: row for row in fresh})
+        found = [
+            Process(each.pid, known[each.execution_id])
+            for each in running
+            if each.execution_id in known and each.pid > 0
+        ]
+        return sorted(found, key=lambda process: (process.execution.created_at, process.pid))
 
     async def get(self, tenant: str, machine_id: str, execution_id: str) -> ExecutionRow:
         """As it is now: of a running one, with the agent's counts."""
@@ -238,7 +291,7 @@ class Executions:
         return self._stream(row, stdout_offset, stderr_offset)
 
     async def _stream(
-        self, row: ExecutionRow, stdout_offset: int, stderr_offset: int
+        self, row: ExecutionRow, stdout_offset: int, stderr_offset: int, brief: bool = False
     ) -> AsyncGenerator[Event, None]:
         if row.status in LIVE:
             at = {"stdout": stdout_offset, "stderr": stderr_offset}
@@ -246,7 +299,7 @@ class Executions:
             while True:
                 before = dict(at)
                 try:
-                    async with contextlib.aclosing(self._attached(row, at)) as events:
+                    async with contextlib.aclosing(self._attached(row, at, brief)) as events:
                         async for event in events:
                             yield event
                     return
@@ -412,6 +465,69 @@ class Executions:
             raise
         self._follow(live, row)
         return dataclasses.replace(row, **outcome.progress(said))
+
+    async def _begin(self, live: Live, row: ExecutionRow, request: pb.StartRequest) -> Process:
+        try:
+            said = await live.agent.start(request)
+        except RoostError as failure:
+            if failure.code in ("AGENT_LOST", "TIMEOUT"):
+                await self._rows.insert(row)
+                self._follow(live, row)
+                failure.details["execution_id"] = row.id
+            else:
+                await self._refused(row, failure, inserted=False)
+            raise
+        row = dataclasses.replace(row, **outcome.progress(said))
+        self._fresh[row.id] = row
+        self._live[row.id] = (row.machine_id, self._spawn(self._until_settled(live, row)))
+        return Process(said.pid, row)
+
+    async def _until_settled(self, live: Live, row: ExecutionRow) -> None:
+        """Its one row where it ends within a moment; else as of any that is followed."""
+        values: Mapping[str, Any] | None = None
+        try:
+            with self._awake(row):
+                call = asyncio.ensure_future(live.agent.wait(row.agents_id))
+                try:
+                    over = (await asyncio.wait({call}, timeout=QUICK_S))[0]
+                    if over and call.exception() is None:
+                        values = outcome.ended(call.result())
+                finally:
+                    call.cancel()
+                    del call
+                await self._rows.insert(dataclasses.replace(row, **(values or {})))
+        finally:
+            self._fresh.pop(row.id, None)
+            if values is not None and not self._closed:
+                self._live.pop(row.id, None)
+        self._count(row.machine_id)
+        if values is None:
+            await self._until_end(row, live.agent, live.machine.generation)
+
+    def _unknown(
+        self, machine_id: str, said: pb.Execution, known: Mapping[str, ExecutionRow]
+    ) -> bool:
+        """Whether the agent speaks of what no row of its machine does, and none is about to."""
+        of = self._live.get(said.execution_id)
+        about_to = (of is not None and of[0] == machine_id) or _STARTED.fullmatch(said.execution_id)
+        return said.execution_id not in known and not about_to
+
+    async def _met(self, live: Live, said: pb.Execution) -> ExecutionRow:
+        now = self._clock.now()
+        row = ExecutionRow(
+            id=ids.new(),
+            tenant_id=live.machine.tenant_id,
+            machine_id=live.machine.id,
+            known_as=said.execution_id,
+            command=list(said.argv),
+            status="running",
+            created_at=now,
+            keep_awake=False,
+        )
+        row = dataclasses.replace(row, **outcome.progress(said))
+        await self._rows.insert(row)
+        self._follow(live, row)
+        return row
 
     async def _refused(self, row: ExecutionRow, failure: RoostError, inserted: bool) -> None:
         """The agent did not start it."""
@@ -600,7 +716,9 @@ class Executions:
             else:
                 await self._write_end(row.id, outcome.failed(reason))
 
-    async def _attached(self, row: ExecutionRow, at: dict[str, int]) -> AsyncGenerator[Event, None]:
+    async def _attached(
+        self, row: ExecutionRow, at: dict[str, int], brief: bool
+    ) -> AsyncGenerator[Event, None]:
         frames = self._client(row.machine_id).attach(row.agents_id, at["stdout"], at["stderr"])
         async with contextlib.aclosing(frames):
             async for frame in frames:
@@ -612,6 +730,9 @@ class Executions:
                     at[stream] += len(frame.data)
                     yield Output(stream, frame.offset, frame.data)
                 if frame.HasField("exit"):
+                    if brief:
+                        yield Ended(dataclasses.replace(row, **outcome.over(frame.exit)))
+                        return
                     break
         yield Ended(await self._settled(row, 10.0))
 
@@ -640,6 +761,9 @@ class Executions:
         if execution_id == starting.NAME:
             newest = await self._rows.named(tenant, machine_id, starting.NAME)
             execution_id = newest or execution_id
+        fresh = self._fresh.get(execution_id)
+        if fresh is not None and (fresh.tenant_id, fresh.machine_id) == (tenant, machine_id):
+            return fresh
         row = await self._rows.get(tenant, machine_id, execution_id, output)
         if row is None:
             raise NotFoundError(

@@ -231,12 +231,19 @@ class Files:
         return reply.entries, reply.bytes
 
     async def watch(
-        self, tenant: str, machine_id: str, path: bytes, recursive: bool = True
+        self,
+        tenant: str,
+        machine_id: str,
+        path: bytes,
+        recursive: bool = True,
+        keep_awake: bool = True,
     ) -> AsyncGenerator[FileEvent, None]:
-        """``ready`` first, then what happens, for as long as it is iterated; close the generator."""
+        """``ready`` first, then what happens, for as long as it is iterated; close the generator. ``keep_awake``:
+        meanwhile the machine is not idle."""
         check_path(path)
         live = await self._machines.awake(tenant, machine_id)
-        return self._in_use(machine_id, _events(live.agent.watch(path, recursive)))
+        events = _events(live.agent.watch(path, recursive))
+        return self._in_use(machine_id, events) if keep_awake else events
 
     async def _in_use(
         self, machine_id: str, data: AsyncGenerator[T, None]

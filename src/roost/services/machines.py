@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import hmac
 import json
 import socket
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -71,6 +72,7 @@ class Machines:
 
     def __init__(self, engine: Engine, templates: Templates, bakes: Bakes, warm: Warm) -> None:
         self._engine = engine
+        self.clock = engine.clock
         self._bakes = bakes
         self._warm = warm
         self._store = engine.store
@@ -365,6 +367,27 @@ class Machines:
         if machine.phase == Phase.DESTROYED and age >= REMEMBER_DESTROYED:
             raise not_found(machine_id)
         return machine
+
+    async def anyones(self, machine_id: str) -> Machine:
+        """Of whichever tenant: for a caller that proves by other means than a key that it may. From memory where it
+        runs. Raises MACHINE_NOT_FOUND."""
+        running = self._engine.roster.peek(machine_id)
+        if running is not None:
+            return running.machine
+        row = await self._store.read(lambda c: rows.get(c, machine_id))
+        if row is None:
+            raise not_found(machine_id)
+        return Machine.from_row(row)
+
+    def token(self, machine_id: str, tenant: str, purpose: str) -> str:
+        """64 hex digits that stand for the machine, for its whole life: what a dialect hands out instead of a key. Kept
+        nowhere; of another purpose another one."""
+        about = f"roost-machine-token:{purpose}:{machine_id}:{tenant}"
+        return hmac.digest(self._engine.identity.secret, about.encode(), "sha256").hex()
+
+    async def living(self) -> builtins.list[tuple[str, str]]:
+        """(id, tenant) of every machine that is not destroyed."""
+        return await self._store.read(rows.whose)
 
     async def named(self, tenant: str, name: str) -> Machine:
         """Of this id, else of this key, else the only one of this name, unless it is destroyed. Raises

@@ -19,11 +19,7 @@ def ended(result: pb.ExecutionResult) -> dict[str, Any]:
     stdout, stdout_cut = _kept(result.stdout, result.stdout_truncated)
     stderr, stderr_cut = _kept(result.stderr, result.stderr_truncated)
     return {
-        **progress(said),
-        "status": _status(said),
-        "exit_code": said.exit_code if said.HasField("exit_code") else None,
-        "signal": said.signal if said.HasField("signal") else None,
-        "reason": "timeout" if said.state == pb.EXECUTION_STATE_TIMED_OUT else None,
+        **over(said),
         "stdout": stdout,
         "stderr": stderr,
         "stdout_bytes": max(said.stdout_bytes, len(stdout)),
@@ -31,6 +27,17 @@ def ended(result: pb.ExecutionResult) -> dict[str, Any]:
         "stdout_truncated": stdout_cut,
         "stderr_truncated": stderr_cut,
         "ended_at": _time(said.ended_at_unix_ms) if said.ended_at_unix_ms else _now(),
+    }
+
+
+def over(said: pb.Execution) -> dict[str, Any]:
+    """The same without its output."""
+    return {
+        **progress(said),
+        "status": _status(said),
+        "exit_code": said.exit_code if said.HasField("exit_code") else None,
+        "signal": said.signal if said.HasField("signal") else None,
+        "reason": "timeout" if said.state == pb.EXECUTION_STATE_TIMED_OUT else None,
     }
 
 

@@ -36,6 +36,15 @@ class Places:
         self._suffix = f".{domain}"
         self._port = f":{parts.port}" if parts.port else ""
 
+    @property
+    def domain(self) -> str:
+        return self._suffix[1:]
+
+    @property
+    def below(self) -> str:
+        """The domain, with the port it is reached at."""
+        return f"{self._suffix[1:]}{self._port}"
+
     def label(self, host: str) -> str | None:
         """What a Host header says below the domain; None where it is none of ours."""
         name = host.partition(":")[0].lower().removesuffix(".")

@@ -1,5 +1,8 @@
 """Ports of machines that are shown outside: rows, and all of them in memory for the preview proxy.
 
+A row of port 0 (``EVERY``) stands for every port of its machine that has none of its own and is not Roost's: whatever
+listens there is shown, as that row says. Its links open all of them.
+
 A port belongs to one machine and goes with it; a fork has none of its parent's, until it takes its parent's place
 (``handed_over``): then they are its own, under the hosts they had. Whoever serves them is told of each that is changed or
 removed (``on_end``), for what is open there may not be any more.
@@ -10,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import builtins
 import secrets
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,6 +39,11 @@ PORTS = 64  # of a machine
 NAMES = 10_000  # of a tenant, with those it had
 LINK_S = 3600
 LINK_MAX_S = 7 * 86_400
+PASS_S = 10 * 365 * 86_400
+EVERY = 0
+# What Roost itself serves inside a machine: shown only where somebody names it.
+OURS = frozenset({7110, AGENT_PORT, 7112, 7113, 7114, 9222})
+ENDED = 10_000  # machines that showed every port, remembered for what is said of them afterwards
 _GONE = (Phase.DESTROYING, Phase.DESTROYED)
 
 
@@ -60,6 +68,7 @@ class Ports:
         self._of: defaultdict[str, dict[int, Port]] = defaultdict(dict)
         self._hosts: dict[tuple[str, int], Port] = {}
         self._named: dict[str, Port] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
         self._listeners: list[Callable[[str], None]] = []
         self._looking: set[asyncio.Task[None]] = set()
         self._one = asyncio.Lock()  # looks at a time: what was read last is what counts
@@ -80,17 +89,43 @@ class Ports:
         place = Places.read(label)
         if place is None:
             return self._named.get(label)
-        return self._hosts.get((place.machine_id, place.port))
+        found = self._hosts.get((place.machine_id, place.port))
+        if found is None and place.port not in OURS:
+            every = self._hosts.get((place.machine_id, EVERY))
+            return None if every is None else replace(every, port=place.port)
+        return found
+
+    def shows_every(self, label: str) -> bool:
+        """Whether a host's label is of a machine that shows all its ports, or did until it ended."""
+        place = Places.read(label)
+        if place is None:
+            return False
+        return (place.machine_id, EVERY) in self._hosts or place.machine_id in self._ended
 
     def link_expires(self, port: Port, token: str) -> int | None:
         """Of a link's token, in seconds since 1970; None for what is none of this port."""
-        return self._links.read(port, token)
+        expires = self._links.read(port, token)
+        every = self._hosts.get((port.host_id, EVERY)) if expires is None else None
+        if every is None or every.id != port.id:
+            return expires
+        return self._links.read(every, token)
 
     # --- for their owner ------------------------------------------------------------------------
 
+    def every(self, machine_id: str) -> Port | None:
+        """Of a machine that shows every port, the row that says so. For who may see the machine."""
+        return self._of.get(machine_id, {}).get(EVERY)
+
+    def pass_of(self, machine_id: str) -> str | None:
+        """A token that opens every port of a machine that shows them, until ``end_links``; None for another."""
+        found = self.every(machine_id)
+        if found is None:
+            return None
+        return self._links.make(found, int(self._clock.now().timestamp()) + PASS_S)
+
     def url(self, port: Port) -> str | None:
-        """None for one that no browser can open."""
-        if port.protocol != "http":
+        """None for one that no browser can open, and for every port at once."""
+        if port.protocol != "http" or port.port == EVERY:
             return None
         return self.places.url(port.name or Places.label_of(port.host_id, port.port))
 
@@ -198,7 +233,7 @@ class Ports:
         base = self.url(found)
         if base is None:
             raise UnsupportedError(
-                "Links open HTTP ports: a tcp port is reached with roost port-forward."
+                "Links open one HTTP port: a tcp port is reached with roost port-forward."
             )
         if not 1 <= ttl_seconds <= LINK_MAX_S:
             raise limits.bad("ttl_seconds", f"is from 1 to {LINK_MAX_S}")
@@ -275,6 +310,10 @@ class Ports:
             for port in found.values():
                 self._put(port)
         for port in before:
+            if port.port == EVERY and port.id not in found:
+                self._ended[port.host_id] = None
+                if len(self._ended) > ENDED:
+                    self._ended.popitem(last=False)
             if port != found.get(port.id):
                 for listener in self._listeners:
                     listener(port.id)
@@ -329,8 +368,13 @@ def _require_here(phase: str | None) -> None:
 
 def _check(port: int, protocol: str, visibility: str, name: str | None) -> None:
     """Raises VALIDATION_FAILED naming the field."""
-    if not 1 <= port <= 65535 or port == AGENT_PORT:
-        raise limits.bad("port", f"is from 1 to 65535 and not {AGENT_PORT}, which is Roost's own")
+    if not 0 <= port <= 65535 or port == AGENT_PORT:
+        raise limits.bad(
+            "port",
+            f"is from 1 to 65535 and not {AGENT_PORT}, which is Roost's own; 0 is every one",
+        )
+    if port == EVERY and (protocol != "http" or name is not None):
+        raise limits.bad("port", "0 is every port: by http, and without a name")
     if protocol not in ("http", "tcp"):
         raise limits.bad("protocol", "is http or tcp")
     if visibility not in ("private", "public"):

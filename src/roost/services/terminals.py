@@ -48,6 +48,7 @@ class Terminal:
     exit_code: int | None
     viewers: int
     created_at: datetime
+    pid: int  # of what it runs, as its machine numbers it
 
 
 class Terminals:
@@ -100,6 +101,26 @@ class Terminals:
         if live is None:
             raise _missing()
         return _terminal(machine_id, await live.agent.resize_terminal(terminal_id, width, height))
+
+    async def write(self, tenant: str, machine_id: str, terminal_id: str, data: bytes) -> None:
+        """Typed into it without a viewer: all of it was taken when this returns. Raises TERMINAL_NOT_FOUND,
+        AGENT_LOST."""
+        live = await self._if_there(tenant, machine_id)
+        if live is None:
+            raise _missing()
+        with self._machines.using(machine_id):
+            stream = live.agent.attach_terminal(terminal_id, scrollback=False)
+            try:
+                await stream.open()
+                await stream.send(data)
+                leaving = asyncio.ensure_future(stream.leave())
+                try:
+                    while await stream.read() is not None:
+                        pass
+                finally:
+                    leaving.cancel()
+            finally:
+                stream.close()
 
     async def close(self, tenant: str, machine_id: str, terminal_id: str) -> None:
         """Hangs it up; what it ran gets SIGHUP."""
@@ -269,6 +290,7 @@ def _terminal(machine_id: str, said: pb.Terminal) -> Terminal:
         exit_code=said.exit_code if said.HasField("exit_code") else None,
         viewers=said.viewers,
         created_at=datetime.fromtimestamp(max(0, said.created_at_unix_ms) / 1000, UTC),
+        pid=said.pid,
     )
 
 

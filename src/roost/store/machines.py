@@ -71,6 +71,12 @@ def living_of(connection: sa.Connection, tenant: str) -> list[str]:
     return list(connection.execute(query).scalars())
 
 
+def whose(connection: sa.Connection) -> list[tuple[str, str]]:
+    """(id, tenant) of those that live, the newest first."""
+    query = sa.select(t.c.id, t.c.tenant_id).where(t.c.phase != "destroyed")
+    return [(row[0], row[1]) for row in connection.execute(query.order_by(t.c.created_at.desc()))]
+
+
 def page(
     connection: sa.Connection,
     tenant: str,

@@ -42,6 +42,7 @@ from roost.secrets.secret import check_value, made
 from roost.services import asking
 from roost.services.audit import Audit
 from roost.services.browser import Browser
+from roost.services.build_files import BuildFiles
 from roost.services.code import Code
 from roost.services.computer import Computer
 from roost.services.diffs import Diffs
@@ -82,6 +83,7 @@ from roost.services.terminals import Terminals
 from roost.services.tickets import Tickets
 from roost.services.trees import Trees
 from roost.services.usage import Usage
+from roost.services.volume_files import VolumeFiles
 from roost.settings import Settings
 from roost.store import Store
 from roost.store import executions as rows
@@ -704,6 +706,9 @@ class Served:
             files=Files(machines),
             templates=self.engine.templates if self.engine else _any(FakeTemplates()),
             builds=self.engine.builds if self.engine else _any(FakeBuilds()),
+            build_files=BuildFiles(
+                self.directory / "build-files", b"secret", clock, 1 << 20, _room
+            ),
             keys=self.keys,
             ports=self.ports,
             tenants=self.tenants,
@@ -728,6 +733,9 @@ class Served:
             browser=self.browser,
             computer=Computer(helpers),
             code=Code(helpers, machines),
+            volume_files=VolumeFiles(
+                machines, self.engine.volumes if self.engine else _any(FakeVolumes())
+            ),
         )
         self.app = create_app(self.services)
         table = Table(
@@ -824,3 +832,7 @@ async def until(condition: Any, timeout: float = 10.0) -> None:
     async with asyncio.timeout(timeout):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+async def _room(size: int) -> None:
+    pass

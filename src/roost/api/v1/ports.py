@@ -15,7 +15,7 @@ from roost.gateway.respond import Json
 from roost.services.models import UNSET, Port
 from roost.services.ports import LINK_S
 
-Number = Annotated[int, Path(ge=1, le=65535)]
+Number = Annotated[int, Path(ge=0, le=65535)]
 
 
 def router(s: Services) -> APIRouter:

@@ -11,6 +11,7 @@ from roost.gateway.app import Caller
 from roost.gateway.metrics import Metrics
 from roost.services.audit import Audit
 from roost.services.browser import Browser
+from roost.services.build_files import BuildFiles
 from roost.services.builds import Builds
 from roost.services.code import Code
 from roost.services.computer import Computer
@@ -35,6 +36,7 @@ from roost.services.tickets import Tickets
 from roost.services.transfer import Transfers
 from roost.services.trees import Trees
 from roost.services.usage import Usage
+from roost.services.volume_files import VolumeFiles
 from roost.services.volumes import Volumes
 
 
@@ -43,11 +45,13 @@ class Services:
     machines: Machines
     snapshots: Snapshots
     volumes: Volumes
+    volume_files: VolumeFiles
     executions: Executions
     terminals: Terminals
     files: Files
     templates: Templates
     builds: Builds
+    build_files: BuildFiles
     keys: Keys
     ports: Ports
     tenants: Tenants
