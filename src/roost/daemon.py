@@ -38,6 +38,7 @@ from roost.engine.engine import Engine
 from roost.errors import ConflictError, ForbiddenError, InvalidRequestError, RoostError
 from roost.gateway import tls
 from roost.gateway.app import Gateway
+from roost.gateway.calls import Calls
 from roost.gateway.dispatch import Table
 from roost.gateway.front import Front, bind
 from roost.gateway.metrics import Metrics
@@ -58,6 +59,7 @@ from roost.services.code import Code
 from roost.services.computer import Computer
 from roost.services.diffs import Diffs
 from roost.services.doors import Doors
+from roost.services.exchange import Exchange
 from roost.services.executions import Executions
 from roost.services.files import Files
 from roost.services.helpers import Helpers
@@ -339,6 +341,7 @@ async def compose(
         promotions=Promotions(engine, machines, ports, keys),
         diffs=Diffs(machines),
         trees=Trees(store, machines),
+        exchange=Exchange(keys, rates, clock, engine.identity.secret),
     )
     asked = Requests(engine, machines, ports, services.usage, audit)
     stack.push_async_callback(asked.close)
@@ -346,7 +349,9 @@ async def compose(
     stack.push_async_callback(links.close)
     links.open()
     table = Table([*dialects.targets(services), native(create_app(services))])
-    rpc = Rpc(settings.run_dir / "grpc.sock")
+    gateway = Gateway(table, keys, idempotency, metrics, rates, audit, clock)
+    guard = Calls(services.exchange.authenticate, gateway.sessions, rates, audit, metrics)
+    rpc = Rpc(settings.run_dir / "grpc.sock", dialects.handlers(services, guard))
     await rpc.start()
     stack.push_async_callback(rpc.stop, 2.0)
     plane = Plane(
@@ -354,7 +359,7 @@ async def compose(
     )
     watch_previews(metrics, plane)
     front = Front(
-        Gateway(table, keys, idempotency, metrics, rates, audit, clock),
+        gateway,
         rpc.path,
         sockets=sockets,
         max_connections=settings.max_connections,

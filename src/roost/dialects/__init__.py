@@ -5,12 +5,21 @@ A key's prefix chooses: one secret, written ``e2b_...`` or ``pds_...``, speaks t
 
 from __future__ import annotations
 
+import grpc
+
 from roost.api.v1.services import Services
+from roost.dialects import boxd
+from roost.gateway.calls import Calls
 from roost.gateway.dispatch import Target
 
-__all__ = ["targets"]
+__all__ = ["handlers", "targets"]
 
 
 def targets(services: Services) -> list[Target]:
     """Those that HTTP reaches, to stand before the native one."""
-    return []
+    return [boxd.target(services.exchange)]
+
+
+def handlers(services: Services, guard: Calls) -> dict[str, grpc.GenericRpcHandler]:
+    """Those that gRPC reaches, by service."""
+    return {boxd.SERVICE: boxd.handler(services, guard)}

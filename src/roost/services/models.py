@@ -90,6 +90,7 @@ class ForkMachine:
     inherit_secrets: bool = False
     snapshot: str | None = None  # of the parent, id or name: its instant; None: now
     inside: Allowance = NOTHING  # the parent's is not inherited
+    key: str | None = None  # of the one child there then is
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from roost.services.code import Code
 from roost.services.computer import Computer
 from roost.services.diffs import Diffs
 from roost.services.doors import Doors
+from roost.services.exchange import Exchange
 from roost.services.executions import Executions
 from roost.services.files import Files
 from roost.services.host import Host
@@ -64,6 +65,7 @@ class Services:
     promotions: Promotions
     diffs: Diffs
     trees: Trees
+    exchange: Exchange
 
 
 def caller(connection: HTTPConnection) -> Caller:
