@@ -452,6 +452,9 @@ class FakePolicies:
         wanted = edited(machine.egress, **dataclasses.asdict(patch))
         return await self.replace(tenant, machine_id, wanted, if_match)
 
+    async def restore(self, tenant: str, machine_id: str) -> Machine:
+        return await self.replace(tenant, machine_id, Policy())
+
 
 class FakePromotions:
     def __init__(self, machines: FakeMachines) -> None:

@@ -138,6 +138,7 @@ class Execs:
         )
         opened = await self._s.terminals.open(tenant, machine_id, spec)
         typing: asyncio.Future[None] | None = None
+        over = False
         try:
             viewer = await self._s.terminals.attach(tenant, machine_id, opened.id)
             try:
@@ -146,6 +147,7 @@ class Execs:
                     if frame.data:
                         yield pb.ExecChunk(data=frame.data)
                     if frame.HasField("closed"):
+                        over = True
                         code = frame.closed.exit_code if frame.closed.HasField("exit_code") else -1
                         yield pb.ExecChunk(exit_code=code)
             finally:
@@ -153,7 +155,8 @@ class Execs:
                     typing.cancel()
                 await viewer.close()
         finally:
-            await self._surely(self._s.terminals.close(tenant, machine_id, opened.id))
+            if not over:  # what it left behind is its own otherwise
+                await self._surely(self._s.terminals.close(tenant, machine_id, opened.id))
 
     # --- helpers --------------------------------------------------------------------------------
 

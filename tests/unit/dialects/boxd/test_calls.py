@@ -256,7 +256,7 @@ def test_every_call_declared_is_served() -> None:
         found = declared[name]
         assert method.request.DESCRIPTOR is found.input_type, name
         assert (method.many, method.streams) == (found.client_streaming, found.server_streaming)
-    assert boxd.SERVICE == pb.DESCRIPTOR.services_by_name["BoxdApi"].full_name
+    assert pb.DESCRIPTOR.services_by_name["BoxdApi"].full_name == boxd.SERVICE
 
 
 def _nothing() -> object:
