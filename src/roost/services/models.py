@@ -82,6 +82,7 @@ class CreateMachine:
 @dataclass(frozen=True, slots=True)
 class ForkMachine:
     count: int = 1
+    key: str | None = field(default=None, kw_only=True)  # of the one child there then is
     name: str | None = None  # of each child
     labels: Mapping[str, str] | None = None  # None: the parent's
     ttl_seconds: int | None = None
@@ -90,7 +91,6 @@ class ForkMachine:
     inherit_secrets: bool = False
     snapshot: str | None = None  # of the parent, id or name: its instant; None: now
     inside: Allowance = NOTHING  # the parent's is not inherited
-    key: str | None = None  # of the one child there then is
 
 
 @dataclass(frozen=True, slots=True)

@@ -302,7 +302,7 @@ def test_memory_continues(boxd: Client, vm: str) -> None:
     boxd.value("boxd.machines.delete(id)", id=fork["id"])
     boxd.raises("boxd.machines.get(id)", "NotFoundError", id=fork["id"])
     boxd.raises("boxd.machines.get(name)", "NotFoundError", name=name)
-    boxd.found("machines.fork", "differs", "has its source's size and secrets; no timer of it")
+    boxd.found("machines.fork", "differs", "has its source's size and secrets")
     boxd.found("machines.delete")
 
     snap = f"snap-{boxd.kind}"

@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 import structlog
 
 from roost.api.v1.services import Services
+from roost.dialects.boxd import shapes
 from roost.dialects.boxd.wire import boxd_pb2 as pb
 from roost.errors import InvalidRequestError, MachineError, RoostError
 from roost.gateway.calls import Call, Method
@@ -47,7 +48,7 @@ class Execs:
         first = await anext(asked, None)
         if first is None or not first.vm_id:
             raise InvalidRequestError("The first chunk names the machine and the command.")
-        call.machine_id = (await self._s.machines.named(call.tenant, first.vm_id)).id
+        call.machine_id = await shapes.machine_id(self._s, call.tenant, first.vm_id)
         talk = self._terminal if first.tty else self._piped
         async with contextlib.aclosing(talk(call.tenant, call.machine_id, first, asked)) as out:
             async for each in out:

@@ -7,6 +7,7 @@ import stat
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from roost.api.v1.services import Services
+from roost.dialects.boxd import shapes
 from roost.dialects.boxd.wire import boxd_pb2 as pb
 from roost.errors import InvalidRequestError, MachineError
 from roost.gateway.calls import Call, Method
@@ -143,7 +144,7 @@ class Files:
         return _EMPTY
 
     async def _id(self, call: Call, which: str) -> str:
-        call.machine_id = (await self._s.machines.named(call.tenant, which)).id
+        call.machine_id = await shapes.machine_id(self._s, call.tenant, which)
         return call.machine_id
 
 

@@ -121,6 +121,7 @@ class Machines:
             key=name,
             name=name,
             labels={**parent.labels, **asked.labels},
+            ttl_seconds=parent.ttl_seconds,  # of which nothing has passed
             created_by=call.who.key_id,
             inherit_secrets=True,
         )

@@ -8,6 +8,8 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+from roost import ids
+from roost.api.v1.services import Services
 from roost.dialects.boxd import names
 from roost.dialects.boxd.wire import boxd_pb2 as pb
 from roost.dialects.serving import not_served
@@ -108,6 +110,13 @@ def domain(places: Places, label: str) -> str:
 
 
 # --- asked --------------------------------------------------------------------------------------
+
+
+async def machine_id(services: Services, tenant: str, which: str) -> str:
+    """Of one that is to be used, not looked at: of an id that runs without asking the store. Raises MACHINE_NOT_FOUND."""
+    if ids.formed(which) and services.machines.boot(which, tenant) is not None:
+        return which
+    return (await services.machines.named(tenant, which)).id
 
 
 def size(config: pb.VmConfig) -> dict[str, Any]:
