@@ -21,7 +21,7 @@ use crate::upload::{self, Chunk, Parts};
 use crate::{auth::Token, clock, dial, identity, stats, tar, watch};
 
 pub const CONTRACT_MAJOR: u32 = 1;
-pub const CONTRACT_MINOR: u32 = 4;
+pub const CONTRACT_MINOR: u32 = 5;
 
 pub struct Service {
     pub programs: Arc<Programs>,
@@ -425,6 +425,15 @@ impl Agent for Service {
     async fn shutdown(&self, request: Request<pb::ShutdownRequest>) -> Reply<pb::Empty> {
         let request = request.into_inner();
         self.machine.shutdown(request.grace_ms, request.exit).await;
+        reply(pb::Empty {})
+    }
+
+    async fn sync(&self, _: Request<pb::Empty>) -> Reply<pb::Empty> {
+        blocking(|| {
+            rustix::fs::sync();
+            Ok(())
+        })
+        .await?;
         reply(pb::Empty {})
     }
 

@@ -25,6 +25,7 @@ _HOMES = {
     "AsyncSnapshot": "roost.client._async",
     "AsyncTemplate": "roost.client._async",
     "AsyncTerminal": "roost.client._async",
+    "AsyncVolume": "roost.client._async",
     "Build": "roost.client._sync",
     "async_explore": "roost.client._async:explore",
     "Client": "roost.client._sync",
@@ -34,6 +35,7 @@ _HOMES = {
     "Snapshot": "roost.client._sync",
     "Template": "roost.client._sync",
     "Terminal": "roost.client._sync",
+    "Volume": "roost.client._sync",
     "BrowserPage": "roost.client._results",
     "CodeError": "roost.client._results",
     "CodeFailed": "roost.client._results",
@@ -82,6 +84,7 @@ __all__ = [
     "AsyncSnapshot",
     "AsyncTemplate",
     "AsyncTerminal",
+    "AsyncVolume",
     "Attempt",
     "AuthError",
     "BrowserPage",
@@ -125,6 +128,7 @@ __all__ = [
     "TimeoutExpired",
     "UnavailableError",
     "UnsupportedError",
+    "Volume",
     "Window",
     "__version__",
     "async_explore",
@@ -141,6 +145,7 @@ if TYPE_CHECKING:
         AsyncSnapshot,
         AsyncTemplate,
         AsyncTerminal,
+        AsyncVolume,
     )
     from roost.client._async import explore as async_explore
     from roost.client._diff import Diff, Difference, DiffSide
@@ -163,6 +168,7 @@ if TYPE_CHECKING:
         Snapshot,
         Template,
         Terminal,
+        Volume,
         explore,
     )
     from roost.client._types import (

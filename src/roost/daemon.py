@@ -84,6 +84,7 @@ from roost.services.terminals import Terminals
 from roost.services.transfer import Transfers
 from roost.services.trees import Trees
 from roost.services.usage import Usage
+from roost.services.volumes import Volumes
 from roost.services.warm import Warm
 from roost.settings import Settings
 from roost.ssh import host_key as host_keys
@@ -274,6 +275,7 @@ async def compose(
     bakes = Bakes(engine)
     warm = Warm(engine, bakes, settings.warm_machines)
     machines = Machines(engine, templates, bakes, warm)
+    volumes = Volumes(engine)
     where = Places(
         settings.domain, settings.preview_url or preview_url(settings), bool(settings.preview_url)
     )
@@ -292,6 +294,7 @@ async def compose(
     await keeper.open()
     stack.push_async_callback(engine.close, GRACE_S)
     await engine.open()
+    await volumes.open()
     await templates.open()
     stack.push_async_callback(templates.close)
     await builds.open()
@@ -317,6 +320,7 @@ async def compose(
     services = Services(
         machines=machines,
         snapshots=Snapshots(engine, machines),
+        volumes=volumes,
         executions=executions,
         terminals=terminals,
         files=files,

@@ -119,6 +119,7 @@ CODES: dict[str, tuple[int, bool, type[RoostError]]] = {
     "TENANT_NOT_FOUND": (404, False, NotFoundError),
     "SNAPSHOT_NOT_FOUND": (404, False, NotFoundError),
     "SECRET_NOT_FOUND": (404, False, NotFoundError),
+    "VOLUME_NOT_FOUND": (404, False, NotFoundError),
     "FILE_NOT_FOUND": (404, False, NotFoundError),
     "METHOD_NOT_ALLOWED": (405, False, InvalidRequestError),
     "INVALID_BODY": (400, False, InvalidRequestError),
@@ -141,6 +142,12 @@ CODES: dict[str, tuple[int, bool, type[RoostError]]] = {
     "DIRECTORY_NOT_EMPTY": (409, False, ConflictError),
     "SNAPSHOT_INVALID": (409, False, ConflictError),  # damaged, or not of this host
     "IN_USE": (409, False, ConflictError),
+    "VOLUME_IN_USE": (
+        409,
+        False,
+        ConflictError,
+    ),  # by machines that have it, in another way than asked
+    "MACHINE_SLEEPING": (409, False, ConflictError),  # and nothing but ``wake`` wakes it
     "IDEMPOTENCY_KEY_REUSED": (409, False, ConflictError),
     "IDEMPOTENCY_IN_PROGRESS": (409, True, ConflictError),
     "REVISION_MISMATCH": (412, False, ConflictError),

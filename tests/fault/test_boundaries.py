@@ -13,7 +13,7 @@ import pytest
 from roost.drivers.interface import Exit
 from roost.engine.journal import TRIES
 from roost.errors import MachineError, RoostError
-from roost.services.models import ForkMachine
+from roost.services.models import Attach, CreateMachine, ForkMachine
 from roost.store import snapshots
 from tests.unit.engine.kit import TENANT, Daemon, Host, small, until
 
@@ -122,6 +122,26 @@ async def _fork(d: Daemon, machine_id: str) -> None:
     await d.machines.fork(TENANT, machine_id, ForkMachine(count=2))
 
 
+async def _a_volume(d: Daemon) -> str:
+    if not (await d.volumes.list(TENANT)).items:
+        await d.volumes.create(TENANT, "data", 1)
+    return ""
+
+
+def _with_volume(**more: Any) -> CreateMachine:
+    return small(key="k", volumes=[Attach("data", "/data", **more)])
+
+
+async def _writer(d: Daemon) -> str:
+    await _a_volume(d)
+    return (await d.machines.create(TENANT, _with_volume())).id
+
+
+async def _reader(d: Daemon) -> str:
+    await _a_volume(d)
+    return (await d.machines.create(TENANT, _with_volume(read_only=True))).id
+
+
 @pytest.fixture(params=[False, True], ids=["disk", "memory"])
 async def host(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Host]:
     made = Host(tmp_path, memory=request.param)
@@ -159,6 +179,17 @@ SCENARIOS: dict[str, Scenario] = {
     "snapshot": (_running, lambda d, m: d.snapshots.create(TENANT, m, "s"), {"running"}),
     "rollback": (_with_snapshot, _rollback, {"running", "sleeping"}),
     "fork": (_running, _fork, {"running", "destroyed"}),
+    "create with a volume": (
+        _a_volume,
+        lambda d, _: d.machines.create(TENANT, _with_volume()),
+        {"running"},
+    ),
+    "destroy with a volume": (
+        _writer,
+        lambda d, m: d.machines.delete(TENANT, m),
+        {"running", "destroyed"},
+    ),
+    "fork with a volume": (_reader, _fork, {"running", "destroyed"}),
     "delete in create": (_nothing, _delete_during_create, {"destroyed"}),
 }
 
@@ -198,6 +229,7 @@ async def _accept(d: Daemon, allowed: set[str]) -> None:
             assert m.reason
             assert m.retryable
     assert not d.host.leaks(machines)
+    await _hold(d, machines)
     assert await d.open_operations() == []
     m, _ = await d.machines.ensure(TENANT, "k", small())
     assert m.phase == "running"
@@ -209,10 +241,20 @@ async def _accept(d: Daemon, allowed: set[str]) -> None:
     await d.engine.collect()
     assert not d.host.storage.kept
     machines = await d.all()
+    await _hold(d, machines)
     assert {m.phase for m in machines} == {"destroyed"}
     assert not d.host.leaks(machines)
     assert not d.host.driver.machines
     _seen.update(m.id for m in machines)
+
+
+async def _hold(d: Daemon, machines: list[Any]) -> None:
+    """Volumes are those machines' that live and say so, and nobody else's."""
+    found = (await d.volumes.list(TENANT)).items
+    held = {(v.id, a.machine_id) for v in found for a in v.attachments}
+    said = {(v.volume_id, m.id) for m in machines if m.phase != "destroyed" for v in m.volumes}
+    assert held == said
+    assert d.host.storage.volumes == {v.id for v in found}
 
 
 _seen: set[str] = set()  # destroyed in rounds before
@@ -254,7 +296,7 @@ async def test_the_daemon_is_killed(host: Host, name: str) -> None:
         hook = Points()
         d = await Daemon.start(host, hook=hook)
         assert not await d.store.read(lambda c: snapshots.of_forks(c, whole=False))
-        if name == "fork":  # all or none
+        if name.startswith("fork"):  # all or none
             made = [m for m in await d.all() if m.phase != "destroyed" and m.key is None]
             assert len(made) in (0, 2), (point, made)
         await _accept(d, allowed)

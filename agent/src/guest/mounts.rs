@@ -77,6 +77,15 @@ pub fn switch_root(parameters: &Parameters, kernel: &str) -> Result<(), String> 
         )
         .map_err(|error| format!("the modules' disk {}: {error}", parameters.modules))?;
     }
+    for volume in &parameters.volumes {
+        wait_for(&volume.device)?;
+        let (flags, options) = match volume.read_only {
+            true => (MountFlags::NODEV | MountFlags::RDONLY, ""),
+            false => (MountFlags::NODEV, "noinit_itable"),
+        };
+        make(&volume.device, &volume.path, "ext4", flags, options)
+            .map_err(|error| format!("the volume at {}: {error}", volume.path))?;
+    }
     Ok(())
 }
 
@@ -152,9 +161,32 @@ fn give_controllers() {
     }
 }
 
-/// After this the disk needs no recovery. Where something still writes the kernel is told to stop it.
+/// Where disks are mounted: the root, volumes, and what else was mounted inside.
+fn disks() -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mut paths: Vec<_> = table
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split(' ');
+            let (_, path, kind, options) =
+                (words.next()?, words.next()?, words.next()?, words.next()?);
+            let writable = options.split(',').any(|option| option == "rw");
+            (kind == "ext4" && writable && !path.contains('\\')).then(|| path.to_owned())
+        })
+        .collect();
+    if paths.is_empty() {
+        paths.push("/".to_owned());
+    }
+    paths
+}
+
+/// After this no disk needs recovery. Where something still writes the kernel is told to stop it.
 pub fn make_read_only() {
-    if let Err(Errno::BUSY) = mount_remount("/", MountFlags::RDONLY, c"") {
+    let mut busy = false;
+    for path in disks() {
+        busy |= mount_remount(path, MountFlags::RDONLY, c"") == Err(Errno::BUSY);
+    }
+    if busy {
         let _ = fs::write("/proc/sysrq-trigger", "u");
         std::thread::sleep(Duration::from_millis(200));
     }

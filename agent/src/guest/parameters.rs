@@ -8,12 +8,21 @@ pub struct Address {
     pub prefix: u32,
 }
 
+/// A disk of its own, and where it is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    pub device: String,
+    pub read_only: bool,
+    pub path: String,
+}
+
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Parameters {
     /// The block device of the root file system.
     pub root: String,
     /// The block device of this kernel's `/lib/modules`; empty where there is none.
     pub modules: String,
+    pub volumes: Vec<Volume>,
     /// Of eth0; without one it stays down.
     pub address: Option<Address>,
     pub gateway: Option<Ipv4Addr>,
@@ -36,6 +45,7 @@ impl Parameters {
             match name {
                 "root" => value.clone_into(&mut parsed.root),
                 "roost.modules" => value.clone_into(&mut parsed.modules),
+                "roost.volume" => parsed.volumes.push(volume(value)?),
                 "roost.address" => parsed.address = Some(with_prefix(value)?),
                 "roost.gateway" => parsed.gateway = Some(address()?),
                 "roost.nameserver" => parsed.nameserver = Some(address()?),
@@ -46,6 +56,23 @@ impl Parameters {
             true => Ok(parsed),
             false => Err("the kernel's command line has no root=/dev/...".to_owned()),
         }
+    }
+}
+
+/// `DEVICE:ro|rw:PATH`.
+fn volume(text: &str) -> Result<Volume, String> {
+    let mut parts = text.splitn(3, ':');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(device), Some(mode @ ("ro" | "rw")), Some(path))
+            if device.starts_with("/dev/") && path.starts_with('/') =>
+        {
+            Ok(Volume {
+                device: device.to_owned(),
+                read_only: mode == "ro",
+                path: path.to_owned(),
+            })
+        }
+        _ => Err(format!("{text:?} is not a volume")),
     }
 }
 
@@ -71,11 +98,30 @@ mod tests {
         assert_eq!(parsed.root, "/dev/vda");
         assert_eq!(parsed.modules, "/dev/vdb");
         assert_eq!(parsed.gateway, Some(Ipv4Addr::new(10, 0, 0, 1)));
+        assert_eq!(parsed.volumes, []);
         let address = parsed.address.expect("an address");
         assert_eq!(
             (address.address, address.prefix),
             (Ipv4Addr::new(10, 0, 0, 2), 30)
         );
+    }
+
+    #[test]
+    fn reads_volumes_in_their_order() {
+        let line = "root=/dev/vda roost.volume=/dev/vdc:rw:/data roost.volume=/dev/vdd:ro:/a/b.c";
+        let parsed = Parameters::parse(line).expect("parsed");
+        let shown: Vec<_> = parsed
+            .volumes
+            .iter()
+            .map(|each| (each.device.as_str(), each.read_only, each.path.as_str()))
+            .collect();
+        assert_eq!(
+            shown,
+            [("/dev/vdc", false, "/data"), ("/dev/vdd", true, "/a/b.c")]
+        );
+        for bad in ["/dev/vdc:rw", "/dev/vdc:xx:/data", "vdc:rw:/data", "/dev/vdc:rw:data", ""] {
+            assert!(Parameters::parse(&format!("root=/dev/vda roost.volume={bad}")).is_err());
+        }
     }
 
     #[test]

@@ -412,6 +412,11 @@ class AgentClient:
             self.use_token(request.new_token)
         return reply
 
+    async def sync(self) -> None:
+        """Raises UNSUPPORTED by an agent before 1.5."""
+        call = self._stub.Sync(_EMPTY, timeout=60.0, metadata=self._metadata)
+        await self._calls.one("Sync", call)
+
     async def shutdown(self, grace_s: float, exit_agent: bool = True) -> None:
         """An agent that goes away before it can answer has done what it was asked."""
         request = pb.ShutdownRequest(grace_ms=int(grace_s * 1000), exit=exit_agent)

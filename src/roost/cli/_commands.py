@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cp": ("cp", "Copy files and directories to, from and between machines."),
     "fork": ("snapshots", "Machines that go on from another's instant."),
     "snapshot": ("snapshots", "Snapshots of machines: create, ls, show, rm, export, import."),
+    "volume": ("volume", "Disks that outlive machines: create, ls, show, rm."),
     "explore": ("explore", "Best of N: fork, run, score, keep the best in its parent's place."),
     "promote": ("explore", "Put a fork in its parent's place: key, name, ports."),
     "diff": ("diff", "What differs between the files of two machines."),
@@ -36,10 +37,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "computer": ("computer", "Mouse, keyboard, windows and clipboard of a machine with a screen."),
     "run-code": ("run_code", "Run code in a machine's Jupyter kernel, which keeps its names."),
     "logs": ("logs", "A machine's life, or the daemon's log."),
+    "metrics": ("machines", "What a machine used while it ran: CPU, memory, disk."),
     "ps": ("machines", "Commands that run in a machine."),
     "usage": ("usage", "What was used and what it costs; or what one machine uses now."),
     "sleep": ("machines", "Take a machine off the host; what needs it wakes it."),
     "wake": ("machines", "Start a sleeping machine."),
+    "reboot": ("machines", "Start a machine again from its disk; its processes are gone."),
     "rm": ("machines", "Destroy machines and their disks."),
     "template": (
         "template",
@@ -53,7 +56,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "completion": ("about", "Print the completion script of a shell."),
     "version": ("about", "Versions of this command and of the daemon."),
 }
-GROUPS = {"template", "key", "ssh-key", "tenant", "secret", "browser", "computer"}
+GROUPS = {"template", "volume", "key", "ssh-key", "tenant", "secret", "browser", "computer"}
 
 
 def overview() -> str:

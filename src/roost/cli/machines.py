@@ -1,4 +1,4 @@
-"""Machines: create ensure ls show ps sleep wake rm."""
+"""Machines: create ensure ls show ps metrics sleep wake rm."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ import typer
 from roost.cli._connect import MachineArg, MachineArgs, complete_machine, find, pairs
 from roost.cli._egress import Allow, Mode, Observe, asked
 from roost.cli._inside import AllowInside, allowed
-from roost.cli._out import Json, age, fields, note, print_json, say, table, usage_error
+from roost.cli._out import Json, age, fields, note, print_json, say, size, table, usage_error
 
 if TYPE_CHECKING:
     from roost import Machine
+
+
+def complete_mount(incomplete: str) -> list[str]:
+    """Of the volume's name; what comes after it is the user's."""
+    from roost.cli.volume import complete_volume
+
+    return [] if ":" in incomplete else [f"{name}:/" for name in complete_volume(incomplete)]
+
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -38,6 +46,28 @@ HibernateAfter = Annotated[
     ),
 ]
 Ttl = Annotated[str | None, typer.Option(metavar="TIME", help="Destroyed after this: 15m, 2h.")]
+Volumes = Annotated[
+    list[str],
+    typer.Option(
+        "--volume",
+        metavar="NAME:/PATH[:ro]",
+        help="A volume it mounts. Repeatable.",
+        autocompletion=complete_mount,
+    ),
+]
+Expiry = Annotated[
+    str | None,
+    typer.Option(
+        help="What --ttl ends in: destroy or sleep.",
+        autocompletion=lambda: ["destroy", "sleep"],
+    ),
+]
+Autowake = Annotated[
+    bool | None,
+    typer.Option(
+        "--autowake/--no-autowake", help="Asleep, what needs it wakes it; or wake alone does."
+    ),
+]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Until it runs.")]
 
 
@@ -62,6 +92,9 @@ def create(
     autosleep: Autosleep = None,
     hibernate_after: HibernateAfter = None,
     ttl: Ttl = None,
+    volume: Volumes = [],  # noqa: B006
+    expiry: Expiry = None,
+    autowake: Autowake = None,
     egress: Mode = None,
     allow: Allow = [],  # noqa: B006
     observe: Observe = False,
@@ -75,6 +108,7 @@ def create(
     settings = _settings(
         name, vcpu, memory, storage, isolation, driver, env, label, autosleep, hibernate_after, ttl
     )
+    settings |= {"volumes": volume or None, "expiry": expiry, "autowake": autowake}
     settings["egress"] = asked(egress, allow, observe)
     settings["allow_inside"] = allowed(allow_inside)
     _made(Machine.create(template, key=key, snapshot=snapshot, wait=wait, **settings), json)
@@ -95,6 +129,9 @@ def ensure(
     autosleep: Autosleep = None,
     hibernate_after: HibernateAfter = None,
     ttl: Ttl = None,
+    volume: Volumes = [],  # noqa: B006
+    expiry: Expiry = None,
+    autowake: Autowake = None,
     egress: Mode = None,
     allow: Allow = [],  # noqa: B006
     observe: Observe = False,
@@ -110,6 +147,7 @@ def ensure(
     settings = _settings(
         name, vcpu, memory, storage, isolation, driver, env, label, autosleep, hibernate_after, ttl
     )
+    settings |= {"volumes": volume or None, "expiry": expiry, "autowake": autowake}
     settings["egress"] = asked(egress, allow, observe)
     settings["allow_inside"] = allowed(allow_inside)
     _made(Machine.ensure(key, template=template, **settings), json)
@@ -167,10 +205,16 @@ def _made(machine: Machine, json: bool) -> None:
 
 @app.command("ls")
 def list_(
-    phase: Annotated[str | None, typer.Option(help="running, sleeping, failed, ...")] = None,
+    phase: Annotated[
+        list[str] | None, typer.Option(help="running, sleeping, failed, ...; repeatable.")
+    ] = None,
     label: Labels = [],  # noqa: B006
     key: Annotated[str | None, typer.Option(help="The one with this key.")] = None,
     template: Annotated[str | None, typer.Option("--template", "-t")] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(help="newest (first) or oldest.", autocompletion=lambda: ["newest", "oldest"]),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Ids only.")] = False,
     json: Json = False,
@@ -183,6 +227,7 @@ def list_(
         key=key,
         labels=pairs(label, "--label"),
         template=template,
+        order=order,
         limit=limit,
     )
     if json:
@@ -248,12 +293,22 @@ def show(machine: MachineArg, json: Json = False) -> None:
             ),
             ("egress", _egress(data.get("egress"))),
             ("inside", f"may {', '.join(m.inside['allow'])}" if m.inside["allow"] else None),
-            ("expires", data.get("expires_at")),
+            ("expires", _expires(data)),
+            ("wakes", None if m.autowake else "by roost wake alone"),
+            *(
+                ("volume", f"{v['name']} at {v['path']}{', read-only' if v['read_only'] else ''}")
+                for v in m.volumes
+            ),
             ("labels", ", ".join(f"{k}={v}" for k, v in m.labels.items()) or None),
             ("env", ", ".join(sorted(m.env)) or None),
             ("created", f"{data.get('created_at')} ({age(data.get('created_at'))} ago)"),
         ]
     )
+
+
+def _expires(data: dict[str, Any]) -> str | None:
+    at = data.get("expires_at")
+    return f"{at}: then it sleeps" if at and data.get("expiry") == "sleep" else at
 
 
 def _egress(policy: dict[str, Any] | None) -> str | None:
@@ -299,6 +354,30 @@ def _command(command: str | list[str]) -> str:
 
 
 @app.command()
+def metrics(machine: MachineArg, json: Json = False) -> None:
+    """What a machine used while it ran: one line a minute, the last is now."""
+    found = find(machine).metrics()
+    if json:
+        print_json({"items": found})
+        return
+    table(
+        ["AT", "CPU", "MEMORY", "OF", "DISK", "OF"],
+        [
+            (
+                each["at"],
+                f"{each['cpu_used_pct']:.1f} % of {each['cpu_count']:g}",
+                size(each["memory_used_bytes"]),
+                size(each["memory_total_bytes"]),
+                size(each["disk_used_bytes"]),
+                size(each["disk_total_bytes"]),
+            )
+            for each in found
+        ],
+        empty="Nothing is known yet: it slept since the daemon started.",
+    )
+
+
+@app.command()
 def sleep(
     machines: MachineArgs,
     tier: Annotated[
@@ -312,6 +391,12 @@ def sleep(
 ) -> None:
     """Take machines off the host's memory and CPU; whatever needs them wakes them."""
     _each(machines, "sleep", json, tier=tier)
+
+
+@app.command()
+def reboot(machines: MachineArgs, json: Json = False) -> None:
+    """Start machines again from their disks; their processes are gone."""
+    _each(machines, "reboot", json)
 
 
 @app.command()

@@ -51,6 +51,23 @@ def listed(value: Sequence[str] | None) -> list[str] | None:
     return [value] if isinstance(value, str) else None if value is None else list(value)
 
 
+def volumes_body(
+    value: Sequence[str | Mapping[str, Any]] | None,
+) -> list[dict[str, Any]] | None:
+    """ "NAME:/path", "NAME:/path:ro" or what the wire has. Raises VALIDATION_FAILED."""
+    return None if value is None else [_volume(each) for each in value]
+
+
+def _volume(value: str | Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(value, str):
+        return dict(value)
+    name, _, rest = value.partition(":")
+    path, _, mode = rest.partition(":")
+    if not name or not path or mode not in ("", "ro", "rw"):
+        raise error("VALIDATION_FAILED", f"A volume is NAME:/path or NAME:/path:ro, not {value!r}.")
+    return {"name": name, "path": path, "read_only": mode == "ro"}
+
+
 def execution_body(
     command: Command,
     *,

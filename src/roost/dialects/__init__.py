@@ -8,7 +8,7 @@ from __future__ import annotations
 import grpc
 
 from roost.api.v1.services import Services
-from roost.dialects import boxd
+from roost.dialects import boxd, dedalus
 from roost.gateway.calls import Calls
 from roost.gateway.dispatch import Target
 
@@ -17,7 +17,7 @@ __all__ = ["handlers", "targets"]
 
 def targets(services: Services) -> list[Target]:
     """Those that HTTP reaches, to stand before the native one."""
-    return [boxd.target(services.exchange)]
+    return [*dedalus.targets(services), boxd.target(services.exchange)]
 
 
 def handlers(services: Services, guard: Calls) -> dict[str, grpc.GenericRpcHandler]:

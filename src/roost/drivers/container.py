@@ -71,6 +71,8 @@ class _Live:
 class ContainerDriver(Driver):
     """Base of ``RuncDriver`` and ``GVisorDriver``."""
 
+    volumes = True
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._base = settings.run_dir / "machines"
@@ -218,17 +220,39 @@ class ContainerDriver(Driver):
             directory.mkdir(mode=0o700)
             files.write_json(
                 directory / "machine.json",
-                {"disk": str(spec.root.image), **self._record()},
+                {
+                    "disk": str(spec.root.image),
+                    "volumes": [str(each.image) for each in spec.volumes if not each.read_only],
+                    **self._record(),
+                },
                 durable=False,
             )
-            with mounting.attached(spec.root.image) as disk:
+            with contextlib.ExitStack() as held:
+                disk = held.enter_context(mounting.attached(spec.root.image))
+                volumes = [
+                    held.enter_context(mounting.attached(each.image, shared=each.read_only))
+                    for each in spec.volumes
+                ]
                 apart.enter()
                 mounting.mount(disk, directory / "rootfs")
+                for number, volume in enumerate(spec.volumes):
+                    mounting.mount(
+                        volumes[number],
+                        directory / "volumes" / str(number),
+                        read_only=volume.read_only,
+                    )
                 # A machine that goes on has its files open and cached: nothing may be written under it.
                 identified = capture is None and self._prepare_disk(
                     spec, disk, directory / "rootfs"
                 )
+                if capture is None:
+                    tree.make_mount_points(
+                        directory / "rootfs", [each.path for each in spec.volumes]
+                    )
                 disks.mark_used(spec.root.image)
+                for volume in spec.volumes:
+                    if not volume.read_only:
+                        disks.mark_used(volume.image)
                 self._write_bundle(spec, directory)
                 fifo = console.Console(directory / "console")
                 command = (
@@ -285,6 +309,7 @@ class ContainerDriver(Driver):
             environment=self.environment(),
             seccomp=self._seccomp(),
             network_namespace=str(spec.slot.netns) if spec.slot else None,
+            volumes=directory / "volumes",
         )
         fd = os.open(directory / "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(fd, "w") as file:
@@ -440,12 +465,14 @@ class ContainerDriver(Driver):
         ending.end_group(self.cgroups, group, _KILL_TIMEOUT_S)
         if disk is not None:
             mounting.wait_free(disk)
+        for volume in (record or {}).get("volumes", ()):  # or the next machine would find it in use
+            mounting.wait_free(Path(volume))
         self.cgroups.remove(group)
         if directory.exists():
             with contextlib.suppress(FileNotFoundError):
-                (
-                    directory / "rootfs"
-                ).rmdir()  # not with its content, should one ever be mounted there
+                # Not with its content, should one ever be mounted there.
+                for each in (directory / "rootfs", *(directory / "volumes").glob("*")):
+                    each.rmdir()
             shutil.rmtree(directory)
 
     async def list_ids(self) -> set[str]:
@@ -534,15 +561,23 @@ class ContainerDriver(Driver):
     # --- one instant kept ------------------------------------------------------------------------
 
     async def capture(
-        self, handle: Handle, into: Path, disk_to: Path, *, durable: bool = True
+        self,
+        handle: Handle,
+        into: Path,
+        disk_to: Path,
+        *,
+        durable: bool = True,
+        memory: bool = True,
     ) -> Capture:
+        memory = memory and self.capabilities().memory_snapshot
         return await self._to_the_end(
-            lambda: self._capture(handle, into, disk_to, durable),
+            lambda: self._capture(handle, into, disk_to, durable, memory),
             lambda: _discard(into, disk_to),
         )
 
-    def _capture(self, handle: Handle, into: Path, disk_to: Path, durable: bool) -> Capture:
-        memory = self.capabilities().memory_snapshot
+    def _capture(
+        self, handle: Handle, into: Path, disk_to: Path, durable: bool, memory: bool
+    ) -> Capture:
         try:
             with _told(handle), self._freezing(handle):
                 self._must_run(handle)

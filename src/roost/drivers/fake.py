@@ -56,6 +56,7 @@ class FakeDriver(Driver):
 
     name = "fake"
     renames = True
+    volumes = True
 
     def __init__(
         self,
@@ -236,10 +237,16 @@ class FakeDriver(Driver):
         self._machine(handle).disk_frozen = False
 
     async def capture(
-        self, handle: Handle, into: Path, disk_to: Path, *, durable: bool = True
+        self,
+        handle: Handle,
+        into: Path,
+        disk_to: Path,
+        *,
+        durable: bool = True,
+        memory: bool = True,
     ) -> Capture:
         await self._enter("capture")
-        captured = self._capture(handle, into)
+        captured = self._capture(handle, into, memory)
         _write(disk_to, _disk(self._machine(handle).spec))
         return captured
 
@@ -256,14 +263,14 @@ class FakeDriver(Driver):
         manifest = directory / "manifest"
         return Capture(directory, json.loads(manifest.read_text())) if manifest.exists() else None
 
-    def _capture(self, handle: Handle, into: Path) -> Capture:
+    def _capture(self, handle: Handle, into: Path, memory: bool = True) -> Capture:
         machine = self._machine(handle)
         if machine.frozen:
             raise AssertionError("a frozen machine cannot be captured")
         manifest: Mapping[str, Any] = {"disk": _disk(machine.spec), "token": machine.token}
-        if self._memory:
+        if self._memory and memory:
             (into / "memory").touch()
-        return Capture(into, manifest, paused_ms=1.0, memory=self._memory)
+        return Capture(into, manifest, paused_ms=1.0, memory=self._memory and memory)
 
     def _own(self, handle: Handle) -> FakeMachine:
         """One that this daemon has taken over: no real driver knows another."""

@@ -111,6 +111,16 @@ class NetworkSlot:
 
 
 @dataclass(frozen=True, slots=True)
+class Volume:
+    """A disk of its own (raw ext4) that is mounted at ``path`` before the agent answers; the path is made where there
+    is none. One that is not ``read_only`` is this machine's alone."""
+
+    image: Path
+    path: str  # of ``engine.mounts.check_paths``
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
 class StartSpec:
     machine_id: str
     hostname: str
@@ -121,6 +131,9 @@ class StartSpec:
     linux_id: str  # for /etc/machine-id of a fresh disk: 32 lower-case hex digits
     env: Mapping[str, str] = field(default_factory=dict)  # of PID 1; no secrets
     no_new_privs: bool = False
+    volumes: tuple[
+        Volume, ...
+    ] = ()  # for ``restore``: those of the captured, which nobody else wrote since
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +200,7 @@ class Driver(ABC):
     hangs_up = False  # keeping its memory needs every connection to the agent closed first
     bakes = False  # a new machine goes on from one that was started once and captured
     renames = False  # a running machine can be given another host name
+    volumes = False  # it mounts ``StartSpec.volumes``
     first_token = ""  # what the agent of a fresh start demands until it is renewed; "": its own
 
     # --- what it is ---------------------------------------------------------------------------
@@ -299,12 +313,19 @@ class Driver(ABC):
     # --- one instant kept (capabilities: ``fork``; with memory where ``memory_snapshot``) ---------
 
     async def capture(
-        self, handle: Handle, into: Path, disk_to: Path, *, durable: bool = True
+        self,
+        handle: Handle,
+        into: Path,
+        disk_to: Path,
+        *,
+        durable: bool = True,
+        memory: bool = True,
     ) -> Capture:
         """Memory (where the rung can) into the empty directory ``into`` and the disk, of the same instant,
         reflinked to ``disk_to`` (a new file on the same file system); both durable on return, or, where that is
         not asked, good until the host restarts. The machine runs on afterwards, whatever happens; on failure
-        nothing is left in ``into`` or at ``disk_to``.
+        nothing is left in ``into`` or at ``disk_to``. Without ``memory`` the disk alone, as after a power cut at that
+        instant: what is to be in it the caller has synced.
 
         Where ``hangs_up`` the caller has closed its connections to the agent and makes none until this returns;
         the machine's own connections to others are cut. The machine is not frozen.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from roost.drivers.interface import StartSpec
@@ -72,8 +73,10 @@ def spec(
     environment: Mapping[str, str],
     seccomp: Mapping[str, Any] | None,
     network_namespace: str | None,
+    volumes: Path = Path("volumes"),
 ) -> dict[str, Any]:
-    """``network_namespace``: a path, or None where the launcher is in it already."""
+    """``network_namespace``: a path, or None where the launcher is in it already. Below ``volumes`` the machine's are
+    mounted, by number."""
     files = file_limit()
     env = {
         "PATH": PATH,
@@ -130,6 +133,17 @@ def spec(
             _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
             _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro"),
             _mount("/run", "tmpfs", "tmpfs", "nosuid", "nodev", "mode=755", f"size={shm}m"),
+            *(
+                _mount(
+                    each.path,
+                    "bind",
+                    str(volumes / str(number)),
+                    "bind",
+                    "nodev",
+                    "ro" if each.read_only else "rw",
+                )
+                for number, each in enumerate(start.volumes)
+            ),
         ],
         "linux": {
             "namespaces": [

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from roost.errors import InternalError, MachineError
@@ -75,6 +76,14 @@ def put_agent(tree: Tree, agent: AgentBinary) -> bool:
     tree.make_directory(".roost", 0o755)
     tree.write(".roost/agent", agent.content, AGENT_MODE)
     return True
+
+
+def make_mount_points(root: Path, paths: Sequence[str]) -> None:
+    """For all in the machine to pass: a runtime would make them root's alone. Where a link leads elsewhere it does."""
+    with Tree(root) as made:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                made.make_directories(path.lstrip("/"), 0o755)
 
 
 def prepare(

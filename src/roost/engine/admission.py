@@ -60,6 +60,9 @@ def reserve(
         "from_snapshot_id": None,
         "replaces": None,
         "inside": None,
+        "volumes": None,
+        "expiry": "destroy",
+        "autowake": True,
         "created_at": now,
         "last_transition_at": now,
         "last_progress_at": now,
@@ -76,4 +79,6 @@ def reserve(
     )
     machines.record(connection, row["id"], now, "accepted", f"from {source}")
     operation = journal.open(connection, "create", row["id"], step=1 if placing else 0)
-    return Machine.from_row(row), operation
+    made = row if also is None else machines.get(connection, row["id"])
+    assert made is not None
+    return Machine.from_row(made), operation

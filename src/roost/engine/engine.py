@@ -59,8 +59,9 @@ from roost.engine.reconciler import Reconciler
 from roost.engine.reservations import HostSize
 from roost.engine.roster import Roster, Running
 from roost.engine.rungs import Rungs
+from roost.engine.samples import Samples
 from roost.engine.timers import Timers
-from roost.engine.transitions import Change, advance, load
+from roost.engine.transitions import Change, advance, amend, load
 from roost.engine.turns import Turns
 from roost.errors import CapacityError, ConflictError, MachineError, RoostError, UnavailableError
 from roost.network.interface import Network
@@ -127,7 +128,8 @@ class Engine:
         )
         self.roster = Roster(clock.monotonic, self._ended)
         self.desk = Desk()
-        self.meter = Meter(self.parts, self.roster, settings.usage_interval_s)
+        self.samples = Samples(clock, self.rungs, self.roster)
+        self.meter = Meter(self.parts, self.roster, settings.usage_interval_s, self.samples)
         self.timers = Timers(clock, self._expired)
         self.idle = Idle(self)
         self.reconciler = Reconciler(self)
@@ -305,7 +307,8 @@ class Engine:
         return True
 
     async def wake(self, machine_id: str, from_failed: bool = True) -> Machine:
-        """Running. With ``from_failed=False`` a failed machine raises MACHINE_FAILED instead."""
+        """Running. With ``from_failed=False``, for what needs it and nobody asked to be woken, a failed machine raises
+        MACHINE_FAILED instead, and one asleep that is not to be woken so MACHINE_SLEEPING."""
         kind = "wake" if from_failed else "awake"
         return await asyncio.shield(
             self.desk.submit(
@@ -338,12 +341,13 @@ class Engine:
     async def condemned(self, change: Change, operation: Operation | None, wait: bool) -> Machine:
         machine_id = change.machine.id
         self.timers.set(machine_id, None)
+        self.samples.forget(machine_id)
         if operation is None:
             future = self.desk.last(machine_id)
         else:
             self.roster.remove(machine_id)
             self.desk.interrupt(machine_id)
-            end = flows.End(self.parts, change.machine)
+            end = flows.End(self.parts, change.machine, settle=True)
             future = self.desk.submit(
                 machine_id,
                 "destroy",
@@ -511,6 +515,8 @@ class Engine:
             values: dict[str, Any] = {}
             if (capabilities := self.rungs.capabilities(before.driver)) is not None:
                 values = {"capabilities": capabilities_to_json(capabilities)}
+            if before.phase == Phase.SLEEPING and not (from_failed or before.autowake):
+                raise sleeping(before)
             if before.phase == Phase.RUNNING:
                 values = {}
             if before.frozen:
@@ -659,7 +665,8 @@ class Engine:
     async def _quiet(self, machine: Machine) -> AsyncIterator[None]:
         """Where its driver needs that, nobody speaks to the agent meanwhile: calls wait in the machine's line."""
         running = self.roster.peek(machine.id)
-        speaks = self.rungs.driver(machine.driver).hangs_up and machine.memory_kept
+        hangs_up = self.rungs.driver(machine.driver).hangs_up and machine.memory_kept
+        speaks = hangs_up and not machine.volumes  # of those the disk alone is kept
         if running is None or not speaks:
             yield
             return
@@ -814,14 +821,44 @@ class Engine:
                 self.timers.set(machine_id, machine.expires_at)
                 return
             now = self.clock.now()
+            if machine.expiry == "sleep":
+                await asyncio.shield(
+                    self.desk.submit(
+                        machine_id, "expire", lambda _: self._doze_off(machine_id), join=False
+                    )
+                )
+                return
             await self.store.write(
                 lambda c: machines.record(c, machine_id, now, "expired", "its ttl has passed")
             )
             await self.destroy(machine_id)
         except RoostError as error:
-            log.warning("machine %s expired and could not be destroyed: %s", machine_id, error)
-            if error.code in ("DATABASE_UNAVAILABLE", "STORAGE_FULL"):
+            log.warning("machine %s expired and could not be ended: %s", machine_id, error)
+            again = ("DATABASE_UNAVAILABLE", "STORAGE_FULL", "TIMEOUT", "MACHINE_FAILED")
+            if error.code in again:
                 self.timers.set(machine_id, self.clock.now() + timedelta(seconds=30))
+
+    async def _doze_off(self, machine_id: str) -> Machine:
+        """Its time is over, and it goes to sleep rather than away: asleep it has no end any more."""
+        machine = await self.load(machine_id)
+        expires = machine.expires_at
+        if expires is None or expires > self.clock.now() or machine.expiry != "sleep":
+            self.timers.set(machine_id, expires)
+            return machine
+        if machine.phase == Phase.RUNNING or machine.frozen:
+            await self._sleep(machine_id, None)
+
+        def fn(connection: sa.Connection) -> Machine:
+            now = load(connection, machine_id)
+            if now.expires_at != expires or now.phase in (Phase.DESTROYING, Phase.DESTROYED):
+                return now
+            at = self.clock.now()
+            machines.record(connection, machine_id, at, "expired", "its ttl has passed: it sleeps")
+            return amend(connection, machine_id, {"expires_at": None, "ttl_seconds": None}, at)
+
+        machine = await self.store.write(fn)
+        self.amended(machine)
+        return machine
 
     async def _housekeeping(self) -> None:
         while True:
@@ -904,6 +941,14 @@ def failed(machine_id: str, what: str, error: RoostError) -> RoostError:
         code="MACHINE_FAILED",
         retryable=error.retryable,
         details={**error.details, "cause": error.code},
+    )
+
+
+def sleeping(machine: Machine) -> ConflictError:
+    return ConflictError(
+        "The machine sleeps and is not woken by what needs it (autowake is off): wake it first.",
+        code="MACHINE_SLEEPING",
+        details={"phase": machine.phase, "tier": machine.tier},
     )
 
 

@@ -26,7 +26,7 @@ import sqlalchemy as sa
 
 from roost.agent.v1 import agent_pb2 as pb
 from roost.clock import Clock
-from roost.drivers.interface import Capture, Handle, NetworkSlot, Root, StartSpec
+from roost.drivers.interface import Capture, Handle, NetworkSlot, Root, StartSpec, Volume
 from roost.engine import metering
 from roost.engine.identity import HostIdentity, linux_machine_id
 from roost.engine.journal import Context, Interrupted, Plan, Stage, Step
@@ -58,12 +58,15 @@ from roost.errors import (
 )
 from roost.network.interface import Network
 from roost.storage.interface import Image, Storage
-from roost.store import Store, machines, operations, ports, snapshots
+from roost.store import Store, machines, operations, ports, snapshots, volumes
 from roost.store.schema import templates
 
 log = logging.getLogger(__name__)
 GRACE_S = 5.0
 HUSH_S = 8.0
+SETTLE_GRACE_S = 0.5  # of one that is to be gone
+SETTLE_S = 5.0
+SYNC_S = 10.0
 GONE: dict[str, Any] = {"handle": None, "slot_index": None}
 
 
@@ -155,6 +158,10 @@ class Start:
             linux_id=self.linux_id,
             env=env,
             no_new_privs=bool(self.config.get("no_new_privs", False)),
+            volumes=tuple(
+                Volume(self.parts.storage.volume(each.volume_id), each.path, each.read_only)
+                for each in machine.volumes
+            ),
         )
         driver = self.parts.rungs.driver(machine.driver)
         if self.image is not None:
@@ -370,9 +377,13 @@ class End:
         hush: bool = True,
         keep_memory: bool = False,
         frozen: bool = False,
+        settle: bool = False,
     ) -> None:
+        """``settle``: what its programs wrote to its volumes is there when it has ended."""
         self.parts = parts
         self.machine = machine
+        writes = any(not each.read_only for each in machine.volumes)
+        self._settle = settle and writes and machine.handle is not None
         self._hush = hush and machine.handle is not None
         self._keep_memory = keep_memory
         self._frozen = frozen
@@ -386,13 +397,19 @@ class End:
         if self._frozen:
             with _unless_gone():
                 await self.parts.rungs.driver(self.machine.driver).thaw(handle)
-        if self._keep_memory and await self._hibernate(context, handle):
-            return
+        if self._keep_memory:
+            if self.machine.volumes:  # which outlive this memory
+                await sync(self.parts, self.machine)
+            if await self._hibernate(context, handle):
+                return
+        await self._shut_down(handle, GRACE_S)
+
+    async def _shut_down(self, handle: Handle, grace_s: float) -> None:
         token = self.parts.identity.agent_token(self.machine.id, self.machine.generation)
         agent = self.parts.agents.get(self.machine.id, handle.agent_target, token)
         try:
             async with asyncio.timeout(HUSH_S):
-                await agent.shutdown(GRACE_S)
+                await agent.shutdown(grace_s)
         except (RoostError, TimeoutError) as error:
             log.info("machine %s did not shut down by itself: %s", self.machine.id, error)
 
@@ -421,8 +438,17 @@ class End:
         return True
 
     async def remove(self, context: Context) -> None:
+        handle, driver = self.machine.handle, self.parts.rungs.driver(self.machine.driver)
+        if self._settle and handle is not None:
+            self._settle = False  # once: this step may be repeated
+            with contextlib.suppress(RoostError, OSError):
+                await driver.thaw(handle)
+            await self._shut_down(handle, SETTLE_GRACE_S)
+            if self.machine.capabilities.raw_disk:  # it unmounts, then powers itself off
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(driver.wait(handle), SETTLE_S)
         self.parts.agents.drop(context.machine_id)
-        await self.parts.rungs.driver(self.machine.driver).remove(context.machine_id)
+        await driver.remove(context.machine_id)
 
     async def release(self, context: Context) -> None:
         """What it sent is known no more after this."""
@@ -592,6 +618,7 @@ def destroy(end: End) -> Plan:
         for state in operations.OPEN:  # whatever was left of them, nothing of the machine is
             operations.supersede(connection, context.machine_id, context.now, state)
         ports.forget(connection, context.machine_id)
+        volumes.release(connection, context.machine_id)
         end.parts.boundary.erase(connection, context.machine_id)
         context.change = advance(
             connection,
@@ -606,6 +633,18 @@ def destroy(end: End) -> Plan:
         Stage("clear", (Step("disk", end.delete), Step("slot", end.release))),
     )
     return Plan("destroy", stages, finishes=True, done=done, stuck=stuck)
+
+
+async def sync(parts: Parts, machine: Machine) -> None:
+    """What its programs wrote lies on its disks, as far as its agent can see to that."""
+    assert machine.handle is not None
+    token = parts.identity.agent_token(machine.id, machine.generation)
+    agent = parts.agents.get(machine.id, machine.handle.agent_target, token)
+    try:
+        async with asyncio.timeout(SYNC_S):
+            await agent.sync()
+    except (RoostError, TimeoutError) as error:
+        log.info("machine %s did not sync its disks: %s", machine.id, error)
 
 
 async def image_of(storage: Storage, digest: str) -> Image:

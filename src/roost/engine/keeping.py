@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from roost.drivers.interface import Capture
 from roost.engine import metering
-from roost.engine.flows import GONE, End, Parts, rests, stuck
+from roost.engine.flows import GONE, End, Parts, rests, stuck, sync
 from roost.engine.journal import Context, Plan, Stage, Step
 from roost.engine.lifecycle import Phase, Slept
 from roost.engine.machine import Machine, MemoryImage
@@ -60,8 +60,12 @@ class Keep:
         capture: Capture | None = None
         if machine.handle is not None:
             driver = self.parts.rungs.driver(machine.driver)
+            # Memory knows the machine's volumes, and what goes on from it would not have them, or not as they were.
+            memory = not machine.volumes
+            if not memory:
+                await sync(self.parts, machine)
             capture = await driver.capture(
-                machine.handle, place.memory, place.disk, durable=self.durable
+                machine.handle, place.memory, place.disk, durable=self.durable, memory=memory
             )
             if capture.memory:
                 token_of = (machine.id, machine.generation)
@@ -69,7 +73,8 @@ class Keep:
         else:
             await storage.copy_disk(machine.id, self.snapshot_id)
             kept = machine.memory_image
-            if kept is not None and not kept.used and kept.snapshot_id is None:
+            whole = kept is not None and not kept.used and kept.snapshot_id is None
+            if kept is not None and whole and not machine.volumes:
                 await storage.copy_memory(machine.id, self.snapshot_id)
                 image = replace(kept, snapshot_id=self.snapshot_id)
         size = await storage.seal_snapshot(self.snapshot_id, machine.id)
@@ -112,7 +117,7 @@ def snapshot(keep: Keep) -> Plan:
 
 class Rollback(End):
     def __init__(self, parts: Parts, machine: Machine, snapshot_id: str) -> None:
-        super().__init__(parts, machine, hush=False)
+        super().__init__(parts, machine, hush=False, settle=True)
         self._snapshot_id = snapshot_id
 
     async def disk(self, context: Context) -> None:

@@ -12,6 +12,7 @@ from roost.drivers.interface import Capabilities, ForkKind, Handle, Isolation, S
 from roost.egress.policy import Policy
 from roost.engine.allowance import NOTHING, Allowance
 from roost.engine.lifecycle import Desired, Phase, State, Tier
+from roost.engine.mounts import Mount
 
 OPEN = Policy()  # of a row that says nothing
 
@@ -82,6 +83,9 @@ class Machine:
     from_snapshot_id: str | None = None  # which snapshot of the parent; None: a fork
     replaces: str | None = None  # the machine whose key, name and ports it took (``promoting``)
     inside: Allowance = NOTHING  # what it may ask of its daemon itself
+    volumes: tuple[Mount, ...] = ()  # from its row on until it is destroyed
+    expiry: str = "destroy"  # once ``expires_at`` is past: destroy | sleep
+    autowake: bool = True  # what needs it wakes it; else only who asks for that
 
     @property
     def hostname(self) -> str:
@@ -141,6 +145,7 @@ class Machine:
             memory_image=None if memory is None else MemoryImage.from_json(memory),
             egress=OPEN if egress is None else _policy(**{**egress, "allow": (*egress["allow"],)}),
             inside=Allowance.from_json(row["inside"]),
+            volumes=Mount.all_from_json(row["volumes"]),
         )
 
 
@@ -150,7 +155,7 @@ def _policy(mode: str, allow: tuple[str, ...], observe: bool) -> Policy:
     return Policy.read({"mode": mode, "allow": allow, "observe": observe})
 
 
-_MADE = {"capabilities", "handle", "memory_image", "egress", "inside"}
+_MADE = {"capabilities", "handle", "memory_image", "egress", "inside", "volumes"}
 _PLAIN = [f.name for f in fields(Machine) if f.name not in _MADE]
 _CAPABILITIES = {f.name for f in fields(Capabilities)}
 

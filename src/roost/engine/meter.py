@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from roost.engine import metering
 from roost.engine.flows import Parts
 from roost.engine.roster import Roster
+from roost.engine.samples import Samples
 from roost.errors import RoostError
 from roost.storage.interface import Holder
 from roost.store import snapshots, usage
@@ -29,9 +30,12 @@ SOON_S = 2.0  # a fork of many is looked at once
 class Meter:
     """Transitions close intervals by themselves (``metering``); this one closes those that last."""
 
-    def __init__(self, parts: Parts, roster: Roster, interval_s: float) -> None:
+    def __init__(
+        self, parts: Parts, roster: Roster, interval_s: float, samples: Samples | None = None
+    ) -> None:
         self._parts = parts
         self._roster = roster
+        self._samples = samples
         self._interval_s = interval_s
         self._changed = asyncio.Event()
 
@@ -49,6 +53,9 @@ class Meter:
             await self._parts.clock.sleep(self._interval_s)
             with self._told():
                 await self.round()
+            with self._told():
+                if self._samples is not None:
+                    await self._samples.take()
 
     async def _changes(self) -> None:
         while True:

@@ -150,8 +150,25 @@ def begin_snapshot(
         usage.changed(connection, machine_id)
 
 
+def begin_volume(connection: sa.Connection, volume: Mapping[Any, Any], now: datetime) -> None:
+    """A volume's storage counts from now on, under its own id."""
+    usage.insert(
+        connection,
+        {
+            "id": volume["id"],
+            "tenant_id": volume["tenant_id"],
+            "machine_id": volume["id"],
+            "key_id": volume["created_by"] or "",
+            "family": volume["id"],
+            "vcpu_milli": 0,
+            "memory_mib": 0,
+            **_fresh(now),
+        },
+    )
+
+
 def end(connection: sa.Connection, subject: str, now: datetime) -> None:
-    """A snapshot is gone."""
+    """A snapshot or volume is gone."""
     meter = usage.get(connection, subject)
     if meter is not None:
         close(connection, meter, to_ms(now))

@@ -27,8 +27,12 @@ class Agent(Protocol):
 
     async def shutdown(self, grace_s: float) -> Any: ...
 
+    async def sync(self) -> Any:
+        """What is dirty goes to its disks."""
+
     async def stats(self) -> Any:
-        """Has ``disk_total_bytes``, ``disk_used_bytes``, ``uptime_ms``."""
+        """Has ``disk_total_bytes``, ``disk_used_bytes``, ``uptime_ms``, ``memory_used_bytes``,
+        ``memory_total_bytes``, ``memory_cache_bytes``."""
 
 
 class Agents(Protocol):

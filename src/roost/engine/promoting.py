@@ -92,6 +92,7 @@ def _moved(
         return child, onto
     if not again:
         mine |= {"ttl_seconds": onto.ttl_seconds, "expires_at": onto.expires_at}
+        mine["expiry"] = onto.expiry
     mine["replaces"] = onto_id
     if onto.replaces == child_id:  # it takes its place back
         theirs["replaces"] = None

@@ -2,7 +2,7 @@
 
     machines        not destroyed                 awake_machines   that hold memory and CPU (``HOLDING``)
     storage_gib     of all of them, asleep too,   vcpu, memory_mib promised to those awake
-                    and of snapshots kept
+                    of snapshots kept and volumes
 
 A quota that a tenant does not have is no limit. The daemon's own tenants (the local admin's, and nobody's) have
 none. ``Quotas`` is what a tenant's row holds; what it says of requests is ``services.rates``'.
@@ -26,7 +26,7 @@ _ADVICE = {
     "awake_machines": "Let one sleep or delete one, then retry.",
     "vcpu": "Let a machine sleep or delete one, then retry.",
     "memory_mib": "Let a machine sleep or delete one, then retry.",
-    "storage_gib": "Delete a machine or a snapshot, then retry.",
+    "storage_gib": "Delete a machine, a snapshot or a volume, then retry.",
 }
 
 

@@ -10,7 +10,7 @@ another one beside it, and what was baked from the old keeps it. ``Guests.ensure
 ``command_line`` is what such a guest is booted with.
 
 The monitor must offer: the root disk as the first virtio block device, ``modules.img`` read-only as the
-second, a virtio port named ``PORT``, the network as the first virtio interface, and the console as the
+second, volumes in the order of the command line after it, a virtio port named ``PORT``, the network as the first virtio interface, and the console as the
 first ISA serial port. The agent on the port begins with ``FIRST_TOKEN``.
 """
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 PORT = "roost.agent"
@@ -14,7 +16,9 @@ see ``agent/src/guest``. Renew it before anything else is done."""
 
 ROOT_DEVICE = "/dev/vda"
 MODULES_DEVICE = "/dev/vdb"
+_FIRST_VOLUME = "c"  # /dev/vdc
 _MAX_BYTES = 2048  # COMMAND_LINE_SIZE of the kernel
+_PATH = re.compile(r"/[A-Za-z0-9/.@+_-]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +35,15 @@ class Network:
         ipaddress.IPv4Address(self.nameserver)
 
 
-def command_line(*, tsc_khz: int | None, network: Network | None = None) -> str:
+def command_line(
+    *,
+    tsc_khz: int | None,
+    network: Network | None = None,
+    volumes: Sequence[tuple[str, bool]] = (),
+) -> str:
     """``tsc_khz``: without KVM, of this host's time stamp counter, which is the guest's, too; None under
-    KVM, which tells the guest itself. Raises ValueError for an address that is none."""
+    KVM, which tells the guest itself. ``volumes``: the disks after the modules', where each is mounted, and whether it
+    may only be read. Raises ValueError for an address that is none, and a path that is not one word."""
     words = [
         "console=ttyS0",
         "quiet",  # each character of the console is a trap
@@ -58,6 +68,12 @@ def command_line(*, tsc_khz: int | None, network: Network | None = None) -> str:
             f"roost.gateway={network.gateway}",
             f"roost.nameserver={network.nameserver}",
         ]
+    for number, (path, read_only) in enumerate(volumes):
+        if not _PATH.fullmatch(path):
+            raise ValueError(f"not a path for a kernel's command line: {path!r}")
+        device = f"/dev/vd{chr(ord(_FIRST_VOLUME) + number)}"
+        words.append(f"roost.volume={device}:{'ro' if read_only else 'rw'}:{path}")
     line = " ".join(words)
-    assert len(line) < _MAX_BYTES
+    if len(line) >= _MAX_BYTES:
+        raise ValueError("the kernel's command line is too long")
     return line

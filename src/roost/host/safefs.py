@@ -104,6 +104,24 @@ class Tree:
         finally:
             os.close(made)
 
+    def make_directories(self, path: str, mode: int) -> None:
+        """All that are missing of the path. Raises OSError where a part is a link or no directory."""
+        above = "."
+        for name in path.split("/"):
+            here = name if above == "." else f"{above}/{name}"
+            directory = self.directory(above)
+            try:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=directory)
+                    made = self.directory(here)
+                    try:
+                        os.fchmod(made, mode)  # whatever the umask
+                    finally:
+                        os.close(made)
+            finally:
+                os.close(directory)
+            above = here
+
     def _aside(self, name: str) -> None:
         root = self._open(".", os.O_RDONLY | os.O_DIRECTORY)
         try:

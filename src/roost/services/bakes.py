@@ -51,6 +51,8 @@ NOBODYS: Mapping[str, Any] = {
     "expires_at": None,
     "created_by": None,
     "inside": None,
+    "expiry": "destroy",
+    "autowake": True,
 }
 KEEP = timedelta(days=7)  # without a machine made from it
 TRY_AGAIN_S = 600.0  # a bake that failed, where machines can do without

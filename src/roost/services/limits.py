@@ -16,6 +16,9 @@ from roost.units import MAX_SECONDS
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}", re.ASCII)
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+_VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+_LABEL = re.compile(r'[^\x00-\x1f\x7f"\\=]{1,128}')
+EXPIRIES = ("destroy", "sleep")
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 DEFAULT_SIZE: Mapping[str, float] = {"vcpu": 1.0, "memory_mib": 1024, "storage_gib": 10}
 
@@ -40,6 +43,8 @@ def check_create(req: CreateMachine) -> None:
     if req.hibernate_after_seconds is not UNSET:
         seconds("hibernate_after", req.hibernate_after_seconds)
     seconds("ttl", req.ttl_seconds)
+    expiry(req.expiry)
+    flag("autowake", req.autowake)
     if not req.memory and req.snapshot is None:
         raise bad("memory", "is of a snapshot: name one, or leave it out")
 
@@ -107,12 +112,33 @@ def labels(value: Mapping[str, str]) -> None:
     if len(value) > 64:
         raise bad("labels", "are 64 at most")
     for label, text in value.items():
-        if not isinstance(label, str) or not _KEY.fullmatch(label):
+        if not isinstance(label, str) or not _LABEL.fullmatch(label) or not utf8(label):
             raise bad(
-                "labels", "have names of 1-128 of [A-Za-z0-9._:@-], starting with a letter or digit"
+                "labels", 'have names of 1-128 characters without ", =, \\ and control characters'
             )
-        if not isinstance(text, str) or len(text) > 256 or "\0" in text or not utf8(text):
-            raise bad("labels", "have values of at most 256 characters")
+        if not isinstance(text, str) or len(text) > 2048 or "\0" in text or not utf8(text):
+            raise bad("labels", "have values of at most 2048 characters")
+
+
+def expiry(value: str) -> None:
+    if value not in EXPIRIES:
+        raise bad("expiry", f"is one of {', '.join(EXPIRIES)}")
+
+
+def flag(field: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise bad(field, "is true or false")
+
+
+def volume_name(value: str) -> None:
+    if not isinstance(value, str) or not _VOLUME.fullmatch(value):
+        raise bad("name", "is 1-63 of [A-Za-z0-9._-], starting with a letter or digit")
+    no_id("name", value)
+
+
+def volume_size(value: int) -> None:
+    if not _whole(value) or not 1 <= value <= 1024:
+        raise bad("size_gib", "is a whole number from 1 to 1024")
 
 
 def env(value: Mapping[str, str]) -> None:

@@ -6,10 +6,10 @@ import asyncio
 import builtins
 import json
 import socket
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
@@ -32,10 +32,11 @@ from roost.errors import (
     RoostError,
     UnsupportedError,
 )
-from roost.services import asking, captured, limits
+from roost.services import asking, captured, limits, volumes
 from roost.services.bakes import Bakes, alike, columns
 from roost.services.models import (
     UNSET,
+    Attach,
     CreateMachine,
     ForkMachine,
     Live,
@@ -43,6 +44,7 @@ from roost.services.models import (
     MachineUsage,
     Page,
     PatchMachine,
+    Sample,
 )
 from roost.services.rates import Windows
 from roost.services.templates import Templates
@@ -82,12 +84,15 @@ class Machines:
 
         Raises VALIDATION_FAILED, TEMPLATE_NOT_FOUND, INVALID_STATE (template not built), RUNG_UNAVAILABLE,
         ALREADY_EXISTS (the key; details.machine_id), SNAPSHOT_INVALID (it is quarantined), QUOTA_EXCEEDED, CAPACITY_EXCEEDED, STORAGE_FULL: nothing
-        was made. TEMPLATE_NOT_READY: it runs, but what its template starts does not. Any other error with
+        was made; so VOLUME_NOT_FOUND, VOLUME_IN_USE, UNSUPPORTED (a microVM's volume, in a container).
+        TEMPLATE_NOT_READY: it runs, but what its template starts does not. Any other error with
         details.machine_id (MACHINE_FAILED, TIMEOUT, ...) but ALREADY_EXISTS: the machine exists as ``failed``.
         """
         limits.check_create(req)
         if req.snapshot is not None:
             row = await captured.find(self._store, tenant, req.snapshot)
+            if req.volumes:  # what is in memory knows another machine's disks
+                req = replace(req, memory=False)
             if req.memory:
                 captured.require_sound(row)
             with self._engine.holding(row["id"]):
@@ -103,7 +108,8 @@ class Machines:
         reservations.check_size(engine.host(), size.vcpu, size.memory_mib)
         await engine.parts.storage.require(ROOM_BYTES)
         # Who does not wait is answered at once: what may take minutes is then done in the machine's line.
-        later = not wait and self._bakes.bakes(config, driver, req.env)
+        baked = not req.volumes and self._bakes.bakes(config, driver, req.env)
+        later = not wait and baked
         if not (later and engine.rungs.driver(driver).undecided):
             capabilities = await engine.rungs.prepared(driver)
         values = {
@@ -116,8 +122,11 @@ class Machines:
         def check(connection: sa.Connection) -> None:
             quotas.check(connection, tenant, quotas.of_machine(values))
             _check_key(connection, tenant, req.key)
+            volumes.resolve(connection, tenant, req.volumes, capabilities.raw_disk)
 
         await self._store.read(check)
+        if req.volumes:  # a bake knows no disk but its own, and none can be plugged in
+            return await self._make(tenant, values, config, wait, attach=req.volumes)
         machine = None
         if alike(config, req.env):
             try:
@@ -160,11 +169,19 @@ class Machines:
             created_by=req.created_by,
             egress=parent.egress if req.egress is None else req.egress,
             inside=req.inside,
+            volumes=_shared(parent) if req.volumes is None else req.volumes,
+            expiry=parent.expiry if req.expiry is None else req.expiry,
+            autowake=parent.autowake if req.autowake is None else req.autowake,
         )
         limits.check_create(wanted)
         egress.require_enforced(self._policy(wanted), parent.driver, parent.capabilities)
-        if req.key is not None:
-            await self._store.read(lambda c: _check_key(c, tenant, req.key))
+        raw_disk = parent.capabilities.raw_disk
+
+        def check(connection: sa.Connection) -> None:
+            _check_key(connection, tenant, req.key)
+            volumes.resolve(connection, tenant, wanted.volumes, raw_disk)
+
+        await self._store.read(check)
         await self._room(tenant, parent, req.count, stops=row is None)
         secrets_of = machine_id if req.inherit_secrets else None
         with self._engine.journal.observed("fork"):
@@ -248,7 +265,9 @@ class Machines:
         wait: bool,
         secrets_of: str | None = None,
     ) -> Machine:
-        values = {**self._asked(tenant, req), **captured.values(row, req.memory)}
+        # What is in memory knows the disks of the machine it is of, and no others.
+        memory = req.memory and not req.volumes
+        values = {**self._asked(tenant, req), **captured.values(row, memory)}
         engine = self._engine
         driver = values["driver"]
         _, capabilities = engine.rungs.choose("auto", driver)
@@ -257,7 +276,9 @@ class Machines:
         reservations.check_size(engine.host(), values["vcpu"], values["memory_mib"])
         await engine.parts.storage.require(ROOM_BYTES)
         config = await self._store.read(lambda c: config_of(c, values["template_id"]))
-        return await self._make(tenant, values, config, wait, secrets_of=secrets_of)
+        return await self._make(
+            tenant, values, config, wait, secrets_of=secrets_of, attach=req.volumes
+        )
 
     def _asked(self, tenant: str, req: CreateMachine) -> dict[str, Any]:
         expires = None
@@ -279,6 +300,8 @@ class Machines:
             "created_by": req.created_by,
             "egress": self._policy(req).to_json(),
             "inside": req.inside.to_json(),
+            "expiry": req.expiry,
+            "autowake": req.autowake,
         }
 
     def _policy(self, req: CreateMachine) -> Policy:
@@ -292,16 +315,32 @@ class Machines:
         wait: bool,
         find_source: bool = False,
         secrets_of: str | None = None,
+        attach: Sequence[Attach] = (),
     ) -> Machine:
-        boundary = self._engine.parts.boundary
+        engine = self._engine
+        boundary = engine.parts.boundary
+        if attach and not engine.rungs.driver(values["driver"]).volumes:
+            raise UnsupportedError(
+                f"Machines of the {values['driver']} driver have no volumes.",
+                details={"field": "volumes"},
+            )
 
-        def inherit(connection: sa.Connection, machine_id: str) -> None:
+        def also(connection: sa.Connection, machine_id: str) -> None:
             if secrets_of is not None:
                 boundary.inherit(connection, secrets_of, machine_id)
+            if attach:
+                raw_disk = bool(values["capabilities"]["raw_disk"])
+                found = volumes.resolve(connection, tenant, attach, raw_disk)
+                volumes.attach(engine, connection, machine_id, found, raw_disk)
+                told = {"volumes": [each.to_json() for each in found]}
+                rows.update(connection, machine_id, told)
 
         try:
-            machine = await self._engine.create(
-                values, config, find_source=find_source, also=inherit if secrets_of else None
+            machine = await engine.create(
+                values,
+                config,
+                find_source=find_source,
+                also=also if secrets_of or attach else None,
             )
         except IntegrityError as error:
             raise await self._taken(tenant, values["key"], error) from error
@@ -356,35 +395,43 @@ class Machines:
     async def list(
         self,
         tenant: str,
-        phase: str | None = None,
+        phase: str | Sequence[str] | None = None,
         key: str | None = None,
         labels: Mapping[str, str] | None = None,
         template: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
         parent: str | None = None,
+        *,
+        since: datetime | None = None,
+        oldest_first: bool = False,
     ) -> Page[Machine]:
-        """Newest first; destroyed ones only with ``phase="destroyed"``. Raises INVALID_CURSOR."""
+        """Newest first, unless told otherwise; destroyed ones only where ``phase`` (one, or any of several) says so.
+        ``labels``: all of these, equal. ``since``: made then or later. Raises INVALID_CURSOR."""
         if not 1 <= limit <= 500:
             raise limits.bad("limit", "is from 1 to 500")
-        if phase is not None and phase not in set(Phase):
+        phases = sorted({phase} if isinstance(phase, str) else set(phase or ()))
+        if not set(phases) <= set(Phase):
             raise limits.bad("phase", f"is one of {', '.join(Phase)}")
         wanted = dict(labels or {})
         limits.labels(wanted)
-        asked = ["machines", tenant, phase, key, wanted, template, parent]
+        at = None if since is None else since.isoformat()
+        asked = ["machines", tenant, phases, key, wanted, template, parent, at, oldest_first]
         scope = json.dumps(asked, sort_keys=True)
         after = None if cursor is None else self._cursors.decode(scope, cursor)
         found = await self._store.read(
             lambda c: rows.page(
                 c,
                 tenant,
-                phase=phase,
+                phases=phases,
                 key=key,
                 labels=wanted,
                 template=template,
                 limit=limit + 1,
                 after=after,
                 parent=parent,
+                since=since,
+                oldest_first=oldest_first,
             )
         )
         items = [Machine.from_row(row) for row in found[:limit]]
@@ -495,6 +542,18 @@ class Machines:
         await self.get(tenant, machine_id)
         return await self._engine.wake(machine_id)
 
+    async def reboot(self, tenant: str, machine_id: str) -> Machine:
+        """Running again from its disk, whatever it was doing: its processes are gone. Raises as ``sleep`` and
+        ``wake``."""
+        machine = await self.get(tenant, machine_id)
+        if machine.phase == Phase.SLEEPING and machine.tier == Tier.HIBERNATED:
+            await self._engine.wake(
+                machine_id
+            )  # what lies with its memory must not be gone on with
+        if machine.phase != Phase.FAILED:
+            await self._engine.sleep(machine_id, Tier.STOPPED)
+        return await self._engine.wake(machine_id)
+
     async def usage(self, tenant: str, machine_id: str) -> MachineUsage:
         """Raises INVALID_STATE when it does not run (it is not woken for this)."""
         machine = await self.get(tenant, machine_id)
@@ -516,6 +575,25 @@ class Machines:
             uptime_ms=None if stats is None else stats.uptime_ms,
         )
 
+    async def metrics(
+        self,
+        tenant: str,
+        machine_id: str,
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> builtins.list[Sample]:
+        """What it used, oldest first: one sample an interval of usage while it ran, of a day at most and since this
+        daemon started, and, of one that runs, one of this moment unless ``end`` is past. Wakes nothing; empty for one
+        that slept all the time. Raises VALIDATION_FAILED."""
+        await self.get(tenant, machine_id)
+        for each in (start, end):
+            if each is not None and each.tzinfo is None:
+                raise limits.bad("start", "and end are times with a zone")
+        samples = self._engine.samples
+        if end is None or end >= self._engine.clock.now():
+            await samples.now(machine_id)
+        return samples.of(machine_id, start, end)
+
     async def events(self, tenant: str, machine_id: str) -> builtins.list[MachineEvent]:
         """Its own life, oldest first, the last 200."""
         await self.get(tenant, machine_id)
@@ -525,7 +603,7 @@ class Machines:
     async def awake(self, tenant: str, machine_id: str) -> Live:
         """The machine running, woken if it slept; counts as activity. Microseconds when it runs.
 
-        Raises INVALID_STATE (being destroyed, ...), MACHINE_FAILED (wake it to start it from its disk), FORBIDDEN
+        Raises INVALID_STATE (being destroyed, ...), MACHINE_SLEEPING (and it is not to be woken but by ``wake``), MACHINE_FAILED (wake it to start it from its disk), FORBIDDEN
         (it sleeps, and who asks may only read) and what a wake raises (CAPACITY_EXCEEDED, QUOTA_EXCEEDED,
         MACHINE_FAILED, TIMEOUT).
         """
@@ -694,6 +772,12 @@ class Machines:
                 if patch.ttl_seconds is None
                 else self._engine.clock.now() + timedelta(seconds=patch.ttl_seconds)
             )
+        if patch.expiry is not UNSET:
+            limits.expiry(patch.expiry)
+            values["expiry"] = patch.expiry
+        if patch.autowake is not UNSET:
+            limits.flag("autowake", patch.autowake)
+            values["autowake"] = patch.autowake
         if patch.vcpu is not UNSET and patch.vcpu != before.vcpu:
             limits.vcpu(patch.vcpu)
             values["vcpu"] = float(patch.vcpu)
@@ -709,6 +793,13 @@ class Machines:
                 details={"field": "storage_gib"},
             )
         return values
+
+
+def _shared(parent: Machine) -> tuple[Attach, ...]:
+    """What a copy of it has as well."""
+    return tuple(
+        Attach(each.volume_id, each.path, True) for each in parent.volumes if each.read_only
+    )
 
 
 def check_tier(machine: Machine, tier: str | None) -> None:

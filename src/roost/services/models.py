@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from roost.egress.policy import Policy
 from roost.engine.allowance import NOTHING, Allowance
 from roost.engine.machine import Machine
+from roost.engine.mounts import Mount
+from roost.engine.samples import Sample
 from roost.storage.interface import Image
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ __all__ = [
     "TOKENS",
     "UNSET",
     "Allowance",
+    "Attach",
+    "Attachment",
     "AuditEntry",
     "Build",
     "CreateMachine",
@@ -31,6 +35,7 @@ __all__ = [
     "Machine",
     "MachineEvent",
     "MachineUsage",
+    "Mount",
     "Node",
     "Page",
     "PatchMachine",
@@ -38,11 +43,13 @@ __all__ = [
     "Principal",
     "Progress",
     "Role",
+    "Sample",
     "Snapshot",
     "Template",
     "Tenant",
     "Tree",
     "Unset",
+    "Volume",
 ]
 
 
@@ -53,6 +60,35 @@ class Unset(Enum):
 
 
 UNSET: Final = Unset.UNSET
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """A volume as asked for: its name or id, and where."""
+
+    name: str
+    path: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A disk of its own. ``raw_written``: a microVM had it read-write, and only microVMs may from then on."""
+
+    id: str
+    tenant_id: str
+    name: str
+    size_gib: int
+    raw_written: bool
+    created_at: datetime
+    attachments: tuple[Attachment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    machine_id: str
+    path: str
+    read_only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +113,9 @@ class CreateMachine:
     memory: bool = True  # the snapshot's; False: from its disk alone
     egress: Policy | None = None  # None: the host's default
     inside: Allowance = NOTHING  # what it may ask of its daemon itself
+    volumes: Sequence[Attach] = ()  # it boots then, from no bake and no snapshot's memory
+    expiry: str = "destroy"  # destroy | sleep: what its ttl ends in; asleep it has none any more
+    autowake: bool = True  # what needs it wakes it; else only ``wake``
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +130,9 @@ class ForkMachine:
     inherit_secrets: bool = False
     snapshot: str | None = None  # of the parent, id or name: its instant; None: now
     inside: Allowance = NOTHING  # the parent's is not inherited
+    volumes: Sequence[Attach] | None = None  # None: those that the parent has read-only
+    expiry: str | None = None  # None: the parent's
+    autowake: bool | None = None  # None: the parent's
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +182,8 @@ class PatchMachine:
     vcpu: float | Unset = UNSET
     memory_mib: int | Unset = UNSET
     storage_gib: int | Unset = UNSET  # may only grow
+    expiry: str | Unset = UNSET
+    autowake: bool | Unset = UNSET
     allow_inside: Sequence[str] | Unset = UNSET  # replaces all of it
     inside_forks: int | Unset = UNSET
 

@@ -51,7 +51,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A machine or a snapshot, as who has blocks of the pool."""
+    """A machine, a volume or a snapshot, as who has blocks of the pool."""
 
     id: str
     is_snapshot: bool
@@ -151,6 +151,18 @@ class Storage(Protocol):
 
     async def list_memory(self) -> set[str]:
         """Machine ids that have a memory image of their own."""
+
+    async def make_volume(self, volume_id: str, size_gib: int) -> None:
+        """An empty file system of that size, which takes no room yet; what was there of that id is gone. Durable on
+        return. Raises STORAGE_FULL."""
+
+    def volume(self, volume_id: str) -> Path:
+        """Where it lies (whether or not it is there)."""
+
+    async def delete_volume(self, volume_id: str) -> None:
+        """Idempotent."""
+
+    async def list_volumes(self) -> set[str]: ...
 
     async def delete_image(self, digest: str) -> None: ...
 

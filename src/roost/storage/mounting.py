@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from roost.storage.disks import DiskInfo
 # noinit_itable: no background thread that fills inode tables with zeros, which would cost each machine
 # its own copy of what siblings share.
 _OPTIONS = "discard,errors=remount-ro,noinit_itable"
+_READ = "errors=remount-ro"
+_repairing = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +34,10 @@ class Attached:
 
 
 @contextlib.contextmanager
-def attached(disk: Path) -> Iterator[Attached]:
+def attached(disk: Path, *, shared: bool = False) -> Iterator[Attached]:
     """The disk as a block device, which goes with its last user: the block, or what was mounted in it.
-    To be entered in the host's own mount table, by whose paths the device is found again."""
+    To be entered in the host's own mount table, by whose paths the device is found again. ``shared``: others may have
+    it, too, who all only read it."""
     info = disks.read(disk)
     if info is None:
         raise InternalError(f"Nothing is known of disk {disk.name}; it is not mounted on the host.")
@@ -43,7 +47,8 @@ def attached(disk: Path) -> Iterator[Attached]:
             "mount it. Start the machine at isolation `microvm`.",
             details={"raw_written": info.raw_written, "imported": info.imported},
         )
-    wait_free(disk)
+    if not shared:
+        wait_free(disk)
     device, fd = loop.attach(disk, direct_io=True)
     try:
         yield Attached(info, device)
@@ -51,10 +56,16 @@ def attached(disk: Path) -> Iterator[Attached]:
         os.close(fd)
 
 
-def mount(disk: Attached, target: Path) -> None:
-    """For a thread apart (``host.apart``)."""
+def mount(disk: Attached, target: Path, *, read_only: bool = False) -> None:
+    """For a thread apart (``host.apart``). One that was not unmounted is repaired from its journal, also where it is
+    mounted to be read: nobody else comes between."""
     target.mkdir(parents=True, exist_ok=True, mode=0o700)
-    syscalls.mount(disk.device, target, "ext4", syscalls.MS_NODEV, _OPTIONS)
+    if not read_only:
+        syscalls.mount(disk.device, target, "ext4", syscalls.MS_NODEV, _OPTIONS)
+        return
+    with _repairing:
+        flags = syscalls.MS_NODEV | syscalls.MS_RDONLY
+        syscalls.mount(disk.device, target, "ext4", flags, _READ)
 
 
 def wait_free(disk: Path, timeout_s: float = 10.0) -> None:

@@ -11,7 +11,7 @@ from roost.errors import CapacityError, UnsupportedError
 from roost.host import files, loop, mounts, run
 from roost.storage.interface import PoolUsage
 
-_DIRECTORIES = ("images", "variants", "disks", "snapshots", "memory", "tmp")
+_DIRECTORIES = ("images", "variants", "disks", "volumes", "snapshots", "memory", "tmp")
 # No `discard`: freeing blocks at once costs each later sync of a new disk 10 ms and more. `trim` does it
 # in bulk.
 _OPTIONS = "nodiscard"
@@ -38,6 +38,10 @@ class Pool:
     @property
     def disks(self) -> Path:
         return self.root / "disks"
+
+    @property
+    def volumes(self) -> Path:
+        return self.root / "volumes"
 
     @property
     def snapshots(self) -> Path:

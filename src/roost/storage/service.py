@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from roost.errors import InvalidRequestError, NotFoundError
 from roost.host import files
 from roost.settings import Settings
-from roost.storage import accounting, content, disks
+from roost.storage import accounting, content, disks, volumes
 from roost.storage.disks import DiskInfo
 from roost.storage.images import Images
 from roost.storage.interface import Holder, Image, PoolUsage, Snapshot
@@ -222,6 +222,8 @@ class PoolStorage:
             disk, memory = place.disk, place.memory
         else:
             disk, memory = self.disk(holder.id), self.memory(holder.id)
+            if not disk.exists() and (volume := self.volume(holder.id)).exists():
+                return [volume]
         try:
             return [disk, *(p for p in memory.iterdir() if p.is_file() and not p.is_symlink())]
         except FileNotFoundError:
@@ -238,6 +240,22 @@ class PoolStorage:
 
     async def list_memory(self) -> set[str]:
         return await self._run(self._memories.list)
+
+    # --- volumes --------------------------------------------------------------------------------
+
+    async def make_volume(self, volume_id: str, size_gib: int) -> None:
+        await self._run(self.pool.require, _CLONE_BYTES)
+        await self._run(volumes.make, self.volume(volume_id), size_gib)
+
+    def volume(self, volume_id: str) -> Path:
+        return self.pool.volumes / f"{disks.check_id(volume_id)}.ext4"
+
+    async def delete_volume(self, volume_id: str) -> None:
+        await self._run(self._delete, self.volume(volume_id))
+        self._trim_later()
+
+    async def list_volumes(self) -> set[str]:
+        return await self._run(lambda: volumes.list_ids(self.pool.volumes))
 
     def _trim_later(self) -> None:
         if self._trimmer is None or self._trimmer.done():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -75,16 +75,21 @@ def page(
     connection: sa.Connection,
     tenant: str,
     *,
-    phase: str | None,
+    phases: Sequence[str],
     key: str | None,
     labels: Mapping[str, str],
     template: str | None,
     limit: int,
     after: tuple[datetime, str] | None,
     parent: str | None = None,
+    since: datetime | None = None,
+    oldest_first: bool = False,
 ) -> list[Row]:
+    """``phases``: any of them; none: those that live."""
     query = sa.select(t).where(t.c.tenant_id == tenant)
-    query = query.where(t.c.phase == phase if phase else t.c.phase != "destroyed")
+    query = query.where(t.c.phase.in_(phases) if phases else t.c.phase != "destroyed")
+    if since is not None:
+        query = query.where(t.c.created_at >= since)
     if key is not None:
         query = query.where(t.c.key == key)
     if template is not None:
@@ -96,8 +101,11 @@ def page(
     if after is not None:
         at = sa.bindparam(None, after[0], t.c.created_at.type)
         place = sa.tuple_(at, sa.bindparam(None, after[1]))
-        query = query.where(sa.tuple_(t.c.created_at, t.c.id) < place)
-    query = query.order_by(t.c.created_at.desc(), t.c.id.desc()).limit(limit)
+        here = sa.tuple_(t.c.created_at, t.c.id)
+        query = query.where(here > place if oldest_first else here < place)
+    order = (t.c.created_at, t.c.id)
+    query = query.order_by(*(order if oldest_first else (each.desc() for each in order)))
+    query = query.limit(limit)
     return list(connection.execute(query).mappings())
 
 

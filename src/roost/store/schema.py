@@ -198,6 +198,12 @@ machines = sa.Table(
     sa.Column("from_snapshot_id", sa.String(40)),  # a user's snapshot of the parent; NULL: a fork
     sa.Column("replaces", sa.String(40)),  # the machine whose key, name and ports it took
     sa.Column("inside", sa.JSON),  # what it may ask, as ``Allowance.to_json``; NULL: nothing
+    # its disks besides its own, as ``Mount.to_json``; who else has them is in volume_attachments
+    sa.Column("volumes", sa.JSON),
+    # once ``expires_at`` is past: destroy | sleep
+    sa.Column("expiry", sa.String(16), nullable=False, server_default="destroy"),
+    # whether what needs it wakes it; else only who asks for that
+    sa.Column("autowake", sa.Boolean, nullable=False, server_default=sa.true()),
     sa.Column("created_at", Time, nullable=False),
     sa.Column("last_transition_at", Time, nullable=False),
     sa.Column("last_progress_at", Time, nullable=False),
@@ -242,6 +248,35 @@ snapshots = sa.Table(
     sa.Column("created_at", Time, nullable=False),
     sa.UniqueConstraint("tenant_id", "name"),
     sa.Index(None, "tenant_id", "created_at", "id"),
+)
+
+# Disks of their own, that outlive machines: ``<id>.ext4`` in the pool. A row is there before its disk and goes after it.
+volumes = sa.Table(
+    "volumes",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("tenant_id", sa.ForeignKey("tenants.id"), nullable=False),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("size_gib", sa.Integer, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),  # creating | ready | deleting
+    # a virtual machine had it read-write: no host mounts it any more
+    sa.Column("raw_written", sa.Boolean, nullable=False),
+    sa.Column("created_by", sa.String(40)),
+    sa.Column("created_at", Time, nullable=False),
+    sa.UniqueConstraint("tenant_id", "name"),
+    sa.Index(None, "tenant_id", "created_at", "id"),
+)
+
+# From the machine's row on until it is destroyed. Of one volume: one read-write, or any number read-only.
+volume_attachments = sa.Table(
+    "volume_attachments",
+    metadata,
+    sa.Column("volume_id", sa.String(40), primary_key=True),
+    sa.Column("machine_id", sa.String(40), primary_key=True),
+    sa.Column("path", sa.String(255), nullable=False),
+    sa.Column("read_only", sa.Boolean, nullable=False),
+    sa.Column("created_at", Time, nullable=False),
+    sa.Index(None, "machine_id"),
 )
 
 # Values are sealed by roost.secrets.vault; of machines, never of snapshots.

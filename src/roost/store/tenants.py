@@ -19,6 +19,7 @@ from roost.store.schema import (
     snapshots,
     ssh_keys,
     templates,
+    volumes,
 )
 from roost.store.schema import tenants as t
 
@@ -41,6 +42,9 @@ _USED = sa.select(
 _KEPT = sa.select(
     sa.func.coalesce(sa.func.sum(snapshots.c.machine["storage_gib"].as_integer()), 0)
 ).where(snapshots.c.tenant_id == sa.bindparam("b_tenant"), ~snapshots.c.for_fork)
+_VOLUMES = sa.select(sa.func.coalesce(sa.func.sum(volumes.c.size_gib), 0)).where(
+    volumes.c.tenant_id == sa.bindparam("b_tenant")
+)
 
 
 def insert(connection: sa.Connection, values: Mapping[str, Any]) -> None:
@@ -75,10 +79,11 @@ def used(
     connection: sa.Connection, tenant: str, awake: Collection[str], without: str | None = None
 ) -> dict[str, Any]:
     """What its machines take, but for one: ``machines``, ``awake_machines``, ``vcpu`` and ``memory_mib`` of those in
-    the phases ``awake``, ``storage_gib`` of all and of its snapshots."""
+    the phases ``awake``, ``storage_gib`` of all, of its snapshots and its volumes."""
     values = {"b_tenant": tenant, "b_phases": sorted(awake), "b_without": without or ""}
     number, up, vcpu, memory, storage = connection.execute(_USED, values).one()
     kept = connection.execute(_KEPT, {"b_tenant": tenant}).scalar_one()
+    kept += connection.execute(_VOLUMES, {"b_tenant": tenant}).scalar_one()
     return {
         "machines": int(number),
         "awake_machines": int(up),
@@ -94,6 +99,7 @@ def holds(connection: sa.Connection, tenant: str) -> dict[str, int]:
     for name, table, more in (
         ("machines", machines, machines.c.phase != "destroyed"),
         ("snapshots", snapshots, sa.true()),
+        ("volumes", volumes, sa.true()),
         ("templates", templates, sa.true()),
     ):
         query = sa.select(sa.func.count()).select_from(table).where(table.c.tenant_id == tenant)

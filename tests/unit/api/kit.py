@@ -56,18 +56,22 @@ from roost.services.keys import Keys
 from roost.services.models import (
     UNSET,
     Allowance,
+    Attachment,
     CreateMachine,
     ForkMachine,
     Live,
     Machine,
     MachineEvent,
     MachineUsage,
+    Mount,
     Page,
     PatchMachine,
     Progress,
     Role,
+    Sample,
     Snapshot,
     Template,
+    Volume,
 )
 from roost.services.places import Places
 from roost.services.policies import EgressReport, PatchPolicy
@@ -211,6 +215,9 @@ class FakeMachines:
             slot_index=None,
             handle=None,
             egress=req.egress or Policy(),
+            volumes=tuple(Mount("v" * 26, v.name, v.path, v.read_only) for v in req.volumes),
+            expiry=req.expiry,
+            autowake=req.autowake,
         )
         self.machines[machine.id] = machine
         return machine
@@ -261,18 +268,28 @@ class FakeMachines:
     async def list(
         self,
         tenant: str,
-        phase: str | None = None,
+        phase: str | Sequence[str] | None = None,
         key: str | None = None,
         labels: Mapping[str, str] | None = None,
         template: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
         parent: str | None = None,
+        *,
+        since: datetime | None = None,
+        oldest_first: bool = False,
     ) -> Page[Machine]:
         if cursor is not None:
             raise error("INVALID_CURSOR", "not one of ours")
         found = [m for m in self._of(tenant) if key is None or m.key == key]
         found = [m for m in found if parent is None or m.parent_id == parent]
+        if phase is not None:
+            phases = {phase} if isinstance(phase, str) else set(phase)
+            found = [m for m in found if not phases or m.phase in phases]
+        if labels:
+            found = [m for m in found if labels.items() <= m.labels.items()]
+        if oldest_first:
+            found.reverse()
         return Page(found[:limit], None)
 
     async def patch(
@@ -317,9 +334,23 @@ class FakeMachines:
             machine, phase="running", desired_state="running", generation=generation, tier=None
         )
 
+    async def reboot(self, tenant: str, machine_id: str) -> Machine:
+        await self.sleep(tenant, machine_id)
+        return await self.wake(tenant, machine_id)
+
     async def usage(self, tenant: str, machine_id: str) -> MachineUsage:
         await self.get(tenant, machine_id)
         return MachineUsage(1, 2, None, 3, None, None, None)
+
+    async def metrics(
+        self,
+        tenant: str,
+        machine_id: str,
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> builtins.list[Sample]:
+        await self.get(tenant, machine_id)
+        return [Sample(NOW, 1.0, 12.5, 30, 90, 20, 10, 100)]
 
     async def events(self, tenant: str, machine_id: str) -> list[MachineEvent]:
         await self.get(tenant, machine_id)
@@ -331,6 +362,8 @@ class FakeMachines:
             raise ConflictError("The machine is destroyed.")
         if machine.phase != "running":
             asking.check_wake(machine.phase)
+            if not machine.autowake:
+                raise error("MACHINE_SLEEPING", "it is not woken but by wake")
             machine = await self.wake(tenant, machine_id)
         if self.target is None:
             raise error("AGENT_LOST", "this test has no agent")
@@ -532,6 +565,32 @@ class FakeBuilds:
         return {"dry_run": dry_run, "templates": [], "layers": 0, "builds": 0, "bytes": 0}
 
 
+class FakeVolumes:
+    """One a tenant, "data", until it is deleted; others are made and not kept."""
+
+    async def create(
+        self, tenant: str, name: str, size_gib: int, created_by: str | None = None
+    ) -> Volume:
+        if name == "data":
+            raise error("ALREADY_EXISTS", "there is one")
+        return Volume("v" * 26, tenant, name, size_gib, False, NOW)
+
+    async def get(self, tenant: str, which: str) -> Volume:
+        if which not in ("data", "v" * 26):
+            raise NotFoundError("no such volume", code="VOLUME_NOT_FOUND")
+        held = (Attachment("m" * 26, "/data", False),)
+        return Volume("v" * 26, tenant, "data", 10, False, NOW, held)
+
+    async def list(self, tenant: str, limit: int = 100, cursor: str | None = None) -> Page[Volume]:
+        if cursor is not None:
+            raise error("INVALID_CURSOR", "not one of ours")
+        return Page([await self.get(tenant, "data")], None)
+
+    async def delete(self, tenant: str, which: str) -> None:
+        await self.get(tenant, which)
+        raise error("VOLUME_IN_USE", "a machine has it")
+
+
 class FakeTransfers:
     """Files whose one member says what they are of."""
 
@@ -646,6 +705,7 @@ class Served:
         self.services = Services(
             machines=machines,
             snapshots=self.engine.snapshots if self.engine else _any(kept),
+            volumes=self.engine.volumes if self.engine else _any(FakeVolumes()),
             executions=self.executions,
             terminals=Terminals(machines),
             files=Files(machines),

@@ -275,6 +275,7 @@ def test_json_everywhere(roost: Roost, capsys: Out) -> None:
         "tenant": ("create", "ls", "show", "set", "rm"),
         "snapshot": ("create", "ls", "show", "rm"),
         "port": ("add", "ls", "list", "rm"),
+        "volume": ("create", "ls", "list", "show", "rm", "delete"),
         "browser": ("goto", "text", "pages", "cdp"),
         "computer": ("size", "windows", "clipboard"),
     }

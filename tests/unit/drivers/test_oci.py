@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 from roost.drivers import oci, seccomp
-from roost.drivers.interface import Root, Size, StartSpec
+from roost.drivers.interface import Root, Size, StartSpec, Volume
 from roost.host.cgroups import Limits
 from roost.network.addresses import Plan
 
@@ -141,3 +142,30 @@ def test_netlink_is_for_routes_and_sockets_only() -> None:
     allowed = {arguments for arguments, action in found.items() if action == "SCMP_ACT_ALLOW"}
     assert allowed == {(1,), (2,), (10,), (16, 0), (16, 4)}
     assert found[16, 9] == "SCMP_ACT_ERRNO"
+
+
+def test_volumes_are_mounted_last_and_each_as_asked(tmp_path: Path) -> None:
+    both = (Volume(Path("/pool/v1"), "/data", False), Volume(Path("/pool/v2"), "/a/b", True))
+    made = oci.spec(
+        replace(START, volumes=both),
+        limits=Limits(0.5, 512 << 20, 100),
+        cgroup="/roost/m1",
+        environment={},
+        seccomp=None,
+        network_namespace=None,
+        volumes=tmp_path / "volumes",
+    )
+    assert made["mounts"][-2:] == [
+        {
+            "destination": "/data",
+            "type": "bind",
+            "source": str(tmp_path / "volumes/0"),
+            "options": ["bind", "nodev", "rw"],
+        },
+        {
+            "destination": "/a/b",
+            "type": "bind",
+            "source": str(tmp_path / "volumes/1"),
+            "options": ["bind", "nodev", "ro"],
+        },
+    ]

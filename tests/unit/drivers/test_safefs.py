@@ -174,3 +174,20 @@ def _prepare(
         nameserver="10.0.0.1",
         host_ca=False,
     )
+
+
+def test_mount_points_are_everybodys_to_pass_and_inside(place: tuple[Path, Path]) -> None:
+    root, outside = place
+    (root / "out").symlink_to(outside)
+    (root / "file").write_text("x")
+    (root / "kept").mkdir(mode=0o700)
+    before = os.umask(0o077)
+    try:
+        tree.make_mount_points(root, ["/a/b/c", "/out/x", "/file/x", "/kept/d"])
+    finally:
+        os.umask(before)
+    for made in ("a", "a/b", "a/b/c", "kept/d"):
+        assert (root / made).stat().st_mode & 0o7777 == 0o755
+    assert (root / "kept").stat().st_mode & 0o7777 == 0o700, "it was there"
+    assert (root / "file").read_text() == "x"
+    assert _unchanged(outside)

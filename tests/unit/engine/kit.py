@@ -48,6 +48,7 @@ from roost.services.secrets import Secrets
 from roost.services.snapshots import Snapshots
 from roost.services.starting import Starting
 from roost.services.templates import Templates
+from roost.services.volumes import Volumes
 from roost.services.warm import Warm
 from roost.settings import Settings
 from roost.storage.interface import Holder, Image, PoolUsage, Snapshot
@@ -190,6 +191,7 @@ class FakeStorage(Scripted):
         self.memories: set[str] = set()
         self.list: dict[str, Image] = {}
         self.sizes: dict[str, int] = {}  # bytes a machine or snapshot answers for
+        self.volumes: set[str] = set()
 
     def add_image(self, letter: str) -> Image:
         digest = "sha256:" + letter * 64
@@ -288,6 +290,20 @@ class FakeStorage(Scripted):
     ) -> dict[str, int]:
         await self.enter("shares")
         return {each.id: self.sizes.get(each.id, 0) for family in families for each in family}
+
+    async def make_volume(self, volume_id: str, size_gib: int) -> None:
+        await self.enter("make_volume")
+        self.volumes.add(volume_id)
+
+    def volume(self, volume_id: str) -> Path:
+        return self.directory / f"volume-{volume_id}"
+
+    async def delete_volume(self, volume_id: str) -> None:
+        await self.enter("delete_volume")
+        self.volumes.discard(volume_id)
+
+    async def list_volumes(self) -> set[str]:
+        return set(self.volumes)
 
     async def images(self) -> list[Image]:
         return list(self.list.values())
@@ -468,7 +484,17 @@ class FakeAgent:
 
     async def stats(self) -> Any:
         await self.agents.enter("stats")
-        return SimpleNamespace(disk_total_bytes=100, disk_used_bytes=10, uptime_ms=5)
+        return SimpleNamespace(
+            disk_total_bytes=100,
+            disk_used_bytes=10,
+            uptime_ms=5,
+            memory_used_bytes=30,
+            memory_total_bytes=90,
+            memory_cache_bytes=20,
+        )
+
+    async def sync(self) -> None:
+        await self.agents.enter("sync")
 
 
 class FakeStream:
@@ -665,6 +691,7 @@ class Daemon:
     secrets: Secrets
     starting: Starting
     builds: Builds
+    volumes: Volumes
 
     @classmethod
     async def start(
@@ -712,6 +739,8 @@ class Daemon:
         if build:
             await templates.build("base")
         await engine.open()
+        volumes = Volumes(engine)
+        await volumes.open()
         await builds.open()
         bakes = Bakes(engine)
         warm = Warm(engine, bakes, settings.get("warm_machines", 0))
@@ -721,7 +750,7 @@ class Daemon:
         policies = Policies(engine, machines)
         return cls(
             host, store, engine, templates, machines, snapshots, agents, bakes, warm, policies,
-            keeper, Secrets(engine, machines, keeper), starting, builds,
+            keeper, Secrets(engine, machines, keeper), starting, builds, volumes,
         )  # fmt: skip
 
     async def stop(self) -> None:

@@ -272,3 +272,16 @@ def test_no_archive_is_an_error_that_says_what_to_do(
     assert caught.value.code == "DEPENDENCY_UNAVAILABLE"
     assert caught.value.retryable
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_names_volumes_in_their_order() -> None:
+    line = command_line(tsc_khz=None, volumes=[("/data", False), ("/a/b.c", True)])
+    assert line.split()[-2:] == [
+        "roost.volume=/dev/vdc:rw:/data",
+        "roost.volume=/dev/vdd:ro:/a/b.c",
+    ]
+    for path in ("/a b", "/a:b", "data", "/a\nb", "/"):
+        with pytest.raises(ValueError, match="path"):
+            command_line(tsc_khz=None, volumes=[(path, False)])
+    longest = [("/" + "x" * 119, False)] * 8
+    assert len(command_line(tsc_khz=2_400_000, volumes=longest)) < 2000

@@ -14,7 +14,7 @@ from roost.engine.engine import REMEMBER_DESTROYED, Engine
 from roost.engine.machine import Machine
 from roost.errors import ConflictError, LimitError, NotFoundError, RoostError
 from roost.services.keys import Keys
-from roost.services.models import CreateMachine, ForkMachine, Role
+from roost.services.models import CreateMachine, ForkMachine, PatchMachine, Role
 from roost.services.places import Places
 from roost.services.ports import PORTS, Ports
 from roost.services.promotions import Promotions
@@ -64,7 +64,8 @@ async def kit(host: Host) -> AsyncIterator[Kit]:
 
 
 async def test_the_child_takes_key_name_end_ports_links_and_tokens(kit: Kit) -> None:
-    parent, child = await kit.family(name="mine", ttl_seconds=3600)
+    parent, child = await kit.family(name="mine", ttl_seconds=3600, expiry="sleep")
+    await kit.d.machines.patch(TENANT, child.id, PatchMachine(expiry="destroy"))
     shown = await kit.ports.create(TENANT, parent.id, 8080, visibility="private")
     named = await kit.ports.create(TENANT, parent.id, 3000, name="site")
     theirs = await kit.ports.create(TENANT, child.id, 8080)
@@ -81,7 +82,7 @@ async def test_the_child_takes_key_name_end_ports_links_and_tokens(kit: Kit) -> 
 
     before = await kit.now(parent)
     assert (promoted.key, promoted.name, promoted.ttl_seconds) == ("user-42", "mine", 3600)
-    assert promoted.expires_at == parent.expires_at
+    assert (promoted.expires_at, promoted.expiry) == (parent.expires_at, "sleep")
     assert promoted.replaces == parent.id and promoted.parent_id == parent.id
     assert (before.key, before.name, before.phase) == (None, None, "running")
     found = kit.ports.at(f"8080-{parent.id}")

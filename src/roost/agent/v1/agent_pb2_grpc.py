@@ -209,6 +209,11 @@ class AgentStub:
                 request_serializer=roost_dot_agent_dot_v1_dot_agent__pb2.ShutdownRequest.SerializeToString,
                 response_deserializer=roost_dot_agent_dot_v1_dot_agent__pb2.Empty.FromString,
                 _registered_method=True)
+        self.Sync = channel.unary_unary(
+                '/roost.agent.v1.Agent/Sync',
+                request_serializer=roost_dot_agent_dot_v1_dot_agent__pb2.Empty.SerializeToString,
+                response_deserializer=roost_dot_agent_dot_v1_dot_agent__pb2.Empty.FromString,
+                _registered_method=True)
         self.Inside = channel.stream_stream(
                 '/roost.agent.v1.Agent/Inside',
                 request_serializer=roost_dot_agent_dot_v1_dot_agent__pb2.InsideAnswer.SerializeToString,
@@ -469,6 +474,13 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Sync(self, request, context):
+        """What is dirty goes to the disks; everything runs on (1.5).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Inside(self, request_iterator, context):
         """What the machine's programs ask of their daemon (1.4): the agent passes each request on and the daemon answers it.
         The newest stream is the one that counts. A daemon that closes its half leaves: what still waits for an answer is
@@ -654,6 +666,11 @@ def add_AgentServicer_to_server(servicer, server):
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
                     request_deserializer=roost_dot_agent_dot_v1_dot_agent__pb2.ShutdownRequest.FromString,
+                    response_serializer=roost_dot_agent_dot_v1_dot_agent__pb2.Empty.SerializeToString,
+            ),
+            'Sync': grpc.unary_unary_rpc_method_handler(
+                    servicer.Sync,
+                    request_deserializer=roost_dot_agent_dot_v1_dot_agent__pb2.Empty.FromString,
                     response_serializer=roost_dot_agent_dot_v1_dot_agent__pb2.Empty.SerializeToString,
             ),
             'Inside': grpc.stream_stream_rpc_method_handler(
@@ -1606,6 +1623,33 @@ class Agent:
             target,
             '/roost.agent.v1.Agent/Shutdown',
             roost_dot_agent_dot_v1_dot_agent__pb2.ShutdownRequest.SerializeToString,
+            roost_dot_agent_dot_v1_dot_agent__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sync(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roost.agent.v1.Agent/Sync',
+            roost_dot_agent_dot_v1_dot_agent__pb2.Empty.SerializeToString,
             roost_dot_agent_dot_v1_dot_agent__pb2.Empty.FromString,
             options,
             channel_credentials,

@@ -138,6 +138,8 @@ class AgentStub:
     agent exits if `exit`, and as PID 1 powers a virtual machine off. An agent that is not PID 1 ends only what it
     started.
     """
+    Sync: _grpc.UnaryUnaryMultiCallable[_agent_pb2.Empty, _agent_pb2.Empty]
+    """What is dirty goes to the disks; everything runs on (1.5)."""
     Inside: _grpc.StreamStreamMultiCallable[_agent_pb2.InsideAnswer, _agent_pb2.InsideRequest]
     """What the machine's programs ask of their daemon (1.4): the agent passes each request on and the daemon answers it.
     The newest stream is the one that counts. A daemon that closes its half leaves: what still waits for an answer is
@@ -232,6 +234,8 @@ class AgentAsyncStub(AgentStub):
     agent exits if `exit`, and as PID 1 powers a virtual machine off. An agent that is not PID 1 ends only what it
     started.
     """
+    Sync: _aio.UnaryUnaryMultiCallable[_agent_pb2.Empty, _agent_pb2.Empty]  # type: ignore[assignment]
+    """What is dirty goes to the disks; everything runs on (1.5)."""
     Inside: _aio.StreamStreamMultiCallable[_agent_pb2.InsideAnswer, _agent_pb2.InsideRequest]  # type: ignore[assignment]
     """What the machine's programs ask of their daemon (1.4): the agent passes each request on and the daemon answers it.
     The newest stream is the one that counts. A daemon that closes its half leaves: what still waits for an answer is
@@ -533,6 +537,14 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         agent exits if `exit`, and as PID 1 powers a virtual machine off. An agent that is not PID 1 ends only what it
         started.
         """
+
+    @_abc_1.abstractmethod
+    def Sync(
+        self,
+        request: _agent_pb2.Empty,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.Empty, _abc.Awaitable[_agent_pb2.Empty]]:
+        """What is dirty goes to the disks; everything runs on (1.5)."""
 
     @_abc_1.abstractmethod
     def Inside(

@@ -118,6 +118,30 @@ class Inside(Answer):
     forked: int
 
 
+class Mount(Answer):
+    volume_id: str
+    name: str
+    path: str
+    read_only: bool
+
+
+class Attachment(Answer):
+    machine_id: str
+    path: str
+    read_only: bool
+
+
+class Volume(Answer):
+    volume_id: str
+    name: str
+    size_gib: int
+    raw_written: bool = Field(
+        description="A microVM had it read-write: only microVMs may have it from then on."
+    )
+    attachments: list[Attachment] = Field(description="Who has it, asleep too.")
+    created_at: datetime
+
+
 class Machine(Answer):
     machine_id: str
     key: str | None
@@ -145,6 +169,9 @@ class Machine(Answer):
     )
     replaces: str | None = Field(description="The machine whose place it took.")
     inside: Inside
+    volumes: list[Mount]
+    expiry: Literal["destroy", "sleep"] = Field(description="What its ttl ends in.")
+    autowake: bool = Field(description="Whether what needs it wakes it.")
     node_id: str
     created_at: datetime
 
@@ -245,6 +272,21 @@ class Usage(Answer):
     disk_total_bytes: int | None
     disk_used_bytes: int | None
     uptime_ms: int | None
+
+
+class Sample(Answer):
+    at: datetime
+    cpu_count: float
+    cpu_used_pct: float = Field(description="Of one processor, since the sample before.")
+    memory_used_bytes: int
+    memory_total_bytes: int
+    memory_cache_bytes: int
+    disk_used_bytes: int | None
+    disk_total_bytes: int | None
+
+
+class Samples(Answer):
+    items: list[Sample]
 
 
 class UsageAmounts(Answer):

@@ -135,6 +135,26 @@ Forks = Annotated[int, Field(ge=0, le=1000)]
 FORKS = "Copies it may make of itself in its life, where it may fork."
 
 
+Volumes = Annotated[
+    list["AttachVolume"],
+    Field(
+        max_length=8,
+        description="Disks of their own that it mounts. It boots then, rather than go on from memory.",
+    ),
+]
+
+
+class AttachVolume(Body):
+    name: str = Field(min_length=1, max_length=63, description="Its name or id.")
+    path: str = Field(max_length=255, examples=["/data"], description="Where it is mounted.")
+    read_only: bool = False
+
+
+class CreateVolume(Body):
+    name: str = Field(min_length=1, max_length=63, examples=["data"])
+    size_gib: int = Field(10, examples=[10], description="It takes room as it fills.")
+
+
 class CreateMachine(Body):
     template: str = Field("base", max_length=160)
     key: str | None = Field(
@@ -162,6 +182,13 @@ class CreateMachine(Body):
         description="Id or name: goes on from there. Template, rung, size and env are then the snapshot's.",
     )
     memory: bool = Field(True, description="Of the snapshot; false: from its disk alone.")
+    expiry: Literal["destroy", "sleep"] = Field(
+        "destroy", description="What its ttl ends in. Asleep it has none any more."
+    )
+    autowake: bool = Field(
+        True, description="Asleep, it is woken by what needs it; false: by wake alone."
+    )
+    volumes: Volumes = []
     secrets: list[NewSecret] = Field(
         [], max_length=64, description="What its requests carry and it never sees."
     )
@@ -187,6 +214,13 @@ class EnsureMachine(Body):
     autosleep: Duration | None = "300s"
     hibernate_after: Duration | None = None
     ttl: Duration | None = None
+    expiry: Literal["destroy", "sleep"] = Field(
+        "destroy", description="What its ttl ends in. Asleep it has none any more."
+    )
+    autowake: bool = Field(
+        True, description="Asleep, it is woken by what needs it; false: by wake alone."
+    )
+    volumes: Volumes = []
     egress: EgressMode | Egress | None = None
     allow_inside: Allowed = []
     inside_forks: Forks = Field(8, description=FORKS)
@@ -202,6 +236,11 @@ class ForkMachine(Body):
     snapshot: str | None = Field(
         None, max_length=64, description="One of this machine to go on from (id or name), not now."
     )
+    volumes: Volumes | None = Field(
+        None, description="Default: those that the parent has read-only."
+    )
+    expiry: Literal["destroy", "sleep"] | None = Field(None, description="Default: the parent's.")
+    autowake: bool | None = Field(None, description="Default: the parent's.")
     allow_inside: Allowed = []
     inside_forks: Forks = Field(8, description=FORKS)
 
@@ -232,6 +271,8 @@ class PatchMachine(Body):
     vcpu: float = 1.0
     memory_mib: int = 1024
     storage_gib: int = Field(10, description="May only grow.")
+    expiry: Literal["destroy", "sleep"] = "destroy"
+    autowake: bool = True
     allow_inside: Allowed = []
     inside_forks: Forks = Field(8, description=FORKS)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request
@@ -14,7 +15,7 @@ from starlette.responses import Response
 from structlog.contextvars import bind_contextvars
 
 from roost.api.v1 import answers, bodies, routes, shapes
-from roost.api.v1.parse import if_match, invalid, policy
+from roost.api.v1.parse import if_match, invalid, policy, utc
 from roost.api.v1.secrets import specified
 from roost.api.v1.services import Services, caller, key_id, tenant
 from roost.errors import RoostError
@@ -22,6 +23,7 @@ from roost.gateway.respond import Events, Json, event
 from roost.services.models import (
     UNSET,
     Allowance,
+    Attach,
     CreateMachine,
     ForkMachine,
     Machine,
@@ -75,13 +77,19 @@ def router(s: Services) -> APIRouter:
     @r.get("", response_model=answers.Page[answers.Machine])
     async def list_(
         request: Request,
-        phase: answers.Phase | None = None,
+        phase: Annotated[
+            list[answers.Phase] | None, Query(description="Any of these; repeat for more.")
+        ] = None,
         key: Annotated[str | None, Query(max_length=128)] = None,
         label: Labels = None,
         template: Annotated[str | None, Query(max_length=64)] = None,
         parent: Annotated[
             str | None, Query(max_length=64, description="Those that went on from it.")
         ] = None,
+        since: Annotated[datetime | None, Query(description="Made then or later.")] = None,
+        order: Annotated[
+            Literal["newest", "oldest"], Query(description="Which comes first.")
+        ] = "newest",
         limit: Limit = 100,
         cursor: Cursor = None,
     ) -> Response:
@@ -92,7 +100,16 @@ def router(s: Services) -> APIRouter:
                 raise invalid("label", "k=v")
             labels[name] = value
         found = await s.machines.list(
-            tenant(request), phase, key, labels or None, template, limit, cursor, parent
+            tenant(request),
+            phase,
+            key,
+            labels or None,
+            template,
+            limit,
+            cursor,
+            parent,
+            since=None if since is None else utc("since", since),
+            oldest_first=order == "oldest",
         )
         return Json(shapes.page(found, shapes.machine))
 
@@ -130,6 +147,11 @@ def router(s: Services) -> APIRouter:
     async def wake(request: Request, machine_id: str) -> Response:
         return _machine(await s.machines.wake(tenant(request), machine_id))
 
+    @r.post("/{machine_id}/reboot", response_model=answers.Machine)
+    async def reboot(request: Request, machine_id: str) -> Response:
+        """Running again from its disk; its processes are gone."""
+        return _machine(await s.machines.reboot(tenant(request), machine_id))
+
     @r.get(
         "/{machine_id}/status/stream",
         response_class=Response,
@@ -161,6 +183,9 @@ def router(s: Services) -> APIRouter:
             body.inherit_secrets,
             body.snapshot,
             Allowance.of(body.allow_inside, body.inside_forks),
+            None if body.volumes is None else _attach(body.volumes),
+            body.expiry,
+            body.autowake,
         )
         made = await s.machines.fork(tenant(request), machine_id, wanted)
         return Json({"items": [shapes.machine(each) for each in made]}, 201)
@@ -172,6 +197,21 @@ def router(s: Services) -> APIRouter:
     @r.get("/{machine_id}/usage", response_model=answers.Usage)
     async def usage(request: Request, machine_id: str) -> Response:
         return Json(shapes.usage(await s.machines.usage(tenant(request), machine_id)))
+
+    @r.get("/{machine_id}/metrics", response_model=answers.Samples)
+    async def metrics(
+        request: Request,
+        machine_id: str,
+        start: Annotated[datetime | None, Query(description="From then on.")] = None,
+        end: Annotated[datetime | None, Query(description="Until then.")] = None,
+    ) -> Response:
+        found = await s.machines.metrics(
+            tenant(request),
+            machine_id,
+            None if start is None else utc("start", start),
+            None if end is None else utc("end", end),
+        )
+        return Json({"items": [shapes.sample(each) for each in found]})
 
     @r.get("/{machine_id}/logs", response_model=answers.Logs)
     async def logs(request: Request, machine_id: str) -> Response:
@@ -228,7 +268,14 @@ def _create(
         created_by=key_id(request),
         egress=policy(body.egress),
         inside=Allowance.of(body.allow_inside, body.inside_forks),
+        volumes=_attach(body.volumes),
+        expiry=body.expiry,
+        autowake=body.autowake,
     )
+
+
+def _attach(asked: Sequence[bodies.AttachVolume]) -> tuple[Attach, ...]:
+    return tuple(Attach(each.name, each.path, each.read_only) for each in asked)
 
 
 def _patch(body: bodies.PatchMachine) -> PatchMachine:
@@ -248,6 +295,8 @@ def _patch(body: bodies.PatchMachine) -> PatchMachine:
         vcpu=body.vcpu if "vcpu" in named else UNSET,
         memory_mib=body.memory_mib if "memory_mib" in named else UNSET,
         storage_gib=body.storage_gib if "storage_gib" in named else UNSET,
+        expiry=body.expiry if "expiry" in named else UNSET,
+        autowake=body.autowake if "autowake" in named else UNSET,
         allow_inside=body.allow_inside if "allow_inside" in named else UNSET,
         inside_forks=body.inside_forks if "inside_forks" in named else UNSET,
     )

@@ -35,12 +35,14 @@ from roost.services.terminals import Terminals
 from roost.services.transfer import Transfers
 from roost.services.trees import Trees
 from roost.services.usage import Usage
+from roost.services.volumes import Volumes
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     machines: Machines
     snapshots: Snapshots
+    volumes: Volumes
     executions: Executions
     terminals: Terminals
     files: Files

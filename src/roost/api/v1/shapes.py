@@ -14,6 +14,7 @@ from roost.services.diffs import Diff, Difference, Side
 from roost.services.executions import Dropped, Ended, Event, Output
 from roost.services.files import FileEvent, FileInfo, at_ns
 from roost.services.models import (
+    Attachment,
     AuditEntry,
     Build,
     Key,
@@ -23,9 +24,11 @@ from roost.services.models import (
     Node,
     Page,
     Port,
+    Sample,
     Snapshot,
     Template,
     Tenant,
+    Volume,
 )
 from roost.services.policies import EgressReport
 from roost.services.ssh_keys import SshKey
@@ -87,9 +90,29 @@ def machine(m: Machine) -> Object:
             "forks": m.inside.forks,
             "forked": m.inside.forked,
         },
+        "volumes": [each.to_json() for each in m.volumes],
+        "expiry": m.expiry,
+        "autowake": m.autowake,
         "node_id": m.node_id,
         "created_at": time(m.created_at),
     }
+
+
+def volume(v: Volume) -> Object:
+    return {
+        "volume_id": v.id,
+        "name": v.name,
+        "size_gib": v.size_gib,
+        "raw_written": v.raw_written,
+        "attachments": [
+            {name: getattr(each, name) for name in Attachment.__slots__} for each in v.attachments
+        ],
+        "created_at": time(v.created_at),
+    }
+
+
+def sample(s: Sample) -> Object:
+    return {**{name: getattr(s, name) for name in Sample.__slots__}, "at": time(s.at)}
 
 
 def node(n: Node) -> Object:

@@ -8,6 +8,7 @@ from roost.client._async._snapshot import AsyncSnapshot
 from roost.client._async._stream import AsyncExecStream
 from roost.client._async._template import AsyncBuild, AsyncTemplate
 from roost.client._async._terminal import AsyncTerminal
+from roost.client._async._volume import AsyncVolume
 
 __all__ = [
     "AsyncBuild",
@@ -18,5 +19,6 @@ __all__ = [
     "AsyncSnapshot",
     "AsyncTemplate",
     "AsyncTerminal",
+    "AsyncVolume",
     "explore",
 ]

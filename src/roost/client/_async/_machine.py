@@ -42,6 +42,7 @@ from roost.client._wire import (
     listed,
     path_query,
     segment,
+    volumes_body,
 )
 from roost.errors import RoostError, error
 
@@ -112,6 +113,9 @@ class AsyncMachine:
         memory: bool | None = None,
         egress: str | Mapping[str, Any] | None = None,
         secrets: Sequence[Secret] = (),
+        volumes: Sequence[str | Mapping[str, Any]] | None = None,
+        expiry: str | None = None,
+        autowake: bool | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         wait: bool = True,
@@ -131,10 +135,14 @@ class AsyncMachine:
         ``egress``: what it may reach, "open", "off", or {"allow": ["python.example", "*.mirror.example",
         "192.0.2.0/24:5432"]}; with "observe": True all that it tries is listed (``egress``).
         ``secrets`` are what its requests carry and it never sees.
+        ``volumes``: disks of their own (``Volume``) that it mounts, "NAME:/path", "NAME:/path:ro" or {"name", "path",
+        "read_only"}; it has them until it is destroyed. Such a machine boots, and what is made from it has no memory.
+        ``expiry``: what the ttl ends in, "destroy" or "sleep" (then it has no ttl any more). ``autowake=False``: once it
+        sleeps, calls that need it raise ConflictError MACHINE_SLEEPING until ``wake``.
         ``allow_inside``: what its programs may ask of the daemon by ``roost`` inside, beyond looking at it:
         "expose" (a port, to its owner), "publish" (to everybody), "fork" (``inside_forks`` times in its life),
         "sleep".
-        Raises InvalidRequestError (what cannot be), ConflictError (the key is taken), LimitError,
+        Raises InvalidRequestError (what cannot be), ConflictError (the key is taken, VOLUME_IN_USE), LimitError,
         CapacityError, MachineError (TEMPLATE_NOT_READY: ``details["machine_id"]`` runs, what it starts does not).
         """
         client = client or default_client()
@@ -158,6 +166,9 @@ class AsyncMachine:
             memory=memory,
             secrets=[each.to_json() for each in secrets] or None,
             egress=egress_body(egress),
+            volumes=volumes_body(volumes),
+            expiry=expiry,
+            autowake=autowake,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
         )
@@ -188,6 +199,9 @@ class AsyncMachine:
         hibernate_after: Duration | None = None,
         ttl: Duration | None = None,
         egress: str | Mapping[str, Any] | None = None,
+        volumes: Sequence[str | Mapping[str, Any]] | None = None,
+        expiry: str | None = None,
+        autowake: bool | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         timeout: float | None = None,
@@ -213,6 +227,9 @@ class AsyncMachine:
             hibernate_after=duration(hibernate_after) if hibernate_after is not None else None,
             ttl=duration(ttl) if ttl is not None else None,
             egress=egress_body(egress),
+            volumes=volumes_body(volumes),
+            expiry=expiry,
+            autowake=autowake,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
         )
@@ -247,18 +264,28 @@ class AsyncMachine:
     async def list(
         cls,
         *,
-        phase: str | None = None,
+        phase: str | Sequence[str] | None = None,
         key: str | None = None,
         labels: Mapping[str, str] | None = None,
         template: str | None = None,
         parent: str | None = None,
+        since: datetime | None = None,
+        order: str | None = None,
         limit: int | None = None,
         client: AsyncClient | None = None,
     ) -> builtins.list[Self]:
-        """Newest first; ``limit=None`` is all. Destroyed ones only with ``phase="destroyed"``. ``parent``: those
-        that went on from the machine of this id."""
+        """Newest first, or with ``order="oldest"``; ``limit=None`` is all. ``phase``: one, or any of several; destroyed
+        ones only where it says so. ``labels``: all of these. ``parent``: those that went on from the machine of this id.
+        ``since``: made then or later."""
         client = client or default_client()
-        params = given(phase=phase, key=key, template=template, parent=parent)
+        params = given(
+            phase=listed(phase),
+            key=key,
+            template=template,
+            parent=parent,
+            since=None if since is None else since.isoformat(),
+            order=order,
+        )
         if labels:
             params["label"] = [f"{k}={v}" for k, v in labels.items()]
         pages = client.http.pages("/v1/machines", params, limit)
@@ -334,6 +361,21 @@ class AsyncMachine:
         return dict(self._data.get("inside") or {"allow": [], "forks": 0, "forked": 0})
 
     @property
+    def volumes(self) -> builtins.list[dict[str, Any]]:
+        """What it mounts: {volume_id, name, path, read_only}."""
+        return [dict(each) for each in self._data.get("volumes") or ()]
+
+    @property
+    def expiry(self) -> str:
+        """What its ttl ends in: destroy or sleep."""
+        return str(self._data.get("expiry", "destroy"))
+
+    @property
+    def autowake(self) -> bool:
+        """Whether what needs it wakes it."""
+        return bool(self._data.get("autowake", True))
+
+    @property
     def expires_at(self) -> datetime | None:
         return parse_time(self._data.get("expires_at"))
 
@@ -393,6 +435,8 @@ class AsyncMachine:
         vcpu: float | None = None,
         memory_mib: int | None = None,
         storage_gib: int | None = None,
+        expiry: str | None = None,
+        autowake: bool | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         if_revision: int | None = None,
@@ -410,6 +454,8 @@ class AsyncMachine:
             vcpu=vcpu,
             memory_mib=memory_mib,
             storage_gib=storage_gib,
+            expiry=expiry,
+            autowake=autowake,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
         )
@@ -430,6 +476,12 @@ class AsyncMachine:
     async def wake(self) -> Self:
         return await self._apply(
             "POST", f"{self._path}/wake", timeout=max(self._http.timeout, START_S)
+        )
+
+    async def reboot(self) -> Self:
+        """Running again from its disk: its processes are gone, whatever it was doing."""
+        return await self._apply(
+            "POST", f"{self._path}/reboot", timeout=max(self._http.timeout, START_S)
         )
 
     def forward(self, remote: int, local: int = 0, *, host: str = "127.0.0.1") -> AsyncForward:
@@ -487,6 +539,9 @@ class AsyncMachine:
         inherit_secrets: bool | None = None,
         egress: str | Mapping[str, Any] | None = None,
         snapshot: AsyncSnapshot | str | None = None,
+        volumes: Sequence[str | Mapping[str, Any]] | None = None,
+        expiry: str | None = None,
+        autowake: bool | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         timeout: float | None = None,
@@ -494,7 +549,8 @@ class AsyncMachine:
         """A machine that goes on from this one's instant: disk, and memory where the rung can. This one
         runs on. ``count=N``: a list of N, all or none. ``snapshot``: one of this machine, to go on from its instant
         instead. Its secrets are the children's only with ``inherit_secrets``. ``egress`` as of ``create``; by default as this one's.
-        What this one may ask itself is not inherited: ``allow_inside`` as of ``create``.
+        What this one may ask itself is not inherited: ``allow_inside`` as of ``create``. ``volumes`` as of ``create``; by
+        default those this one has read-only. A machine with volumes is forked by its disk alone.
 
         Raises CapacityError before anything is stopped, UnsupportedError, MachineError.
         """
@@ -506,6 +562,9 @@ class AsyncMachine:
             inherit_secrets=inherit_secrets,
             egress=egress_body(egress),
             snapshot=snapshot.id if isinstance(snapshot, AsyncSnapshot) else snapshot,
+            volumes=volumes_body(volumes),
+            expiry=expiry,
+            autowake=autowake,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
         )
@@ -654,6 +713,20 @@ class AsyncMachine:
         uptime_ms}."""
         usage: dict[str, Any] = await self._http.call("GET", f"{self._path}/usage")
         return usage
+
+    async def metrics(
+        self, start: datetime | None = None, end: datetime | None = None
+    ) -> builtins.list[dict[str, Any]]:
+        """What it used, oldest first: [{at, cpu_count, cpu_used_pct, memory_used_bytes, memory_total_bytes,
+        memory_cache_bytes, disk_used_bytes, disk_total_bytes}], one a minute while it ran (a day at most, since the
+        daemon started) and one of now. Does not wake it."""
+        params = given(
+            start=None if start is None else start.isoformat(),
+            end=None if end is None else end.isoformat(),
+        )
+        found = await self._http.call("GET", f"{self._path}/metrics", params=params)
+        items: builtins.list[dict[str, Any]] = found["items"]
+        return items
 
     async def logs(self) -> builtins.list[dict[str, Any]]:
         """Its own life, oldest first: [{at, event, message}]."""

@@ -8,6 +8,7 @@ from roost.client._sync._snapshot import Snapshot
 from roost.client._sync._stream import ExecStream
 from roost.client._sync._template import Build, Template
 from roost.client._sync._terminal import Terminal
+from roost.client._sync._volume import Volume
 
 __all__ = [
     "Build",
@@ -18,5 +19,6 @@ __all__ = [
     "Snapshot",
     "Template",
     "Terminal",
+    "Volume",
     "explore",
 ]

@@ -42,6 +42,7 @@ from roost.client._wire import (
     listed,
     path_query,
     segment,
+    volumes_body,
 )
 from roost.errors import RoostError, error
 
@@ -110,6 +111,9 @@ class Machine:
         memory: bool | None = None,
         egress: str | Mapping[str, Any] | None = None,
         secrets: Sequence[Secret] = (),
+        volumes: Sequence[str | Mapping[str, Any]] | None = None,
+        expiry: str | None = None,
+        autowake: bool | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         wait: bool = True,
@@ -129,10 +133,14 @@ class Machine:
         ``egress``: what it may reach, "open", "off", or {"allow": ["python.example", "*.mirror.example",
         "192.0.2.0/24:5432"]}; with "observe": True all that it tries is listed (``egress``).
         ``secrets`` are what its requests carry and it never sees.
+        ``volumes``: disks of their own (``Volume``) that it mounts, "NAME:/path", "NAME:/path:ro" or {"name", "path",
+        "read_only"}; it has them until it is destroyed. Such a machine boots, and what is made from it has no memory.
+        ``expiry``: what the ttl ends in, "destroy" or "sleep" (then it has no ttl any more). ``autowake=False``: once it
+        sleeps, calls that need it raise ConflictError MACHINE_SLEEPING until ``wake``.
         ``allow_inside``: what its programs may ask of the daemon by ``roost`` inside, beyond looking at it:
         "expose" (a port, to its owner), "publish" (to everybody), "fork" (``inside_forks`` times in its life),
         "sleep".
-        Raises InvalidRequestError (what cannot be), ConflictError (the key is taken), LimitError,
+        Raises InvalidRequestError (what cannot be), ConflictError (the key is taken, VOLUME_IN_USE), LimitError,
         CapacityError, MachineError (TEMPLATE_NOT_READY: ``details["machine_id"]`` runs, what it starts does not).
         """
         client = client or default_client()
@@ -156,6 +164,9 @@ class Machine:
             memory=memory,
             secrets=[each.to_json() for each in secrets] or None,
             egress=egress_body(egress),
+            volumes=volumes_body(volumes),
+            expiry=expiry,
+            autowake=autowake,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
         )
@@ -186,6 +197,9 @@ class Machine:
         hibernate_after: Duration | None = None,
         ttl: Duration | None = None,
         egress: str | Mapping[str, Any] | None = None,
+        volumes: Sequence[str | Mapping[str, Any]] | None = None,
+        expiry: str | None = None,
+        autowake: bool | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         timeout: float | None = None,
@@ -211,6 +225,9 @@ class Machine:
             hibernate_after=duration(hibernate_after) if hibernate_after is not None else None,
             ttl=duration(ttl) if ttl is not None else None,
             egress=egress_body(egress),
+            volumes=volumes_body(volumes),
+            expiry=expiry,
+            autowake=autowake,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
         )
@@ -245,18 +262,28 @@ class Machine:
     def list(
         cls,
         *,
-        phase: str | None = None,
+        phase: str | Sequence[str] | None = None,
         key: str | None = None,
         labels: Mapping[str, str] | None = None,
         template: str | None = None,
         parent: str | None = None,
+        since: datetime | None = None,
+        order: str | None = None,
         limit: int | None = None,
         client: Client | None = None,
     ) -> builtins.list[Self]:
-        """Newest first; ``limit=None`` is all. Destroyed ones only with ``phase="destroyed"``. ``parent``: those
-        that went on from the machine of this id."""
+        """Newest first, or with ``order="oldest"``; ``limit=None`` is all. ``phase``: one, or any of several; destroyed
+        ones only where it says so. ``labels``: all of these. ``parent``: those that went on from the machine of this id.
+        ``since``: made then or later."""
         client = client or default_client()
-        params = given(phase=phase, key=key, template=template, parent=parent)
+        params = given(
+            phase=listed(phase),
+            key=key,
+            template=template,
+            parent=parent,
+            since=None if since is None else since.isoformat(),
+            order=order,
+        )
         if labels:
             params["label"] = [f"{k}={v}" for k, v in labels.items()]
         pages = client.http.pages("/v1/machines", params, limit)
@@ -332,6 +359,21 @@ class Machine:
         return dict(self._data.get("inside") or {"allow": [], "forks": 0, "forked": 0})
 
     @property
+    def volumes(self) -> builtins.list[dict[str, Any]]:
+        """What it mounts: {volume_id, name, path, read_only}."""
+        return [dict(each) for each in self._data.get("volumes") or ()]
+
+    @property
+    def expiry(self) -> str:
+        """What its ttl ends in: destroy or sleep."""
+        return str(self._data.get("expiry", "destroy"))
+
+    @property
+    def autowake(self) -> bool:
+        """Whether what needs it wakes it."""
+        return bool(self._data.get("autowake", True))
+
+    @property
     def expires_at(self) -> datetime | None:
         return parse_time(self._data.get("expires_at"))
 
@@ -391,6 +433,8 @@ class Machine:
         vcpu: float | None = None,
         memory_mib: int | None = None,
         storage_gib: int | None = None,
+        expiry: str | None = None,
+        autowake: bool | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         if_revision: int | None = None,
@@ -408,6 +452,8 @@ class Machine:
             vcpu=vcpu,
             memory_mib=memory_mib,
             storage_gib=storage_gib,
+            expiry=expiry,
+            autowake=autowake,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
         )
@@ -427,6 +473,10 @@ class Machine:
 
     def wake(self) -> Self:
         return self._apply("POST", f"{self._path}/wake", timeout=max(self._http.timeout, START_S))
+
+    def reboot(self) -> Self:
+        """Running again from its disk: its processes are gone, whatever it was doing."""
+        return self._apply("POST", f"{self._path}/reboot", timeout=max(self._http.timeout, START_S))
 
     def forward(self, remote: int, local: int = 0, *, host: str = "127.0.0.1") -> Forward:
         """While it is entered, ``host:local`` here is port ``remote`` of the machine, raw TCP (0: a free port, see
@@ -483,6 +533,9 @@ class Machine:
         inherit_secrets: bool | None = None,
         egress: str | Mapping[str, Any] | None = None,
         snapshot: Snapshot | str | None = None,
+        volumes: Sequence[str | Mapping[str, Any]] | None = None,
+        expiry: str | None = None,
+        autowake: bool | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         timeout: float | None = None,
@@ -490,7 +543,8 @@ class Machine:
         """A machine that goes on from this one's instant: disk, and memory where the rung can. This one
         runs on. ``count=N``: a list of N, all or none. ``snapshot``: one of this machine, to go on from its instant
         instead. Its secrets are the children's only with ``inherit_secrets``. ``egress`` as of ``create``; by default as this one's.
-        What this one may ask itself is not inherited: ``allow_inside`` as of ``create``.
+        What this one may ask itself is not inherited: ``allow_inside`` as of ``create``. ``volumes`` as of ``create``; by
+        default those this one has read-only. A machine with volumes is forked by its disk alone.
 
         Raises CapacityError before anything is stopped, UnsupportedError, MachineError.
         """
@@ -502,6 +556,9 @@ class Machine:
             inherit_secrets=inherit_secrets,
             egress=egress_body(egress),
             snapshot=snapshot.id if isinstance(snapshot, Snapshot) else snapshot,
+            volumes=volumes_body(volumes),
+            expiry=expiry,
+            autowake=autowake,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
         )
@@ -646,6 +703,20 @@ class Machine:
         uptime_ms}."""
         usage: dict[str, Any] = self._http.call("GET", f"{self._path}/usage")
         return usage
+
+    def metrics(
+        self, start: datetime | None = None, end: datetime | None = None
+    ) -> builtins.list[dict[str, Any]]:
+        """What it used, oldest first: [{at, cpu_count, cpu_used_pct, memory_used_bytes, memory_total_bytes,
+        memory_cache_bytes, disk_used_bytes, disk_total_bytes}], one a minute while it ran (a day at most, since the
+        daemon started) and one of now. Does not wake it."""
+        params = given(
+            start=None if start is None else start.isoformat(),
+            end=None if end is None else end.isoformat(),
+        )
+        found = self._http.call("GET", f"{self._path}/metrics", params=params)
+        items: builtins.list[dict[str, Any]] = found["items"]
+        return items
 
     def logs(self) -> builtins.list[dict[str, Any]]:
         """Its own life, oldest first: [{at, event, message}]."""

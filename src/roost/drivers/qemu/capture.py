@@ -92,6 +92,27 @@ async def live(
     return made, paused_ms
 
 
+async def disk_alone(qmp: Qmp, disk: Path, disk_to: Path, *, durable: bool) -> float:
+    """As ``live`` without memory; the pause in ms."""
+    await _in_thread(files.sync, disk)
+    try:
+        stopped = time.monotonic()
+        try:
+            await qmp.execute("stop", timeout_s=_STEP_S)
+            await _in_thread(files.reflink, disk, disk_to, durable=False)
+        finally:
+            await asyncio.shield(resume(qmp))
+        paused_ms = (time.monotonic() - stopped) * 1000
+        if durable:
+            await _in_thread(files.sync, disk_to)
+            await _in_thread(files.sync_dir, disk_to.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(disk_to)
+        raise
+    return paused_ms
+
+
 async def _in_thread(function: Callable[..., T], *args: Any, **named: Any) -> T:
     """Cancelled, it ends when the thread does: what that has open or writes to is then the caller's again."""
     running = asyncio.ensure_future(asyncio.to_thread(function, *args, **named))

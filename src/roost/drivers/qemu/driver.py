@@ -67,6 +67,7 @@ class QemuDriver(Driver):
     name = "qemu"
     bakes = True
     renames = True
+    volumes = True
     first_token = FIRST_TOKEN
 
     def __init__(self, settings: Settings) -> None:
@@ -182,6 +183,7 @@ class QemuDriver(Driver):
         line = command_line(
             tsc_khz=None if accelerated else await self._run(tsc.khz),
             network=Network(slot.address, slot.gateway, slot.gateway) if slot else None,
+            volumes=[(each.path, each.read_only) for each in spec.volumes],
         )
         boot = options.Boot(line)
         plan = self._plan(spec, runtime, guest, accelerated, boot, None, tb_mib=_BOOT_TB_MIB)
@@ -306,7 +308,9 @@ class QemuDriver(Driver):
         """The new VMM: into its group while it comes up, then its monitor."""
         group = self._group(plan.spec.machine_id)
         assert plan.spec.root.image is not None
-        disk_bytes = plan.spec.root.image.stat().st_size
+        # The largest is the limit of them all: of each its own size is the guest's.
+        images = (plan.spec.root.image, *(each.image for each in plan.spec.volumes))
+        disk_bytes = max(each.stat().st_size for each in images)
         confined = asyncio.ensure_future(
             self._run(self._confine, group, plan.spec.size, launched.pid, disk_bytes)
         )
@@ -481,10 +485,21 @@ class QemuDriver(Driver):
     # --- memory ------------------------------------------------------------------------------------
 
     async def capture(
-        self, handle: Handle, into: Path, disk_to: Path, *, durable: bool = True
+        self,
+        handle: Handle,
+        into: Path,
+        disk_to: Path,
+        *,
+        durable: bool = True,
+        memory: bool = True,
     ) -> Capture:
         machine = self._machine(handle)
         async with machine.busy:
+            if not memory:
+                paused_ms = await captures.disk_alone(
+                    machine.qmp, self._disk(handle), disk_to, durable=durable
+                )
+                return Capture(into, {}, paused_ms, memory=False)
             manifest, paused_ms = await captures.live(
                 self._source(machine), into, self._disk(handle), disk_to, durable=durable
             )
@@ -501,7 +516,8 @@ class QemuDriver(Driver):
             if manifest is None:
                 manifest = await captures.whole(source, into)
             try:
-                await self._run(files.sync, self._disk(handle))
+                for image in (self._disk(handle), *self._volumes(handle)):
+                    await self._run(files.sync, image)
             except BaseException:
                 await asyncio.shield(self._go_on(machine, into))
                 raise
@@ -553,6 +569,10 @@ class QemuDriver(Driver):
         if record is None:
             raise _gone(handle)
         return Path(record["disk"])
+
+    def _volumes(self, handle: Handle) -> list[Path]:
+        record = self._place(handle.machine_id).record() or {}
+        return [Path(each) for each in record.get("volumes", ())]
 
     async def _run(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)

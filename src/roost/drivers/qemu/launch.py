@@ -13,9 +13,10 @@ from typing import Any
 from roost.drivers.interface import StartSpec
 from roost.drivers.qemu import jail, options, tap
 from roost.drivers.qemu.runtime import Runtime
+from roost.errors import ConflictError
 from roost.guest import Guest
 from roost.host import apart, console, files, netns
-from roost.storage import disks
+from roost.storage import disks, volumes
 
 RECORD = "machine.json"
 _BACKLOG = 16
@@ -81,6 +82,17 @@ def launch(plan: Plan) -> Launched:
     OSError."""
     plan.place.directory.mkdir(mode=0o700)
     assert plan.spec.root.image is not None
+    for each in plan.spec.volumes:
+        if (
+            each.read_only
+            and isinstance(plan.start, options.Boot)
+            and volumes.needs_recovery(each.image)
+        ):
+            raise ConflictError(
+                f"The volume for {each.path} was not unmounted by the machine that had it last: take it read-write"
+                " once, which repairs it.",
+                details={"path": each.path},
+            )
     with contextlib.ExitStack() as held:
         fds = _descriptors(plan, held)
         vmm = options.Vmm(
@@ -97,6 +109,7 @@ def launch(plan: Plan) -> Launched:
         argv = options.arguments(vmm)
         record = {
             "disk": str(plan.spec.root.image),
+            "volumes": [str(each.image) for each in plan.spec.volumes if not each.read_only],
             "uid": plan.uid,
             "snapshot": None if plan.snapshot is None else _identity(plan.snapshot),
             "runtime": plan.runtime.digest,
@@ -106,6 +119,9 @@ def launch(plan: Plan) -> Launched:
         files.write_json(plan.place.directory / RECORD, record, durable=False)
         # Its blocks are the guest's from now on: no host mounts them again.
         disks.mark_used(plan.spec.root.image, raw_written=True)
+        for each in plan.spec.volumes:
+            if not each.read_only:
+                disks.mark_used(each.image, raw_written=True)
         log = console.Console(plan.place.log)
         try:
             output = log.open_for_machine()
@@ -134,6 +150,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
         accel=plan.accel,
         cpu=plan.cpu,
         mac=plan.spec.slot.mac if plan.spec.slot is not None else None,
+        volumes=[each.read_only for each in plan.spec.volumes],
     )
 
 
@@ -175,6 +192,10 @@ def _descriptors(plan: Plan, held: contextlib.ExitStack) -> options.Descriptors:
         agent=listening(plan.place.agent),
         disk=opened(plan.spec.root.image, os.O_RDWR),
         modules=opened(plan.guest.modules, os.O_RDONLY),
+        volumes=tuple(
+            (opened(each.image, os.O_RDONLY if each.read_only else os.O_RDWR), each.read_only)
+            for each in plan.spec.volumes
+        ),
         tap=card,
         mtu=mtu,
         kvm=opened(Path("/dev/kvm"), os.O_RDWR) if plan.accel is options.Accel.KVM else None,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -100,10 +101,11 @@ class Descriptors:
     tap: int | None = None
     mtu: int = 1500  # of the tap
     kvm: int | None = None
+    volumes: tuple[tuple[int, bool], ...] = ()  # each with whether the guest may only read it
 
     def all(self) -> list[int]:
         values = (self.qmp, self.agent, self.disk, self.modules, self.tap, self.kvm)
-        return [fd for fd in values if fd is not None]
+        return [fd for fd in (*values, *(fd for fd, _ in self.volumes)) if fd is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ class Vmm:
     cpu: Cpu = Cpu()
     tb_mib: int = TB_MIB
     console: Console = Console.RING
-    io_bytes_per_s: int = 0  # of the root disk; 0: without limit
+    io_bytes_per_s: int = 0  # of its disks together; 0: without limit
     io_ops_per_s: int = 0
 
 
@@ -151,12 +153,13 @@ def arguments(vmm: Vmm) -> list[str]:
             line += ["-S", "-incoming", "defer"]
         case Later():
             line += ["--preconfig", "-S", "-incoming", "defer"]
-    for fd, name in ((fds.disk, "disk"), (fds.modules, "modules")):
+    disks = [(fds.disk, "disk", True), (fds.modules, "modules", False)]
+    disks += [(fd, f"volume{n}", not only_read) for n, (fd, only_read) in enumerate(fds.volumes)]
+    for fd, name, writable in disks:
         if fd is None:
             continue
-        writable = name == "disk"
         if not later:
-            number = _FDSETS[name]
+            number = _fdset(name)
             line += ["-add-fd", f"fd={fd},set={number}"]
             line += ["-blockdev", _json(block_device(name, number, writable))]
         line += ["-device", f"virtio-blk-device,drive={_throttled(vmm, name, line)}"]
@@ -170,10 +173,13 @@ def arguments(vmm: Vmm) -> list[str]:
     return line
 
 
-def fingerprint(*, memory_mib: int, accel: Accel, cpu: Cpu, mac: str | None) -> dict[str, Any]:
+def fingerprint(
+    *, memory_mib: int, accel: Accel, cpu: Cpu, mac: str | None, volumes: Sequence[bool] = ()
+) -> dict[str, Any]:
     """JSON-able; two VMMs with the same one (and the same VMM version) can load each other's state. ``mac``: of
-    its network card, None without one."""
+    its network card, None without one. ``volumes``: whether each may only be read."""
     return {
+        **({"volumes": list(volumes)} if volumes else {}),
         "devices": DEVICES,
         "machine": _MACHINE,
         "accel": accel.value,
@@ -212,6 +218,12 @@ def snapshot_memory(memory_mib: int, offset: int) -> dict[str, Any]:
 
 
 _FDSETS = {"disk": 1, "modules": 2, "kvm": 3}
+_FIRST_VOLUME = 4
+
+
+def _fdset(name: str) -> int:
+    known = _FDSETS.get(name)
+    return known if known is not None else _FIRST_VOLUME + int(name.removeprefix("volume"))
 
 
 def block_device(name: str, fdset: int, writable: bool) -> dict[str, Any]:
@@ -236,15 +248,18 @@ def block_device(name: str, fdset: int, writable: bool) -> dict[str, Any]:
 
 
 def _throttled(vmm: Vmm, name: str, line: list[str]) -> str:
-    """The node that the guest's disk is: with a limit, one that is put before ``name``."""
+    """The node that a disk of the guest's is: with a limit, one that is put before ``name``. The root disk and
+    volumes share one."""
     limits = {"bps-total": vmm.io_bytes_per_s, "iops-total": vmm.io_ops_per_s}
     limits = {key: value for key, value in limits.items() if value}
-    if not limits or name != "disk":
+    if not limits or name == "modules":
         return name
-    line += ["-object", _json({"qom-type": "throttle-group", "id": "io", "limits": limits})]
-    node = {"driver": "throttle", "node-name": "slow", "throttle-group": "io", "file": name}
+    if name == "disk":
+        line += ["-object", _json({"qom-type": "throttle-group", "id": "io", "limits": limits})]
+    slow = "slow" if name == "disk" else f"slow-{name}"
+    node = {"driver": "throttle", "node-name": slow, "throttle-group": "io", "file": name}
     line += ["-blockdev", _json(node)]
-    return "slow"
+    return slow
 
 
 def _accel(vmm: Vmm) -> str:

@@ -174,3 +174,39 @@ def test_the_fingerprint_follows_what_a_snapshot_depends_on() -> None:
         {"mac": None},
     ):
         assert options.fingerprint(**{**base, **change}) != same
+
+
+def test_volumes_are_disks_after_the_modules() -> None:
+    fds = dataclasses.replace(FDS, volumes=((20, False), (21, True)))
+    argv = arguments(dataclasses.replace(VMM, fds=fds, io_ops_per_s=5))
+    assert values(argv, "-add-fd") == [
+        "fd=12,set=1",
+        "fd=13,set=2",
+        "fd=20,set=4",
+        "fd=21,set=5",
+    ]
+    disks = [each for each in values(argv, "-device") if each.startswith("virtio-blk")]
+    assert disks == [
+        f"virtio-blk-device,drive={name}"
+        for name in ("slow", "modules", "slow-volume0", "slow-volume1")
+    ]
+    made = blocks(argv)
+    assert [made[name]["read-only"] for name in ("disk", "volume0", "volume1")] == [
+        False,
+        False,
+        True,
+    ]
+    assert made["slow-volume0"]["throttle-group"] == made["slow"]["throttle-group"]
+    assert fds.all()[-2:] == [20, 21]
+
+
+def test_what_was_captured_with_other_volumes_does_not_load() -> None:
+    def made(*volumes: bool) -> dict[str, Any]:
+        return options.fingerprint(
+            memory_mib=512, accel=Accel.TCG, cpu=Cpu(), mac=None, volumes=volumes
+        )
+
+    assert "volumes" not in made(), "or nothing captured before there were any would load"
+    assert (
+        len({json.dumps(each) for each in (made(), made(True), made(False), made(True, True))}) == 4
+    )
