@@ -85,7 +85,7 @@ def test_machines(box: Client) -> None:
     assert box.value("[me.user_id, config.default_image]") == ["default", "base"]
     box.raises("boxd.box.get('nobody')", "NotFoundError")
     box.found("Compute()", note="BOXD_EXCHANGE_URL is the same port")
-    box.found("box.create", "differs", "answers when the machine runs; cmd and volumes are refused")
+    box.found("box.create", "differs", "answers when the machine runs; cmd is refused")
     for each in ("get", "list", "list_orgs"):
         box.found(f"box.{each}")
     box.found("Box.wait_until_ready")
@@ -215,6 +215,26 @@ NOT_SERVED = {
 def test_what_is_not_served(boxd: Client, method: str) -> None:
     arguments, why = NOT_SERVED[method]
     boxd.not_served(method, f"boxd.{method}({arguments})", why)
+
+
+def test_disks(boxd: Client) -> None:
+    wait = "await " if boxd.kind == "async" else ""
+    name = f"old-disk-{boxd.kind}"
+    boxd.run(f"disk = {wait}boxd.disk.create(name, '1G')", name=name)
+    assert boxd.value("[disk.name, disk.size_bytes, disk.status]") == [name, 2**30, "ready"]
+    config = "BoxConfig(memory='512M', disk='4G', volumes=[VolumeMount(disk.id, '/data')])"
+    boxd.run(f"made = {wait}boxd.box.create(name, config={config})", name=name)
+    boxd.run(f"r = {wait}made.exec('sh', '-c', 'echo kept > /data/file; cat /data/file')")
+    assert boxd.value("r.stdout") == "kept\n"
+    boxd.raises("disk.destroy()", "BoxdError")
+    boxd.not_served("Disk.attach", "disk.attach('x', '/data')", "named when a machine is made")
+    boxd.value("made.destroy()")
+    boxd.run(f"found = {wait}boxd.disk.list()")
+    assert name in boxd.value("[d.name for d in found]")
+    boxd.value("disk.destroy()")
+    boxd.found("disk.create", "differs", "of whole GiB")
+    boxd.found("disk.list")
+    boxd.found("Disk.destroy")
 
 
 def test_unsharing_is_not_served(box: Client) -> None:

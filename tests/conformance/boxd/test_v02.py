@@ -98,7 +98,7 @@ def test_machines(boxd: Client, vm: str) -> None:
     boxd.found(
         "machines.create",
         "differs",
-        "answers when the machine runs; no size asked for is the template's; cmd, networks, spec, volumes, "
+        "answers when the machine runs; no size asked for is the template's; cmd, networks, spec, "
         "auto_destroy_timeout and ssh=False are refused",
     )
     boxd.found(
@@ -351,6 +351,48 @@ def test_resize(boxd: Client, vm: str) -> None:
     said = boxd.value("boxd.machines.resize(id, memory='640M')", id=vm)
     assert said["memory_bytes"] == 640 * 2**20
     boxd.found("machines.resize", "differs", "any size; without a reboot where the rung can")
+
+
+def test_disks(boxd: Client) -> None:
+    name = f"disk-{boxd.kind}"
+    disk = boxd.value("boxd.disks.create(name, '1G')", name=name)
+    assert (disk["name"], disk["size_bytes"], disk["status"]) == (name, 2**30, "ready")
+    boxd.raises("boxd.disks.create(name, '1G')", "ConflictError", name=name)
+    make = (
+        f"boxd.machines.create({{}}, {SIZE}, volumes=[VolumeMount(disk_id=d, mount_path='/data')])"
+    )
+    made = boxd.value(make.format(repr(f"first-{boxd.kind}")), d=disk["id"])
+    boxd.value("boxd.machines.exec(id, 'echo kept > /data/file; sync')", id=made["id"])
+    (found,) = [d for d in boxd.value("boxd.disks.list()") if d["id"] == disk["id"]]
+    assert found["attachments"] == [
+        {"machine_id": made["id"], "machine_name": made["name"], "mount_path": "/data", "mount_mode": "rw"}
+    ]  # fmt: skip
+    boxd.raises(make.format("'never'"), "ConflictError", d=disk["id"])
+    boxd.raises("boxd.disks.delete(d)", "ConflictError", d=disk["id"])
+    boxd.not_served(
+        "disks.attach",
+        "boxd.disks.attach(d, 'x', '/data')",
+        "named when a machine is made",
+        d=disk["id"],
+    )
+    boxd.not_served(
+        "disks.detach",
+        "boxd.disks.detach(d, 'x')",
+        "free when the machine is destroyed",
+        d=disk["id"],
+    )
+    boxd.value("boxd.machines.delete(id)", id=made["id"])
+    made = boxd.value(make.format(repr(f"second-{boxd.kind}")), d=disk["id"])
+    assert (
+        boxd.value("boxd.machines.exec(id, 'cat /data/file')", id=made["id"])["stdout"] == "kept\n"
+    )
+    boxd.value("boxd.machines.delete(id)", id=made["id"])
+    boxd.value("boxd.disks.delete(d)", d=disk["id"])
+    assert disk["id"] not in [d["id"] for d in boxd.value("boxd.disks.list()")]
+    boxd.found("disks.create", "differs", "of whole GiB")
+    boxd.found("disks.list")
+    boxd.found("disks.delete")
+    boxd.found("machines.create(volumes=)")
 
 
 def test_account(boxd: Client) -> None:

@@ -2,7 +2,8 @@
 
     app        over HTTP: POST /api/v1/auth/token            service   the table of calls, for the gateway's guard
     machines   their lives       execs  commands in them     files     theirs
-    proxies    ports shown       captures  snapshots, checkpoints      account   who asks
+    proxies    ports shown       captures  snapshots, checkpoints      disks     volumes
+    account  who asks
     names      a machine's, a route's, a capture's name here and there      shapes    machines as messages
     wire       generated from proto/roost/dialects/boxd/wire/boxd.proto, which declares what is served and no more
 

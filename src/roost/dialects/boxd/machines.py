@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from roost.api.v1.services import Services
-from roost.dialects.boxd import names, shapes
+from roost.dialects.boxd import disks, names, shapes
 from roost.dialects.boxd.proxies import Proxies
 from roost.dialects.boxd.wire import boxd_pb2 as pb
 from roost.dialects.serving import not_served
@@ -124,6 +124,7 @@ class Machines:
             ttl_seconds=parent.ttl_seconds,  # of which nothing has passed
             created_by=call.who.key_id,
             inherit_secrets=True,
+            volumes=disks.asked(asked.config.volumes) or None,
         )
         (machine,) = await self._s.machines.fork(call.tenant, parent.id, wanted)
         call.machine_id = machine.id
@@ -140,6 +141,7 @@ class Machines:
             "key": name,
             "name": name,
             "created_by": call.who.key_id,
+            "volumes": disks.asked(config.volumes),
             **shapes.idle(config),
         }
 

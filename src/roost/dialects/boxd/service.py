@@ -7,6 +7,7 @@ import grpc
 from roost.api.v1.services import Services
 from roost.dialects.boxd.account import Account
 from roost.dialects.boxd.captures import Captures
+from roost.dialects.boxd.disks import Disks
 from roost.dialects.boxd.execs import Execs
 from roost.dialects.boxd.files import Files
 from roost.dialects.boxd.machines import Machines
@@ -19,7 +20,8 @@ SERVICE = "boxd.api.v1.BoxdApi"
 def methods(services: Services) -> list[Method]:
     proxies = Proxies(services)
     things = (
-        Machines(services, proxies), proxies, Execs(services), Files(services), Captures(services), Account(services),
+        Machines(services, proxies), proxies, Execs(services), Files(services), Captures(services), Disks(services),
+        Account(services),
     )  # fmt: skip
     return [method for each in things for method in each.methods()]
 

@@ -387,6 +387,31 @@ async def test_checkpoints_are_their_machines(box: Box, vm: str) -> None:
     assert (await refused(box, "DeleteCheckpoint", asked))[0] is S.NOT_FOUND
 
 
+async def test_disks(box: Box) -> None:
+    made = await box(
+        "CreateDisk", pb.CreateDiskRequest(name="d", size_bytes=1), pb.CreateDiskResponse
+    )
+    assert (made.name, made.size_bytes, made.status) == ("d", 2**30, "ready")
+    (found,) = (await box("ListDisks", pb.Empty(), pb.ListDisksResponse)).disks
+    assert (found.disk_id, found.size_bytes) == ("v" * 26, 10 * 2**30)
+    (held,) = found.attachments
+    assert (held.vm_id, held.vm_name, held.mount_path) == ("m" * 26, "m" * 26, "/data")
+    assert held.mount_mode == "rw"
+    for call, asked, code in (
+        ("CreateDisk", pb.CreateDiskRequest(name="d"), S.INVALID_ARGUMENT),
+        ("CreateDisk", pb.CreateDiskRequest(name="data", size_bytes=1), S.ALREADY_EXISTS),
+        ("DestroyDisk", pb.DiskRef(disk_id="data"), S.FAILED_PRECONDITION),
+        ("DestroyDisk", pb.DiskRef(disk_id="other"), S.NOT_FOUND),
+        ("AttachDisk", pb.DiskRef(disk_id="data", vm_id="x"), S.UNIMPLEMENTED),
+        ("DetachDisk", pb.DiskRef(disk_id="data", vm_id="x"), S.UNIMPLEMENTED),
+    ):
+        assert (await refused(box, call, asked))[0] is code, call
+    mount = pb.VolumeMount(disk_id="data", mount_path="/data", read_only=True)
+    asked = pb.CreateVmRequest(name="one", config=pb.VmConfig(volumes=[mount]))
+    machine = box.served.machines.machines[(await box("CreateVm", asked, pb.MadeVm)).vm_id]
+    assert [(v.name, v.path, v.read_only) for v in machine.volumes] == [("data", "/data", True)]
+
+
 async def test_who_asks(box: Box) -> None:
     config = await box("GetConfig", pb.Empty(), pb.GetConfigResponse)
     assert config.default_image == "base"
