@@ -219,8 +219,10 @@ class Machines:
         if not failures:
             return children
         lost = [each.id for each in children]
-        for failure in failures:
-            if isinstance(failure, RoostError) and "machine_id" in failure.details:
+        known = [each for each in failures if isinstance(each, RoostError)]
+        for failure in known:
+            # Of a key that is taken, the machine named is another's work.
+            if "machine_id" in failure.details and failure.code != "ALREADY_EXISTS":
                 lost.append(failure.details["machine_id"])
         await asyncio.gather(*(self._engine.destroy(each) for each in lost), return_exceptions=True)
         raise failures[0]
