@@ -38,6 +38,7 @@ from roost.engine.engine import Engine
 from roost.errors import ConflictError, ForbiddenError, InvalidRequestError, RoostError
 from roost.gateway import tls
 from roost.gateway.app import Gateway
+from roost.gateway.calls import Calls
 from roost.gateway.dispatch import Table
 from roost.gateway.front import Front, bind
 from roost.gateway.metrics import Metrics
@@ -59,6 +60,7 @@ from roost.services.code import Code
 from roost.services.computer import Computer
 from roost.services.diffs import Diffs
 from roost.services.doors import Doors
+from roost.services.exchange import Exchange
 from roost.services.executions import Executions
 from roost.services.files import Files
 from roost.services.helpers import Helpers
@@ -356,6 +358,7 @@ async def compose(
         diffs=Diffs(machines),
         trees=Trees(store, machines),
         tickets=Tickets(keys, engine.identity.secret, clock),
+        exchange=Exchange(keys, rates, clock, engine.identity.secret),
     )
     asked = Requests(engine, machines, ports, services.usage, audit)
     stack.push_async_callback(asked.close)
@@ -363,7 +366,9 @@ async def compose(
     stack.push_async_callback(links.close)
     links.open()
     table = Table([*dialects.targets(services), native(create_app(services), services.tickets)])
-    rpc = Rpc(settings.run_dir / "grpc.sock")
+    gateway = Gateway(table, keys, idempotency, metrics, rates, audit, clock)
+    guard = Calls(services.exchange.authenticate, gateway.sessions, rates, audit, metrics)
+    rpc = Rpc(settings.run_dir / "grpc.sock", dialects.handlers(services, guard))
     await rpc.start()
     stack.push_async_callback(rpc.stop, 2.0)
     plane = Plane(
@@ -372,7 +377,7 @@ async def compose(
     watch_previews(metrics, plane)
     dialects.previews(plane)
     front = Front(
-        Gateway(table, keys, idempotency, metrics, rates, audit, clock),
+        gateway,
         rpc.path,
         sockets=sockets,
         max_connections=settings.max_connections,

@@ -5,20 +5,28 @@ A key's prefix chooses: one secret, written ``e2b_...`` or ``pds_...``, speaks t
 
 from __future__ import annotations
 
+import grpc
+
 from roost.api.v1.services import Services
-from roost.dialects import dedalus
+from roost.dialects import boxd, dedalus
 from roost.dialects.e2b import app as e2b
+from roost.gateway.calls import Calls
 from roost.gateway.dispatch import Target
 from roost.preview.plane import Plane
 
-__all__ = ["previews", "targets"]
+__all__ = ["handlers", "previews", "targets"]
 
 
 def targets(services: Services) -> list[Target]:
     """Those that HTTP reaches, to stand before the native one."""
-    return [*dedalus.targets(services), *e2b.targets(services)]
+    return [*dedalus.targets(services), *e2b.targets(services), boxd.target(services.exchange)]
 
 
 def previews(plane: Plane) -> None:
     """What dialects have to say at the hosts of previews."""
     e2b.previews(plane)
+
+
+def handlers(services: Services, guard: Calls) -> dict[str, grpc.GenericRpcHandler]:
+    """Those that gRPC reaches, by service."""
+    return {boxd.SERVICE: boxd.handler(services, guard)}

@@ -90,8 +90,8 @@ class Gateway:
         self._metrics = metrics
         self._rates = rates
         self._audit = audit
-        self._sessions = Sessions(clock.now)
-        keys.on_end(self._sessions.end)
+        self.sessions = Sessions(clock.now)
+        keys.on_end(self.sessions.end)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -159,7 +159,7 @@ class Gateway:
         caller.principal = who
         caller.subprotocol = auth.subprotocol(offered)
         self._rates.take(who)
-        self._sessions.check(who)  # nothing is awaited between here and its session
+        self.sessions.check(who)  # nothing is awaited between here and its session
         if _CONTROL.search(path):  # "$" of a route's pattern matches before a final line end
             raise NotFoundError("Nothing is served at a path with control characters.")
         method = scope.get("method", "WEBSOCKET")
@@ -253,7 +253,7 @@ class Gateway:
     ) -> contextlib.AbstractContextManager[Session | None]:
         if caller.principal is None:
             return contextlib.nullcontext()
-        return self._sessions.of(caller.principal, streams)
+        return self.sessions.of(caller.principal, streams)
 
     async def _note(
         self, scope: Scope, caller: Caller, target: Target, routed: Scope, status: int

@@ -123,8 +123,7 @@ class Machines:
         # For nothing a warm machine would be spent or a bake made; what holds is checked where it is reserved.
         def check(connection: sa.Connection) -> None:
             quotas.check(connection, tenant, quotas.of_machine(values))
-            if req.key is not None and (row := rows.by_key(connection, tenant, req.key)):
-                raise _key_taken(req.key, row["id"])
+            _check_key(connection, tenant, req.key)
             volumes.resolve(connection, tenant, req.volumes, capabilities.raw_disk)
 
         await self._store.read(check)
@@ -148,11 +147,13 @@ class Machines:
         """``count`` machines that go on from this one's instant, with memory where its rung can; all or none.
         The parent runs on.
 
-        Raises before the parent is stopped VALIDATION_FAILED, UNSUPPORTED, INVALID_STATE, QUOTA_EXCEEDED,
-        CAPACITY_EXCEEDED, STORAGE_FULL; else what a capture or a start raises.
+        Raises before the parent is stopped VALIDATION_FAILED, UNSUPPORTED, INVALID_STATE, ALREADY_EXISTS (the key),
+        QUOTA_EXCEEDED, CAPACITY_EXCEEDED, STORAGE_FULL; else what a capture or a start raises.
         """
         if not 1 <= req.count <= MAX_CHILDREN:
             raise limits.bad("count", f"is from 1 to {MAX_CHILDREN}")
+        if req.key is not None and req.count != 1:
+            raise limits.bad("key", "is of one child: leave it out, or count")
         parent = await self.get(tenant, machine_id)
         captured.require_fork(parent)
         row = None
@@ -161,6 +162,7 @@ class Machines:
             captured.require_sound(row)
             captured.require_of(row, parent)
         wanted = CreateMachine(
+            key=req.key,
             name=req.name,
             labels=parent.labels if req.labels is None else req.labels,
             autosleep_seconds=parent.autosleep_seconds,
@@ -176,7 +178,12 @@ class Machines:
         limits.check_create(wanted)
         egress.require_enforced(self._policy(wanted), parent.driver, parent.capabilities)
         raw_disk = parent.capabilities.raw_disk
-        await self._store.read(lambda c: volumes.resolve(c, tenant, wanted.volumes, raw_disk))
+
+        def check(connection: sa.Connection) -> None:
+            _check_key(connection, tenant, req.key)
+            volumes.resolve(connection, tenant, wanted.volumes, raw_disk)
+
+        await self._store.read(check)
         await self._room(tenant, parent, req.count, stops=row is None)
         secrets_of = machine_id if req.inherit_secrets else None
         with self._engine.journal.observed("fork"):
@@ -214,8 +221,10 @@ class Machines:
         if not failures:
             return children
         lost = [each.id for each in children]
-        for failure in failures:
-            if isinstance(failure, RoostError) and "machine_id" in failure.details:
+        known = [each for each in failures if isinstance(each, RoostError)]
+        for failure in known:
+            # Of a key that is taken, the machine named is another's work.
+            if "machine_id" in failure.details and failure.code != "ALREADY_EXISTS":
                 lost.append(failure.details["machine_id"])
         await asyncio.gather(*(self._engine.destroy(each) for each in lost), return_exceptions=True)
         raise failures[0]
@@ -858,6 +867,12 @@ async def _stats(agent: Any) -> Any:
             return await agent.stats()
     except (RoostError, TimeoutError):
         return None
+
+
+def _check_key(connection: sa.Connection, tenant: str, key: str | None) -> None:
+    """Raises ALREADY_EXISTS."""
+    if key is not None and (row := rows.by_key(connection, tenant, key)):
+        raise _key_taken(key, row["id"])
 
 
 def _key_taken(key: str, machine_id: str) -> ConflictError:

@@ -121,6 +121,7 @@ class CreateMachine:
 @dataclass(frozen=True, slots=True)
 class ForkMachine:
     count: int = 1
+    key: str | None = field(default=None, kw_only=True)  # of the one child there then is
     name: str | None = None  # of each child
     labels: Mapping[str, str] | None = None  # None: the parent's
     ttl_seconds: int | None = None

@@ -75,6 +75,10 @@ class Policies:
 
         return await self._change(tenant, machine_id, wanted, if_match)
 
+    async def restore(self, tenant: str, machine_id: str) -> Machine:
+        """The host's default again. Raises as ``replace``."""
+        return await self.replace(tenant, machine_id, self._engine.settings.egress_policy)
+
     async def _change(
         self,
         tenant: str,

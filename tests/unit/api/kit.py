@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from roost import ids
+from roost import dialects, ids
 from roost.agent.client import Agents
 from roost.api.v1 import Services, create_app, native
 from roost.clock import SystemClock
@@ -30,6 +30,7 @@ from roost.egress.policy import Policy, Reach
 from roost.egress.suggest import suggest
 from roost.errors import ConflictError, NotFoundError, error
 from roost.gateway.app import Gateway
+from roost.gateway.calls import Calls
 from roost.gateway.dispatch import Table, Target
 from roost.gateway.front import Front, bind
 from roost.gateway.metrics import Metrics
@@ -47,6 +48,7 @@ from roost.services.code import Code
 from roost.services.computer import Computer
 from roost.services.diffs import Diffs
 from roost.services.doors import Doors
+from roost.services.exchange import Exchange
 from roost.services.executions import Executions
 from roost.services.files import Files
 from roost.services.helpers import Helpers
@@ -234,7 +236,10 @@ class FakeMachines:
 
     async def fork(self, tenant: str, machine_id: str, req: ForkMachine) -> builtins.list[Machine]:
         parent = await self.get(tenant, machine_id)
-        return [self.add(tenant, CreateMachine(name=parent.name)) for _ in range(req.count)]
+        wanted = CreateMachine(
+            key=req.key, name=req.name or parent.name, labels=req.labels or parent.labels
+        )
+        return [self.add(tenant, wanted) for _ in range(req.count)]
 
     async def named(self, tenant: str, name: str) -> Machine:
         for machine in self._of(tenant):
@@ -482,6 +487,9 @@ class FakePolicies:
         machine = await self.machines.get(tenant, machine_id)
         wanted = edited(machine.egress, **dataclasses.asdict(patch))
         return await self.replace(tenant, machine_id, wanted, if_match)
+
+    async def restore(self, tenant: str, machine_id: str) -> Machine:
+        return await self.replace(tenant, machine_id, Policy())
 
 
 class FakePromotions:
@@ -736,6 +744,7 @@ class Served:
             volume_files=VolumeFiles(
                 machines, self.engine.volumes if self.engine else _any(FakeVolumes())
             ),
+            exchange=Exchange(self.keys, self.rates, clock, b"secret"),
         )
         self.app = create_app(self.services)
         table = Table(
@@ -747,7 +756,14 @@ class Served:
         self.gateway = Gateway(
             table, self.keys, self.idempotency, self.metrics, self.rates, self.audit, clock
         )
-        self.rpc = Rpc(self.directory / "grpc.sock")
+        guard = Calls(
+            self.services.exchange.authenticate,
+            self.gateway.sessions,
+            self.rates,
+            self.audit,
+            self.metrics,
+        )
+        self.rpc = Rpc(self.directory / "grpc.sock", dialects.handlers(self.services, guard))
         await self.rpc.start()
         self.front = Front(
             self.gateway,

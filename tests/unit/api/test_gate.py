@@ -377,7 +377,7 @@ async def test_what_is_open_at_once_is_bounded(
     async with asyncio.timeout(10):
         while (await bare.http.get("/v1/machines")).status_code == 429:
             await asyncio.sleep(0.05)
-    await until(lambda: not bare.gateway._sessions._of_tenant)
+    await until(lambda: not bare.gateway.sessions._of_tenant)
     async with bare.client(bare.admin) as http:
         assert (await http.get("/v1/audit")).json()["items"] == []  # nor do they fill the log
 

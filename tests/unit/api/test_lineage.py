@@ -87,3 +87,13 @@ async def test_who_may_only_read_promotes_nothing(served: Served) -> None:
     async with served.client(await served.add_key(TENANT, Role.READ_ONLY)) as http:
         assert (await http.post(f"/v1/machines/{mine.id}/promote")).status_code == 403
         assert (await http.get("/v1/tree")).status_code == 200
+
+
+async def test_a_fork_has_a_key(served: Served) -> None:
+    http = served.http
+    parent = (await http.post("/v1/machines", json={"memory_mib": 64})).json()["machine_id"]
+    made = await http.post(f"/v1/machines/{parent}/fork", json={"key": "copy"})
+    assert made.status_code == 201
+    assert made.json()["items"][0]["key"] == "copy"
+    again = await http.post(f"/v1/machines/{parent}/fork", json={"key": "copy"})
+    assert again.json()["error_code"] == "ALREADY_EXISTS"

@@ -378,3 +378,10 @@ async def test_a_policy_survives_a_rollback_and_a_sweep(d: Daemon) -> None:
     assert made.egress == OPEN  # a snapshot keeps nothing of it
     with pytest.raises(RoostError):
         await d.machines.create(TENANT, small(egress=LIST, template="none"))
+
+
+async def test_what_it_was_is_what_the_host_says(tmp_path: Path) -> None:
+    async with daemon(tmp_path, driver=held(), egress="off") as d:
+        m = await d.machines.create(TENANT, small(egress=LIST))
+        assert (await d.policies.restore(TENANT, m.id)).egress == OFF
+        assert holds(d, m) == OFF

@@ -8,7 +8,14 @@ import pytest
 
 from roost.drivers.interface import Exit
 from roost.engine.machine import Machine
-from roost.errors import CapacityError, ConflictError, MachineError, NotFoundError, RoostError
+from roost.errors import (
+    CapacityError,
+    ConflictError,
+    InvalidRequestError,
+    MachineError,
+    NotFoundError,
+    RoostError,
+)
 from roost.services.models import CreateMachine, ForkMachine
 from tests.unit.engine.kit import OTHER, TENANT, Daemon, daemon, small
 
@@ -265,3 +272,24 @@ async def test_one_is_quarantined_also_where_its_disk_does_not_start(tmp_path: P
         with pytest.raises(MachineError):
             await d.machines.create(TENANT, CreateMachine(snapshot="s"))
         assert (await d.snapshots.get(TENANT, "s")).status == "quarantined"
+
+
+async def test_a_fork_has_a_key_where_it_is_one(d: Daemon) -> None:
+    parent = await d.machines.create(TENANT, small(key="one"))
+    (child,) = await d.machines.fork(TENANT, parent.id, ForkMachine(key="two"))
+    assert child.key == "two" and (await d.machines.named(TENANT, "two")).id == child.id
+    before = d.host.driver.calls["capture"]
+    for taken in ("one", "two"):
+        with pytest.raises(ConflictError) as caught:
+            await d.machines.fork(TENANT, parent.id, ForkMachine(key=taken))
+        assert caught.value.code == "ALREADY_EXISTS"
+    assert d.host.driver.calls["capture"] == before, "it is not stopped for nothing"
+    for wrong in (ForkMachine(2, key="three"), ForkMachine(key="not a key")):
+        with pytest.raises(InvalidRequestError):
+            await d.machines.fork(TENANT, parent.id, wrong)
+    asked = [ForkMachine(key="both") for _ in range(2)]
+    made = await asyncio.gather(
+        *(d.machines.fork(TENANT, parent.id, each) for each in asked), return_exceptions=True
+    )
+    assert sorted(type(each).__name__ for each in made) == ["ConflictError", "list"]
+    assert len((await d.machines.list(TENANT)).items) == 3

@@ -228,6 +228,7 @@ class EnsureMachine(Body):
 
 class ForkMachine(Body):
     count: int = Field(1, ge=1, le=100)
+    key: str | None = Field(None, max_length=128, description="Of the one child there then is.")
     name: str | None = Field(None, max_length=63)
     labels: Labels | None = Field(None, description="Default: the parent's.")
     ttl: Duration | None = None

@@ -186,6 +186,7 @@ def router(s: Services) -> APIRouter:
             None if body.volumes is None else _attach(body.volumes),
             body.expiry,
             body.autowake,
+            key=body.key,
         )
         made = await s.machines.fork(tenant(request), machine_id, wanted)
         return Json({"items": [shapes.machine(each) for each in made]}, 201)

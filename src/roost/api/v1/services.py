@@ -17,6 +17,7 @@ from roost.services.code import Code
 from roost.services.computer import Computer
 from roost.services.diffs import Diffs
 from roost.services.doors import Doors
+from roost.services.exchange import Exchange
 from roost.services.executions import Executions
 from roost.services.files import Files
 from roost.services.host import Host
@@ -72,6 +73,7 @@ class Services:
     diffs: Diffs
     trees: Trees
     tickets: Tickets
+    exchange: Exchange
 
 
 def caller(connection: HTTPConnection) -> Caller:

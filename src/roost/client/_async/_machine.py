@@ -533,6 +533,7 @@ class AsyncMachine:
         self,
         count: int | None = None,
         *,
+        key: str | None = None,
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl: Duration | None = None,
@@ -547,15 +548,16 @@ class AsyncMachine:
         timeout: float | None = None,
     ) -> Self | builtins.list[Self]:
         """A machine that goes on from this one's instant: disk, and memory where the rung can. This one
-        runs on. ``count=N``: a list of N, all or none. ``snapshot``: one of this machine, to go on from its instant
+        runs on. ``count=N``: a list of N, all or none. ``key``: of the one there is without ``count``. ``snapshot``: one of this machine, to go on from its instant
         instead. Its secrets are the children's only with ``inherit_secrets``. ``egress`` as of ``create``; by default as this one's.
         What this one may ask itself is not inherited: ``allow_inside`` as of ``create``. ``volumes`` as of ``create``; by
         default those this one has read-only. A machine with volumes is forked by its disk alone.
 
-        Raises CapacityError before anything is stopped, UnsupportedError, MachineError.
+        Raises CapacityError before anything is stopped, ConflictError (the key), UnsupportedError, MachineError.
         """
         body = given(
             count=count,
+            key=key,
             name=name,
             labels=dict(labels) if labels is not None else None,
             ttl=duration(ttl) if ttl is not None else None,
