@@ -1,0 +1,15 @@
+"""Volumes a sandbox is made with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from roost.dialects.pandastack import bodies, errors
+
+
+def of(asked: Sequence[bodies.Mount] | None) -> dict[str, Any]:
+    """Of ``CreateMachine``."""
+    if asked:
+        raise errors.not_served("volumes")
+    return {}
