@@ -66,6 +66,7 @@ from roost.services.inner import Inner
 from roost.services.inside import Links, Requests
 from roost.services.keys import Keys
 from roost.services.layers import Layers
+from roost.services.listening import ListeningPorts
 from roost.services.machines import Machines
 from roost.services.places import Places
 from roost.services.policies import Policies
@@ -339,6 +340,7 @@ async def compose(
         promotions=Promotions(engine, machines, ports, keys),
         diffs=Diffs(machines),
         trees=Trees(store, machines),
+        listening=ListeningPorts(files),
     )
     asked = Requests(engine, machines, ports, services.usage, audit)
     stack.push_async_callback(asked.close)

@@ -6,7 +6,7 @@ A key's prefix chooses: one secret, written ``e2b_...`` or ``pds_...``, speaks t
 from __future__ import annotations
 
 from roost.api.v1.services import Services
-from roost.dialects import dedalus
+from roost.dialects import dedalus, pandastack
 from roost.gateway.dispatch import Target
 
 __all__ = ["targets"]
@@ -14,4 +14,4 @@ __all__ = ["targets"]
 
 def targets(services: Services) -> list[Target]:
     """Those that HTTP reaches, to stand before the native one."""
-    return [*dedalus.targets(services)]
+    return [*dedalus.targets(services), *pandastack.targets(services)]

@@ -15,14 +15,21 @@ _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="view
 """
 
 
-def failure(error: RoostError, as_html: bool, *, head: bool = False, close: bool = False) -> bytes:
-    """A whole answer. ``head``: without its body."""
+def failure(
+    error: RoostError,
+    as_html: bool,
+    *,
+    head: bool = False,
+    close: bool = False,
+    flat: bool = False,
+) -> bytes:
+    """A whole answer. ``head``: without its body. ``flat``: ``{"error": text}``, for who came by a sandbox's path."""
     if as_html:
         title = phrase(error.status)
         text = {"title": title, "message": error.message, "code": error.code}
         body = _PAGE.format(**{name: html.escape(value) for name, value in text.items()}).encode()
     else:
-        body = dumps(error.to_wire())
+        body = dumps({"error": error.message} if flat else error.to_wire())
     lines = [b"HTTP/1.1 %d %b\r\n" % (error.status, phrase(error.status).encode())]
     for name, value in error_headers(error):
         if name == b"content-type" and as_html:

@@ -12,7 +12,7 @@ import builtins
 import secrets
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,7 +24,7 @@ from roost.clock import Clock
 from roost.engine.lifecycle import Phase
 from roost.errors import ConflictError, LimitError, NotFoundError, UnsupportedError
 from roost.network.addresses import AGENT_PORT
-from roost.services import limits, places
+from roost.services import browser, code, computer, limits, places
 from roost.services.links import Links
 from roost.services.machines import Machines
 from roost.services.models import UNSET, Port, Unset
@@ -33,6 +33,9 @@ from roost.store import Store, machines
 from roost.store import ports as rows
 
 PORTS = 64  # of a machine
+EVERY = 0  # shown: every port that is not shown by itself, under {port}-{machine id} as those are
+# Of servers that Roost's own calls use; they are shown where they are asked for by number.
+OWN = frozenset({AGENT_PORT, browser.PORT, code.HELPER.port, computer.HELPER.port})
 NAMES = 10_000  # of a tenant, with those it had
 LINK_S = 3600
 LINK_MAX_S = 7 * 86_400
@@ -80,7 +83,11 @@ class Ports:
         place = Places.read(label)
         if place is None:
             return self._named.get(label)
-        return self._hosts.get((place.machine_id, place.port))
+        found = self._hosts.get((place.machine_id, place.port))
+        if found is None and place.port not in OWN:
+            every = self._hosts.get((place.machine_id, EVERY))
+            found = None if every is None else replace(every, port=place.port)
+        return found
 
     def link_expires(self, port: Port, token: str) -> int | None:
         """Of a link's token, in seconds since 1970; None for what is none of this port."""
@@ -89,8 +96,8 @@ class Ports:
     # --- for their owner ------------------------------------------------------------------------
 
     def url(self, port: Port) -> str | None:
-        """None for one that no browser can open."""
-        if port.protocol != "http":
+        """None for one that no browser can open, and for that of every port."""
+        if port.protocol != "http" or port.port == EVERY:
             return None
         return self.places.url(port.name or Places.label_of(port.host_id, port.port))
 
@@ -198,7 +205,8 @@ class Ports:
         base = self.url(found)
         if base is None:
             raise UnsupportedError(
-                "Links open HTTP ports: a tcp port is reached with roost port-forward."
+                "Links open HTTP ports, one each: a tcp port is reached with roost port-forward, and of every port "
+                "(0) show the one you mean by itself."
             )
         if not 1 <= ttl_seconds <= LINK_MAX_S:
             raise limits.bad("ttl_seconds", f"is from 1 to {LINK_MAX_S}")
@@ -329,8 +337,12 @@ def _require_here(phase: str | None) -> None:
 
 def _check(port: int, protocol: str, visibility: str, name: str | None) -> None:
     """Raises VALIDATION_FAILED naming the field."""
-    if not 1 <= port <= 65535 or port == AGENT_PORT:
-        raise limits.bad("port", f"is from 1 to 65535 and not {AGENT_PORT}, which is Roost's own")
+    if not 0 <= port <= 65535 or port == AGENT_PORT:
+        raise limits.bad(
+            "port", f"is from 1 to 65535, or 0 for all, and not {AGENT_PORT}, which is Roost's own"
+        )
+    if port == EVERY and (protocol != "http" or name is not None):
+        raise limits.bad("port", "0 is every port: of HTTP, and without a name")
     if protocol not in ("http", "tcp"):
         raise limits.bad("protocol", "is http or tcp")
     if visibility not in ("private", "public"):

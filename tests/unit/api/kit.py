@@ -51,6 +51,7 @@ from roost.services.files import Files
 from roost.services.helpers import Helpers
 from roost.services.inner import Inner
 from roost.services.keys import Keys
+from roost.services.listening import ListeningPorts
 from roost.services.models import (
     UNSET,
     Allowance,
@@ -644,7 +645,7 @@ class Served:
             snapshots=self.engine.snapshots if self.engine else _any(kept),
             executions=self.executions,
             terminals=Terminals(machines),
-            files=Files(machines),
+            files=(files := Files(machines)),
             templates=self.engine.templates if self.engine else _any(FakeTemplates()),
             builds=self.engine.builds if self.engine else _any(FakeBuilds()),
             keys=self.keys,
@@ -670,6 +671,7 @@ class Served:
             browser=self.browser,
             computer=Computer(helpers),
             code=Code(helpers, machines),
+            listening=ListeningPorts(files),
         )
         self.app = create_app(self.services)
         table = Table([*(make(self.services) for make in self.dialects), native(self.app)])

@@ -297,7 +297,9 @@ class SetAttributes(Body):
 
 
 class CreatePort(Body):
-    port: int = Field(ge=1, le=65535, examples=[8000])
+    port: int = Field(
+        ge=0, le=65535, examples=[8000], description="0: every port that is not shown by itself."
+    )
     protocol: Literal["http", "tcp"] = "http"
     visibility: Literal["private", "public"] = "private"
     name: str | None = Field(

@@ -20,6 +20,7 @@ from roost.services.executions import Executions
 from roost.services.files import Files
 from roost.services.host import Host
 from roost.services.keys import Keys
+from roost.services.listening import ListeningPorts
 from roost.services.machines import Machines
 from roost.services.models import Principal, Role
 from roost.services.policies import Policies
@@ -64,6 +65,7 @@ class Services:
     promotions: Promotions
     diffs: Diffs
     trees: Trees
+    listening: ListeningPorts
 
 
 def caller(connection: HTTPConnection) -> Caller:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from roost.api.v1.services import Services, principal
 from roost.dialects import serving
@@ -18,7 +18,7 @@ class Account:
     def __init__(self, services: Services) -> None:
         self._s = services
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[BaseRoute]:
         return [
             Route("/v1/me", self.me, methods=["GET"]),
             Route("/v1/me/tokens", self.tokens, methods=["GET"]),
@@ -42,16 +42,12 @@ class Account:
         return Json([shapes.token(each) for each in found])
 
     async def create(self, request: Request) -> Response:
-        asked = bodies.Token()
-        if (await request.body()).strip():
-            asked = await serving.body(request, bodies.Token)
+        asked = await serving.body(request, bodies.Token, optional=True)
         who = principal(request)
         days = asked.expires_in_days
         until = None if days is None else datetime.now(UTC) + timedelta(days=days)
         name = asked.label or asked.name or "token"
-        made = await self._s.keys.create(
-            who.tenant, name, who.role, expires_at=until, by=who.role
-        )
+        made = await self._s.keys.create(who.tenant, name, who.role, expires_at=until, by=who.role)
         return Json(shapes.token(made), 201, {"cache-control": "no-store"})
 
     async def revoke(self, request: Request) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -48,7 +49,7 @@ def pandastack(services: Services) -> tuple[Target, Target]:
         Sandboxes, Commands, Terminals, Files, Sessions, Snapshots, Ports, Logs, Account, Templates,
     )  # fmt: skip
     routes: list[BaseRoute] = [each for make in things for each in make(services).routes()]
-    app = serving.router(routes + _refusals())
+    app = serving.App([*routes, *_refusals()])
 
     def target(name: str, paths: tuple[str, ...], prefixes: tuple[str, ...]) -> Target:
         return Target(
@@ -97,8 +98,8 @@ def _refusals() -> list[BaseRoute]:
     return made
 
 
-def _refusal(what: str) -> object:
+def _refusal(what: str) -> Callable[[Request], Awaitable[Response]]:
     async def refuse(request: Request) -> Response:
-        raise errors.not_served(what)
+        raise serving.not_served(what)
 
     return refuse

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from roost import ids
 from roost.api.v1.services import Services, tenant
@@ -26,7 +26,7 @@ class Sessions:
     def __init__(self, services: Services) -> None:
         self._s = services
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[BaseRoute]:
         at = "/v1/sandboxes/{id}/repl/sessions"
         one = f"{at}/{{session}}"
         return [
@@ -38,9 +38,7 @@ class Sessions:
 
     async def create(self, request: Request) -> Response:
         """Its kernel starts with the first code; that there can be one is found now."""
-        asked = bodies.Session()
-        if (await request.body()).strip():
-            asked = await serving.body(request, bodies.Session)
+        asked = await serving.body(request, bodies.Session, optional=True)
         named = f"{asked.language}.{ids.new()}"
         check_context(named)
         who, machine_id = tenant(request), request.path_params["id"]
@@ -49,9 +47,7 @@ class Sessions:
 
     async def list(self, request: Request) -> Response:
         found = await self._s.code.contexts(tenant(request), request.path_params["id"])
-        shown = [
-            {"id": each.name, "language": each.language, "busy": each.busy} for each in found
-        ]
+        shown = [{"id": each.name, "language": each.language, "busy": each.busy} for each in found]
         return Json({"sessions": shown})
 
     async def run(self, request: Request) -> Response:

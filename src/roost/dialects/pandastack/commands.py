@@ -83,9 +83,7 @@ class Commands:
         )
 
 
-async def in_shell(
-    asked: bodies.Exec, begin: Callable[[StartExecution], Awaitable[T]]
-) -> T:
+async def in_shell(asked: bodies.Exec, begin: Callable[[StartExecution], Awaitable[T]]) -> T:
     seconds = asked.timeout_seconds
     timeout_ms = None if seconds is None else max(1, int(seconds * 1000))
     for shell in SHELLS:
@@ -154,7 +152,11 @@ class _Many:
                 if frame["type"] == "websocket.disconnect":
                     return
                 said = frame.get("text")
-                await self._hear(said if said is not None else (frame.get("bytes") or b"").decode(errors="replace"))
+                await self._hear(
+                    said
+                    if said is not None
+                    else (frame.get("bytes") or b"").decode(errors="replace")
+                )
         finally:
             tasks = list(self._running.values())
             known = list(self._known.values())

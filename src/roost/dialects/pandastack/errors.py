@@ -6,21 +6,22 @@ nothing was made: a machine that was made and failed is a plain 500.
 
 from __future__ import annotations
 
-from roost.errors import RoostError, UnsupportedError
+from roost.errors import RoostError
 from roost.gateway import respond
 
 _STATUS = {
-    400: 400,
     422: 400,
-    416: 416,
     504: 500,  # a 500 whose text has "timeout" is their SandboxTimeout
 }
+_GONE = ("destroying", "destroyed")
 _REFUSED = frozenset({429, 503, 507})
 
 
 def problem(failure: RoostError, request_id: str) -> tuple[int, respond.Headers, bytes]:
     """For ``Target.problem``."""
     status = _STATUS.get(failure.status, failure.status)
+    if failure.code == "INVALID_STATE" and failure.details.get("phase") in _GONE:
+        status = 404
     headers = respond.error_headers(failure)
     if status in _REFUSED and "machine_id" in failure.details:
         status = 500
@@ -33,7 +34,3 @@ def text(failure: RoostError) -> str:
     if failure.code == "TIMEOUT" and "timeout" not in failure.message.lower():
         return f"timeout: {failure.message}"
     return failure.message
-
-
-def not_served(what: str, instead: str = "") -> UnsupportedError:
-    return UnsupportedError(f"Roost does not serve {what}{': ' + instead if instead else ''}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from roost.api.v1 import transfer
 from roost.api.v1.services import Services, tenant
@@ -20,7 +20,7 @@ class Files:
     def __init__(self, services: Services) -> None:
         self._s = services
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[BaseRoute]:
         at = "/v1/sandboxes/{id}/fs"
         return [
             Route(at, self.read, methods=["GET"]),

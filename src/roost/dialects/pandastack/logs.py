@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from roost.api.v1.services import Services, caller, tenant
 from roost.dialects.pandastack.sandboxes import present
@@ -28,7 +28,7 @@ class Logs:
     def __init__(self, services: Services) -> None:
         self._s = services
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[BaseRoute]:
         return [Route("/v1/sandboxes/{id}/logs", self.logs, methods=["GET"])]
 
     async def logs(self, request: Request) -> Response:
@@ -49,9 +49,7 @@ class Logs:
                     lines += (data or b"").decode(errors="replace").splitlines()
         return Response("".join(f"{each}\n" for each in lines), media_type="text/plain")
 
-    async def _follow(
-        self, who: str, machine_id: str, stream: str
-    ) -> AsyncGenerator[bytes, None]:
+    async def _follow(self, who: str, machine_id: str, stream: str) -> AsyncGenerator[bytes, None]:
         """What was started is followed to its end; where nothing was, the sandbox's life to its."""
         if stream == "both":
             for each in await self._s.machines.events(who, machine_id):

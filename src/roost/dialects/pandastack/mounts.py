@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from roost.dialects.pandastack import bodies, errors
+from roost.dialects import serving
+from roost.dialects.pandastack import bodies
 
 
 def of(asked: Sequence[bodies.Mount] | None) -> dict[str, Any]:
     """Of ``CreateMachine``."""
     if asked:
-        raise errors.not_served("volumes")
+        raise serving.not_served("volumes here yet")
     return {}

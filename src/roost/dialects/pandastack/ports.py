@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from roost.api.v1.services import Services, tenant
 from roost.gateway.respond import Json
@@ -15,7 +15,7 @@ class Ports:
     def __init__(self, services: Services) -> None:
         self._s = services
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[BaseRoute]:
         return [Route("/v1/sandboxes/{id}/ports", self.list, methods=["GET"])]
 
     async def list(self, request: Request) -> Response:

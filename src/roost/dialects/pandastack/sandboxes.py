@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from structlog.contextvars import bind_contextvars
 
 from roost import ids
@@ -32,7 +34,7 @@ class Sandboxes:
     def __init__(self, services: Services) -> None:
         self._s = services
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[BaseRoute]:
         at = "/v1/sandboxes"
         one = f"{at}/{{id}}"
         return [
@@ -124,9 +126,7 @@ class Sandboxes:
         )
 
     async def fork(self, request: Request) -> Response:
-        asked = bodies.Fork()
-        if (await request.body()).strip():
-            asked = await serving.body(request, bodies.Fork)
+        asked = await serving.body(request, bodies.Fork, optional=True)
         parent = await self._get(request)
         labels = _metadata(parent, asked.metadata)
         [child] = await self._fork(request, parent, 1, labels, parent.ttl_seconds)
@@ -164,13 +164,13 @@ class Sandboxes:
     async def promote(self, request: Request) -> Response:
         """One of a tree, on its own from now on: its end is its parent's kind again, its siblings go where that is
         asked for. Its parent stays what it is; taking its place is the native API's ``promote``."""
-        asked = bodies.Promote()
-        if (await request.body()).strip():
-            asked = await serving.body(request, bodies.Promote)
+        asked = await serving.body(request, bodies.Promote, optional=True)
         who = tenant(request)
         winner = await self._get(request)
         if winner.parent_id is None:
-            raise ConflictError(f"Sandbox {winner.id} is no fork: there is nothing to promote it from.")
+            raise ConflictError(
+                f"Sandbox {winner.id} is no fork: there is nothing to promote it from."
+            )
         tree = asked.tree_id or winner.labels.get(shapes.TREE, "")
         deleted: Sequence[str] = []
         failures: Mapping[str, str] = {}
@@ -188,8 +188,8 @@ class Sandboxes:
         """Raises MACHINE_NOT_FOUND, also for one that is gone."""
         return await present(self._s, request)
 
-    async def _every(self, who: str, labels: Mapping[str, str] | None) -> list[Machine]:
-        found: list[Machine] = []
+    async def _every(self, who: str, labels: Mapping[str, str] | None) -> builtins.list[Machine]:
+        found: builtins.list[Machine] = []
         cursor: str | None = None
         while True:
             page = await self._s.machines.list(who, labels=labels, limit=500, cursor=cursor)
@@ -217,7 +217,7 @@ class Sandboxes:
         count: int,
         labels: Mapping[str, str],
         ttl: int | None,
-    ) -> list[Machine]:
+    ) -> builtins.list[Machine]:
         who = tenant(request)
         wanted = ForkMachine(count, labels=labels, ttl_seconds=ttl, created_by=key_id(request))
         made = await self._s.machines.fork(who, parent.id, wanted)
@@ -254,13 +254,9 @@ class Sandboxes:
     async def _release(self, who: str, winner: Machine) -> None:
         labels = {k: v for k, v in winner.labels.items() if k not in (shapes.TREE, "explore_ttl")}
         ttl = None
-        try:
+        with contextlib.suppress(NotFoundError):
             ttl = (await self._s.machines.get(who, str(winner.parent_id))).ttl_seconds
-        except NotFoundError:
-            pass
-        await self._s.machines.patch(
-            who, winner.id, PatchMachine(labels=labels, ttl_seconds=ttl)
-        )
+        await self._s.machines.patch(who, winner.id, PatchMachine(labels=labels, ttl_seconds=ttl))
 
 
 async def present(services: Services, request: Request) -> Machine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from roost.api.v1.services import Services, tenant
 from roost.dialects.pandastack import shapes
@@ -16,7 +16,7 @@ class Snapshots:
     def __init__(self, services: Services) -> None:
         self._s = services
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[BaseRoute]:
         return [
             Route("/v1/sandboxes/{id}/snapshots", self.create, methods=["POST"]),
             Route("/v1/sandboxes/{id}/snapshots", self.list, methods=["GET"]),

@@ -14,11 +14,12 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import Message
 
 from roost.api.v1.services import Services, caller, key_id, tenant
-from roost.dialects.pandastack import errors, shapes
+from roost.dialects import serving
+from roost.dialects.pandastack import shapes
 from roost.dialects.pandastack.streams import events
 from roost.errors import InvalidRequestError
 from roost.gateway.respond import Json
@@ -36,7 +37,7 @@ class Templates:
     def __init__(self, services: Services) -> None:
         self._s = services
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[BaseRoute]:
         at = "/v1/templates"
         return [
             Route(at, self.list, methods=["GET"]),
@@ -79,8 +80,9 @@ class Templates:
             dockerfile = f"FROM {image}\n"
         if dockerfile is None:
             if "rootfs" in files:
-                raise errors.not_served(
-                    "builds from an archive of a root file system", "build from a Dockerfile"
+                raise serving.not_served(
+                    "builds from an archive of a root file system",
+                    "Build from a Dockerfile, or register an image.",
                 )
             raise InvalidRequestError("dockerfile or image_ref: one of them.")
         who = tenant(request)
@@ -135,7 +137,9 @@ async def _lines(
 def _said(each: Event) -> str:
     match each.get("event"):
         case "step":
-            return f"Step {each.get('step', '')}: {each.get('text', '')}".rstrip(": ") + "\n"
+            if "instruction" not in each:
+                return ""
+            return f"Step {each.get('step')}/{each.get('steps')}: {each['instruction']}\n"
         case "log":
             return str(each.get("text", ""))
         case "end":
