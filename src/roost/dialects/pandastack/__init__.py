@@ -11,6 +11,6 @@ its memory resident, a hibernation the deepest one that keeps it. Every port of 
 for the clients make those addresses themselves. What is not served says so with 501.
 """
 
-from roost.dialects.pandastack.app import pandastack
+from roost.dialects.pandastack.app import targets
 
-__all__ = ["pandastack"]
+__all__ = ["targets"]

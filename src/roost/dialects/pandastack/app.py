@@ -43,7 +43,7 @@ _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 _INSIDE = ("exec", "fs", "repl", "ssh")
 
 
-def pandastack(services: Services) -> tuple[Target, Target]:
+def targets(services: Services) -> tuple[Target, Target]:
     """By path for every key, and by key for every path of it."""
     things = (
         Sandboxes, Commands, Terminals, Files, Sessions, Snapshots, Ports, Logs, Account, Templates,
