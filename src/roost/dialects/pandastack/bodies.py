@@ -37,10 +37,11 @@ class Exec(Body):
 
 class Fork(Body):
     metadata: Metadata | None = None
+    count: int = 1
 
 
 class ForkTree(Fork):
-    count: int
+    count: int = 2
 
 
 class Promote(Body):
@@ -52,6 +53,11 @@ class Lifecycle(Body):
     ttl_seconds: Annotated[int, Field(ge=0)] | None = None
     persistent: bool | None = None
     idle_seconds: Annotated[int, Field(ge=0)] | None = None
+
+
+class Port(Body):
+    port: Annotated[int, Field(ge=1, le=65535)]
+    label: Annotated[str, Field(max_length=256)] = "service"
 
 
 class Session(Body):

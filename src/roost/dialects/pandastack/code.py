@@ -17,8 +17,9 @@ from roost.dialects import serving
 from roost.dialects.pandastack import bodies
 from roost.errors import NotFoundError, TimeoutExpired
 from roost.gateway.respond import Json
-from roost.services.code import TIMEOUT_S, Result, RunCode, check_context
+from roost.services.code import Result, RunCode, check_context
 
+TIMEOUT_S = 30.0
 _ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]{0,31})\.([a-z2-7]{26})")
 
 
@@ -48,7 +49,7 @@ class Sessions:
     async def list(self, request: Request) -> Response:
         found = await self._s.code.contexts(tenant(request), request.path_params["id"])
         shown = [{"id": each.name, "language": each.language, "busy": each.busy} for each in found]
-        return Json({"sessions": shown})
+        return Json(shown)
 
     async def run(self, request: Request) -> Response:
         asked = await serving.body(request, bodies.Run)

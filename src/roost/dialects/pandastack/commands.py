@@ -218,7 +218,7 @@ class _Many:
 
     async def _cancel(self, named: str) -> None:
         if named not in self._running:
-            raise InvalidRequestError(f"id: no command {named[:64]!r} runs on this connection.")
+            return  # it ended meanwhile
         self._cancelled.add(named)
         if (known := self._known.get(named)) is not None:
             await self._s.executions.cancel(self._who, self._machine_id, known)

@@ -44,7 +44,8 @@ class Files:
         spec = Write(path=_path(request))
         data = transfer.pieces(request)
         info = await self._s.files.write(tenant(request), _id(request), spec, data)
-        return Json({"path": info.path.decode(errors="replace"), "size": info.size})
+        size = info.size
+        return Json({"path": info.path.decode(errors="replace"), "bytes": size, "size": size})
 
     async def remove(self, request: Request) -> Response:
         recursive = request.query_params.get("recursive", "") in ("1", "true")

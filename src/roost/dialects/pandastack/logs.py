@@ -53,7 +53,7 @@ class Logs:
         """What was started is followed to its end; where nothing was, the sandbox's life to its."""
         if stream == "both":
             for each in await self._s.machines.events(who, machine_id):
-                yield event("stdout", {"line": _line(each)})
+                yield event("line", {"line": _line(each)})
         try:
             heard = await self._s.executions.stream(who, machine_id, NAME)
         except NotFoundError:
@@ -69,10 +69,10 @@ class Logs:
                 name = each_.stream
                 *lines, held[name] = (held[name] + texts[name].take(each_.data)).split("\n")
                 for line in lines:
-                    yield event(name, {"line": line})
-        for name, rest in held.items():
+                    yield event("line", {"line": line})
+        for rest in held.values():
             if rest:
-                yield event(name, {"line": rest})
+                yield event("line", {"line": rest})
 
     async def _life(self, who: str, machine_id: str, stream: str) -> AsyncGenerator[bytes, None]:
         told = len(await self._s.machines.events(who, machine_id))
@@ -82,7 +82,7 @@ class Logs:
                 found = await self._s.machines.events(who, machine_id)
                 for each in found[told:]:
                     if stream == "both":
-                        yield event("stdout", {"line": _line(each)})
+                        yield event("line", {"line": _line(each)})
                 told = len(found)
 
 

@@ -18,7 +18,7 @@ from roost import ids
 from roost.api.v1.services import Services, caller, key_id, tenant
 from roost.dialects import serving
 from roost.dialects.pandastack import bodies, mounts, shapes
-from roost.errors import ConflictError, InvalidRequestError, NotFoundError, RoostError
+from roost.errors import InvalidRequestError, NotFoundError, RoostError
 from roost.gateway.respond import Json
 from roost.services.models import UNSET, CreateMachine, ForkMachine, Machine, PatchMachine
 
@@ -45,7 +45,9 @@ class Sandboxes:
             Route(f"{one}/pause", self.pause, methods=["POST"]),
             Route(f"{one}/resume", self.resume, methods=["POST"]),
             Route(f"{one}/hibernate", self.hibernate, methods=["POST"]),
+            Route(f"{one}/stop", self.hibernate, methods=["POST"]),
             Route(f"{one}/wake", self.wake, methods=["POST"]),
+            Route(f"{one}/start", self.wake, methods=["POST"]),
             Route(f"{one}/lifecycle", self.lifecycle, methods=["GET"]),
             Route(f"{one}/lifecycle", self.set_lifecycle, methods=["PATCH"]),
             Route(f"{one}/fork", self.fork, methods=["POST"]),
@@ -105,11 +107,13 @@ class Sandboxes:
 
     async def hibernate(self, request: Request) -> Response:
         machine = await self._get(request)
-        return Json(shapes.sandbox(await self._s.machines.sleep(tenant(request), machine.id)))
+        slept = await self._s.machines.sleep(tenant(request), machine.id)
+        return Json({"id": slept.id, "status": shapes.status(slept)})
 
     async def wake(self, request: Request) -> Response:
         machine = await self._get(request)
-        return Json(shapes.sandbox(await self._s.machines.wake(tenant(request), machine.id)))
+        woken = await self._s.machines.wake(tenant(request), machine.id)
+        return Json({"id": woken.id, "status": shapes.status(woken)})
 
     async def lifecycle(self, request: Request) -> Response:
         return Json(shapes.lifecycle(await self._get(request)))
@@ -128,22 +132,23 @@ class Sandboxes:
     async def fork(self, request: Request) -> Response:
         asked = await serving.body(request, bodies.Fork, optional=True)
         parent = await self._get(request)
+        _check_count(asked.count)
         labels = _metadata(parent, asked.metadata)
-        [child] = await self._fork(request, parent, 1, labels, parent.ttl_seconds)
+        made = await self._fork(request, parent, asked.count, labels, parent.ttl_seconds)
+        first = shapes.sandbox(made[0])
         said = {
             "parent_id": parent.id,
-            "snapshot_id": child.from_snapshot_id or "",
-            "children": [child.id],
-            "sandbox": shapes.sandbox(child),
-            "at": shapes.sandbox(child)["created_at"],
+            "snapshot_id": made[0].from_snapshot_id or "",
+            "children": [each.id for each in made],
+            "sandbox": first,  # which their clients take before the id
+            "at": first["created_at"],
         }
         return Json(said, 201)
 
     async def fork_tree(self, request: Request) -> Response:
         """Metadata ``explore_ttl``: the children end after so long, should whoever tries them never come back."""
         asked = await serving.body(request, bodies.ForkTree)
-        if not 1 <= asked.count <= MAX_TREE:
-            raise InvalidRequestError(f"count: from 1 to {MAX_TREE}.", details={"field": "count"})
+        _check_count(asked.count)
         parent = await self._get(request)
         tree = ids.new()
         labels = _metadata(parent, asked.metadata) | {shapes.TREE: tree}
@@ -167,14 +172,12 @@ class Sandboxes:
         asked = await serving.body(request, bodies.Promote, optional=True)
         who = tenant(request)
         winner = await self._get(request)
-        if winner.parent_id is None:
-            raise ConflictError(
-                f"Sandbox {winner.id} is no fork: there is nothing to promote it from."
-            )
         tree = asked.tree_id or winner.labels.get(shapes.TREE, "")
         deleted: Sequence[str] = []
         failures: Mapping[str, str] = {}
-        if asked.cleanup_siblings and tree:
+        if asked.cleanup_siblings and not tree:
+            raise InvalidRequestError(f"tree_id: sandbox {winner.id} is of no tree.")
+        if asked.cleanup_siblings:
             deleted, failures = await self._reap(who, winner, tree)
         if shapes.TREE in winner.labels:
             await self._release(who, winner)
@@ -266,6 +269,11 @@ async def present(services: Services, request: Request) -> Machine:
     if machine.phase in _GONE:
         raise NotFoundError(f"There is no sandbox {named}.", code="MACHINE_NOT_FOUND")
     return machine
+
+
+def _check_count(count: int) -> None:
+    if not 1 <= count <= MAX_TREE:
+        raise InvalidRequestError(f"count: from 1 to {MAX_TREE}.", details={"field": "count"})
 
 
 def _metadata(parent: Machine, asked: Mapping[str, str] | None) -> dict[str, str]:

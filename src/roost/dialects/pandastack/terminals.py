@@ -1,7 +1,7 @@
 """Interactive shells: ``/exec/pty`` and ``/ssh``, which are the same.
 
-Binary frames are keystrokes and output. Text from the client resizes: ``{"resize": {"rows", "cols"}}`` or
-``{"type": "resize", "rows", "cols"}``; text to it ends: ``{"exit": code}`` or ``{"error": "text"}``. The shell ends with its
+Binary frames are keystrokes and output. Text from the client resizes (``{"resize": {"rows", "cols"}}`` or
+``{"type": "resize", "rows", "cols"}``) or types (``{"stdin": "text"}``); text to it ends: ``{"exit": code}`` or ``{"error": "text"}``. The shell ends with its
 connection.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.routing import BaseRoute, WebSocketRoute
@@ -100,23 +101,26 @@ async def _into(ws: WebSocket, viewer: Viewer) -> None:
         if (data := frame.get("bytes")) is not None:
             await viewer.send(data)
             continue
-        text = frame.get("text") or ""
-        size = resize(text)
-        if size is None:
-            await viewer.send(text.encode())
+        said = control(frame.get("text") or "")
+        if isinstance(typed := said.get("stdin"), str):
+            await viewer.send(typed.encode())
+        if (size := resize(said)) is None:
             continue
         with contextlib.suppress(InvalidRequestError):  # a window of no size, which will have one
             await viewer.resize(*size)
 
 
-def resize(text: str) -> tuple[int, int] | None:
-    """(columns, rows) of a message in either form; None: it is typed text."""
+def control(text: str) -> dict[str, Any]:
+    """What is none is passed over."""
     try:
         said = json.loads(text)
     except (ValueError, RecursionError):
-        return None
-    if not isinstance(said, dict):
-        return None
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def resize(said: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(columns, rows), in either form."""
     size = said.get("resize", said if said.get("type") == "resize" else None)
     if not isinstance(size, dict):
         return None

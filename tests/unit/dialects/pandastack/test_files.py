@@ -56,10 +56,13 @@ async def test_a_directory_of_many(served: Served, http: httpx.AsyncClient, tmp_
 async def test_ports_that_are_listened_on(served: Served, http: httpx.AsyncClient) -> None:
     mid = served.machine()
     async with inside() as server:
-        said = (await http.get(f"/v1/sandboxes/{mid}/ports")).json()["ports"]
+        said = (await http.get(f"/v1/sandboxes/{mid}/ports")).json()
         native = (await served.http.get(f"/v1/machines/{mid}/listening")).json()
     [mine] = [each for each in said if each["port"] == server.port]
-    assert mine["addresses"] == ["127.0.0.1"]
+    assert mine == {
+        "port": server.port, "source": "detected", "listening": True, "addresses": ["127.0.0.1"],
+        "proxy_url": f"/v1/sandboxes/{mid}/proxy/{server.port}/",
+    }  # fmt: skip
     assert {"port": server.port, "addresses": ["127.0.0.1"]} in native["items"]
     assert native["next_cursor"] is None
 
@@ -76,6 +79,17 @@ async def test_a_port_by_its_path(served: Served, http: httpx.AsyncClient) -> No
     async with served.client(None) as nobody:
         refused = await nobody.get(f"/v1/sandboxes/{mid}/proxy/{server.port}/")
         assert refused.status_code == 401 and list(refused.json()) == ["error"]
+
+
+async def test_labels_of_ports(life: httpx.AsyncClient, engine: Served) -> None:
+    box = (await life.post("/v1/sandboxes", json={"template": "base"})).json()
+    at = f"/v1/sandboxes/{box['id']}"
+    assert (await life.post(f"{at}/ports", json={"port": 8000, "label": "web"})).status_code == 201
+    assert (await life.get(at)).json()["metadata"] == {"port.8000": "web"}
+    assert (await life.delete(f"{at}/ports/8000")).status_code == 204
+    assert (await life.get(at)).json()["metadata"] == {}
+    assert (await life.delete(f"{at}/ports/x")).status_code == 400
+    assert (await life.post(f"{at}/ports", json={"port": 0})).status_code == 400
 
 
 async def test_no_kernel_without_its_template(served: Served, http: httpx.AsyncClient) -> None:

@@ -86,8 +86,9 @@ async def test_paused_hibernated_and_awake_again(life: httpx.AsyncClient) -> Non
     for _ in range(2):
         assert (await life.post(f"{at}/resume")).status_code == 204
         assert await status() == "running"
-    assert (await life.post(f"{at}/hibernate")).json()["status"] == "hibernated"
-    assert (await life.post(f"{at}/wake")).json()["status"] == "running"
+    for asleep, awake in (("hibernate", "wake"), ("stop", "start")):
+        assert (await life.post(f"{at}/{asleep}")).json()["status"] == "hibernated"
+        assert (await life.post(f"{at}/{awake}")).json()["status"] == "running"
 
 
 async def test_its_lifecycle(life: httpx.AsyncClient) -> None:
@@ -122,6 +123,8 @@ async def test_forks_of_a_sandbox(life: httpx.AsyncClient) -> None:
     assert (child["template"], child["ttl_seconds"]) == ("base", 900)
     other = (await life.post(f"{at}/fork", json={"metadata": {"a": "b"}})).json()["sandbox"]
     assert other["metadata"] == {"a": "b", "fork_parent_id": box["id"]}
+    two = (await life.post(f"{at}/fork", json={"count": 2})).json()["children"]
+    assert len(set(two)) == 2
 
 
 async def test_the_best_of_a_tree_stays(life: httpx.AsyncClient) -> None:
@@ -150,7 +153,7 @@ async def test_the_best_of_a_tree_stays(life: httpx.AsyncClient) -> None:
     again = await life.post(f"/v1/sandboxes/{ids[1]}/promote")
     assert again.json()["deleted"] == []
     refused = await life.post(f"{at}/promote", json=body)
-    assert refused.status_code == 409
+    assert refused.status_code == 400
 
 
 async def test_snapshots(life: httpx.AsyncClient) -> None:
