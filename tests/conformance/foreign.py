@@ -48,7 +48,7 @@ def environment(name: str) -> Path:
 class Worker:
     def __init__(self, python: Path, env: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
-            [str(python), "-u", str(WORKER)],
+            [str(python), "-uP", str(WORKER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**_clean(), **env},
