@@ -116,6 +116,8 @@ class Ports:
         machine = await self._machines.get(tenant, machine_id)
         _require_here(machine.phase)
         _check(port, protocol, visibility, name)
+        if port == EVERY and from_inside:
+            raise limits.bad("port", "is one: showing all of them is for the machine's owner")
         values: dict[str, Any] = {
             "id": ids.new(),
             "machine_id": machine.id,

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from roost import ids
+from roost.errors import InvalidRequestError
 from roost.services.models import Role
 from roost.services.places import Places
 from tests.unit.api.kit import OTHER, TENANT, Served, until
@@ -472,4 +473,6 @@ async def test_every_port_at_once(plane: Served) -> None:
             assert answer.status_code == 422
         assert (await plane.http.post(f"{path}/0/links")).status_code == 501
         assert (await plane.http.delete(f"{path}/0")).status_code == 204
+        with pytest.raises(InvalidRequestError):  # for its owner to say
+            await plane.ports.create(TENANT, machine, 0, from_inside=True)
         assert await status(plane, f"{server.port}-{machine}.localhost") == 401
