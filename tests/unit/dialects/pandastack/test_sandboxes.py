@@ -218,6 +218,20 @@ async def test_what_is_not_served_says_so(life: httpx.AsyncClient, path: str) ->
         assert "does not serve" in answer.json()["error"]
 
 
+async def test_what_changes_something_is_in_the_audit_log(
+    life: httpx.AsyncClient, engine: Served
+) -> None:
+    box = await made(life)
+    await life.post(f"/v1/sandboxes/{box['id']}/pause")
+    await life.get("/v1/sandboxes")
+    entries = (await engine.http.get("/v1/audit")).json()["items"]
+    told = [(each["action"], each["machine_id"], each["status"]) for each in entries]
+    assert told == [
+        ("pandastack.post.sandboxes.pause", box["id"], 204),
+        ("pandastack.post.sandboxes", box["id"], 201),
+    ]
+
+
 async def test_anothers_sandbox_is_not_there(life: httpx.AsyncClient, engine: Served) -> None:
     async with client(engine, engine.other_key) as theirs:
         box = await made(theirs)
