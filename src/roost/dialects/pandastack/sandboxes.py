@@ -71,7 +71,10 @@ class Sandboxes:
         try:
             made = await self._s.machines.create(who, wanted)
         except RoostError as failure:
-            caller(request).machine_id = failure.details.get("machine_id")
+            # It was made and does not run: nobody was told its id, so nobody else would end it.
+            if (failed := failure.details.get("machine_id")) is not None:
+                caller(request).machine_id = failed
+                await self._end(who, [failed])
             raise
         caller(request).machine_id = made.id
         bind_contextvars(machine_id=made.id)
@@ -234,9 +237,12 @@ class Sandboxes:
             for each in made:
                 await ports.create(who, each.id, EVERY_PORT, visibility="public")
         except BaseException:
-            ends = (self._s.machines.delete(who, each.id, wait=False) for each in made)
-            await asyncio.shield(asyncio.gather(*ends, return_exceptions=True))
+            await self._end(who, [each.id for each in made])
             raise
+
+    async def _end(self, who: str, made: Sequence[str]) -> None:
+        ends = (self._s.machines.delete(who, each, wait=False) for each in made)
+        await asyncio.shield(asyncio.gather(*ends, return_exceptions=True))
 
     async def _reap(
         self, who: str, winner: Machine, tree: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import httpx
 import pytest
@@ -65,6 +66,21 @@ async def test_one_whose_ports_cannot_be_shown_is_not_there(
     monkeypatch.setattr(engine.ports, "create", refuse)
     answer = await life.post("/v1/sandboxes", json=SMALL)
     assert answer.status_code == 503
+    assert (await life.get("/v1/sandboxes")).json() == []
+
+
+async def test_one_that_was_made_and_failed_is_taken_down(
+    life: httpx.AsyncClient, engine: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = engine.machines.create
+
+    async def fail(*args: Any) -> None:
+        machine = await create(*args)
+        raise error("CAPACITY_EXCEEDED", "too late", details={"machine_id": machine.id})
+
+    monkeypatch.setattr(engine.machines, "create", fail)
+    answer = await life.post("/v1/sandboxes", json=SMALL)
+    assert answer.status_code == 500 and "retry-after" not in answer.headers
     assert (await life.get("/v1/sandboxes")).json() == []
 
 
