@@ -35,11 +35,23 @@ def box(**more):
     return client.sandboxes.create(**{"template": "base", "ttl_seconds": 1800, **more})
 """
 # Counts for as long as it lives: what it says goes up by itself only where its memory went on.
-COUNTER = (
-    'nohup python3 -c \'import time\nn = 0\nwhile 1:\n n += 1\n open("/root/n", "w").write(str(n))\n'
-    " time.sleep(0.05)' >/dev/null 2>&1 & echo $! >/root/pid"
+COUNTER = """
+cat >/root/counter.py <<'END'
+import os, time
+n = 0
+while True:
+    n += 1
+    with open("/root/next", "w") as file:
+        file.write(str(n))
+    os.replace("/root/next", "/root/n")
+    time.sleep(0.05)
+END
+nohup python3 /root/counter.py >/dev/null 2>&1 &
+echo $! >/root/pid
+"""
+COUNT = (
+    "kill -0 $(cat /root/pid) && until [ -e /root/n ]; do sleep 0.05; done; sleep 0.2; cat /root/n"
 )
-COUNT = "kill -0 $(cat /root/pid) && until [ -s /root/n ]; do :; done; cat /root/n"
 
 
 @dataclass
