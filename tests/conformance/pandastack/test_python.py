@@ -336,6 +336,13 @@ done = client.templates.wait_for_build(made.id, poll_interval=0.2, timeout_secon
     sdk.records(*(f"client.templates.{each}" for each in (
         "list", "get", "delete", "builds", "get_build", "build_from_dockerfile", "build_logs", "wait_for_build"
     )))  # fmt: skip
+    sdk.run("""
+made = client.templates.register("conformance-image", "base", memory_mb=512)
+done = client.templates.wait_for_build(made.id, poll_interval=0.2)
+""")
+    assert sdk.value("client.templates.get('conformance-image').memory_mb") == 512
+    sdk.run("client.templates.delete('conformance-image')")
+    sdk.records("client.templates.register")
     refused = sdk.raises(
         "(context / 'r.tar').write_bytes(b'x'); client.templates.build('x', rootfs_tar=str(context / 'r.tar'))"
     )
@@ -421,6 +428,20 @@ def test_bad_input(sdk: Sdk, box: str, daemon: Daemon) -> None:
             foreign = sdk.raises("other.sandboxes.get(b.id)")
             assert foreign.kind == "NotFoundError"
             sdk.run("one.kill()")
+            # One to ask less often is: the client waits as long as it is told, and sends it again.
+            at = f"/v1/tenants/{tenant['tenant_id']}"
+            http.patch(at, json={"quotas": {"requests_per_second": 1, "request_burst": 1}})
+            sdk.run(
+                """
+tries = []
+patient = Client(api_key=KEY, on_create_retry=tries.append)
+patient.me()
+two = patient.sandboxes.create(template="base")
+"""
+            )
+            assert sdk.value("(tries[0].status_code, tries[0].retry_after_seconds)") == [429, 1.0]
+            http.patch(at, json={"quotas": {"requests_per_second": 1000, "request_burst": 1000}})
+            sdk.run("two.kill()")
         finally:
             http.delete(f"/v1/tenants/{tenant['tenant_id']}")
     sdk.records(
@@ -430,6 +451,7 @@ def test_bad_input(sdk: Sdk, box: str, daemon: Daemon) -> None:
         "ServerError",
         "SandboxTimeout",
         "CommandFailed",
+        "on_create_retry",
     )
 
 
