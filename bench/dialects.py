@@ -58,7 +58,22 @@ def dedalus(machine_id: str) -> Iterator[Pair]:
         )
 
 
-DIALECTS: dict[str, Callable[[str], Iterator[Pair]]] = {"dedalus": dedalus}
+def pandastack(machine_id: str) -> Iterator[Pair]:
+    box, machine = f"/v1/sandboxes/{machine_id}", f"/v1/machines/{machine_id}"
+    with contextlib.closing(Api("pds")) as theirs, contextlib.closing(Api()) as native:
+        yield "get", theirs.asking("GET", box), native.asking("GET", machine)
+        command = {"command": ["/bin/bash", "-c", "true"]}
+        yield (
+            "exec",
+            theirs.asking("POST", f"{box}/exec", {"cmd": "true"}),
+            native.asking("POST", f"{machine}/executions", command),
+        )
+
+
+DIALECTS: dict[str, Callable[[str], Iterator[Pair]]] = {
+    "dedalus": dedalus,
+    "pandastack": pandastack,
+}
 
 
 def run(report: Report, n: int) -> None:

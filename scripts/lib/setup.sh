@@ -61,6 +61,13 @@ install_tests() {
   apt_install "${test_packages[@]}"
 }
 
+# Clients of other services that are npm packages; those of Python are installed by the tests that use them.
+install_conformance() {
+  command -v npm >/dev/null && return
+  say "Installing nodejs npm"
+  apt_install nodejs npm
+}
+
 install_system() {
   local missing=()
   for p in "${system_packages[@]}"; do have_packages "$p" || missing+=("$p"); done

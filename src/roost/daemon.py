@@ -69,6 +69,7 @@ from roost.services.inner import Inner
 from roost.services.inside import Links, Requests
 from roost.services.keys import Keys
 from roost.services.layers import Layers
+from roost.services.listening import ListeningPorts
 from roost.services.machines import Machines
 from roost.services.places import Places
 from roost.services.policies import Policies
@@ -359,6 +360,7 @@ async def compose(
         trees=Trees(store, machines),
         tickets=Tickets(keys, engine.identity.secret, clock),
         exchange=Exchange(keys, rates, clock, engine.identity.secret),
+        listening=ListeningPorts(files),
     )
     asked = Requests(engine, machines, ports, services.usage, audit)
     stack.push_async_callback(asked.close)

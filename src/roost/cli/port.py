@@ -21,13 +21,17 @@ group = typer.Typer(
 )
 app.add_typer(group, name="port")
 
-PortArg = Annotated[int, typer.Argument(metavar="PORT", min=0, max=65535)]
+PortArg = Annotated[int, typer.Argument(metavar="PORT", min=1, max=65535)]
+ShownArg = Annotated[
+    int,
+    typer.Argument(metavar="PORT", min=0, max=65535, help="0: every port not shown by itself."),
+]
 
 
 @group.command()
 def add(
     machine: MachineArg,
-    port: PortArg,
+    port: ShownArg,
     public: Annotated[
         bool, typer.Option("--public", help="For everybody, without a token.")
     ] = False,
@@ -49,16 +53,26 @@ def add(
     if json:
         print_json(made)
     else:
-        say(made["url"] or f"{port}/tcp")
+        say(made["url"] or (f"{port}/tcp" if tcp else "every port"))
 
 
 @group.command("list", hidden=True)
 @group.command("ls")
-def list_(machine: MachineArg, json: Json = False) -> None:
+def list_(
+    machine: MachineArg,
+    listening: Annotated[
+        bool, typer.Option("--listening", help="Those that programs in it listen on instead.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """List the ports of a machine that are shown."""
-    found = find(machine).ports.list()
+    ports = find(machine).ports
+    found = ports.listening() if listening else ports.list()
     if json:
         print_json({"items": found})
+        return
+    if listening:
+        table(["PORT", "ADDRESSES"], [(str(p["port"]), " ".join(p["addresses"])) for p in found])
         return
     table(
         ["PORT", "PROTOCOL", "VISIBILITY", "NAME", "URL", "CREATED"],
@@ -77,7 +91,7 @@ def list_(machine: MachineArg, json: Json = False) -> None:
 
 
 @group.command()
-def rm(machine: MachineArg, port: PortArg, json: Json = False) -> None:
+def rm(machine: MachineArg, port: ShownArg, json: Json = False) -> None:
     """Show a port no more; what is open there ends."""
     found = find(machine)
     found.ports.delete(port)

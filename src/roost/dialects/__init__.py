@@ -8,7 +8,7 @@ from __future__ import annotations
 import grpc
 
 from roost.api.v1.services import Services
-from roost.dialects import boxd, dedalus
+from roost.dialects import boxd, dedalus, pandastack
 from roost.dialects.e2b import app as e2b
 from roost.gateway.calls import Calls
 from roost.gateway.dispatch import Target
@@ -19,7 +19,12 @@ __all__ = ["handlers", "previews", "targets"]
 
 def targets(services: Services) -> list[Target]:
     """Those that HTTP reaches, to stand before the native one."""
-    return [*dedalus.targets(services), *e2b.targets(services), boxd.target(services.exchange)]
+    return [
+        *dedalus.targets(services),
+        *e2b.targets(services),
+        *pandastack.targets(services),
+        boxd.target(services.exchange),
+    ]
 
 
 def previews(plane: Plane) -> None:

@@ -302,7 +302,7 @@ class Gateway:
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_MACHINE = re.compile(r"/v1/machines/([a-z0-9]{26,40})(?:/|$)")
+_MACHINE = re.compile(r"/v1/(?:machines|sandboxes)/([a-z0-9]{26,40})(?:/|$)")
 
 
 @contextlib.contextmanager

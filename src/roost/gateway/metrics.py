@@ -135,7 +135,7 @@ def resident_bytes() -> float:
 
 _KNOWN = frozenset(
     {"machines", "executions", "terminals", "files", "templates", "keys", "host", "usage", "logs"}
-    | {"egress"}
+    | {"egress", "sandboxes"}
 )
 
 

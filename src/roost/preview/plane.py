@@ -33,8 +33,10 @@ FREE = 64  # connections kept of a port
 FREE_S = 3.0  # for so long: less than servers keep theirs (Node, uvicorn: 5 s)
 OF_MACHINE = 512  # connections to one
 OF_TOKEN = 64  # requests under way with one token or link
+# Under the name of PandaStack, too: its clients know no other.
 _PATH = re.compile(
-    rb"(/v1/machines/([a-z0-9]{26,40})/proxy/([1-9]\d{0,4}))(?:(/[^?]*)(\?.*)?)?", re.DOTALL
+    rb"(/v1/(?:machines|sandboxes)/([a-z0-9]{26,40})/proxy/([1-9]\d{0,4}))(?:(/[^?]*)(\?.*)?)?",
+    re.DOTALL,
 )
 # The CDP of a machine's browser: a WebSocket, by a key in a header or by a link in the query.
 _CDP = re.compile(
@@ -196,7 +198,7 @@ class Plane:
 
     def path(self, target: bytes) -> Path | None:
         """Where a path form leads."""
-        if not target.startswith(b"/v1/machines/"):
+        if not target.startswith((b"/v1/machines/", b"/v1/sandboxes/")):
             return None
         match = _CDP.fullmatch(target)
         if match is not None:

@@ -95,6 +95,7 @@ class Visitor(asyncio.Protocol):
         self.old = False  # HTTP/1.0
         self.closes = False  # after this answer
         self.by_path = False
+        self.flat = False  # errors are said as PandaStack says them
         self.websocket = False
         self.asked_all = True  # the request's body is through
         self.port = 0
@@ -329,6 +330,7 @@ class Visitor(asyncio.Protocol):
         self.old = old
         self.closes = self.closes or f.close or (old and not f.keep)
         self.by_path = path is not None
+        self.flat = path is not None and path.before.startswith(b"/v1/sandboxes/")
         self.websocket = f.websocket and not old
         self.grant = None
         self.route = None
@@ -569,13 +571,17 @@ class Visitor(asyncio.Protocol):
         self.closes = self.closes or not keep or not self.asked_all or self.old
         failure = discreet(failure)
         label = None if self._memo is None or self.by_path else self._memo.label
+        if self.flat:
+            said: tuple[int, dict[str, Any]] | None = failure.status, {"error": failure.message}
+        else:
+            said = None if label is None else self.plane.said(label, failure)
         self.transport.write(
             pages.failure(
                 failure,
                 as_html,
                 head=self.method == b"HEAD",
                 close=self.closes,
-                said=None if label is None else self.plane.said(label, failure),
+                said=said,
             )
         )
         self.answered()

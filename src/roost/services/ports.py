@@ -27,7 +27,7 @@ from roost.clock import Clock
 from roost.engine.lifecycle import Phase
 from roost.errors import ConflictError, LimitError, NotFoundError, UnsupportedError
 from roost.network.addresses import AGENT_PORT
-from roost.services import limits, places
+from roost.services import browser, code, computer, limits, places
 from roost.services.links import Links
 from roost.services.machines import Machines
 from roost.services.models import UNSET, Port, Unset
@@ -36,13 +36,13 @@ from roost.store import Store, machines
 from roost.store import ports as rows
 
 PORTS = 64  # of a machine
+EVERY = 0  # shown: every port that is not shown by itself, under {port}-{machine id} as those are
+# Of servers that Roost's own calls use; they are shown where they are asked for by number.
+OWN = frozenset({AGENT_PORT, browser.PORT, code.HELPER.port, computer.HELPER.port})
 NAMES = 10_000  # of a tenant, with those it had
 LINK_S = 3600
 LINK_MAX_S = 7 * 86_400
 PASS_S = 10 * 365 * 86_400
-EVERY = 0
-# What Roost itself serves inside a machine: shown only where somebody names it.
-OURS = frozenset({7110, AGENT_PORT, 7112, 7113, 7114, 9222})
 ENDED = 10_000  # machines that showed every port, remembered for what is said of them afterwards
 _GONE = (Phase.DESTROYING, Phase.DESTROYED)
 
@@ -90,7 +90,7 @@ class Ports:
         if place is None:
             return self._named.get(label)
         found = self._hosts.get((place.machine_id, place.port))
-        if found is None and place.port not in OURS:
+        if found is None and place.port not in OWN:
             every = self._hosts.get((place.machine_id, EVERY))
             return None if every is None else replace(every, port=place.port)
         return found
@@ -144,6 +144,8 @@ class Ports:
         machine = await self._machines.get(tenant, machine_id)
         _require_here(machine.phase)
         _check(port, protocol, visibility, name)
+        if port == EVERY and from_inside:
+            raise limits.bad("port", "is one: showing all of them is for the machine's owner")
         values: dict[str, Any] = {
             "id": ids.new(),
             "machine_id": machine.id,
@@ -233,7 +235,8 @@ class Ports:
         base = self.url(found)
         if base is None:
             raise UnsupportedError(
-                "Links open one HTTP port: a tcp port is reached with roost port-forward."
+                "Links open HTTP ports, one each: a tcp port is reached with roost port-forward, and of every port "
+                "(0) show the one you mean by itself."
             )
         if not 1 <= ttl_seconds <= LINK_MAX_S:
             raise limits.bad("ttl_seconds", f"is from 1 to {LINK_MAX_S}")

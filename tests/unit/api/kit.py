@@ -54,6 +54,7 @@ from roost.services.files import Files
 from roost.services.helpers import Helpers
 from roost.services.inner import Inner
 from roost.services.keys import Keys
+from roost.services.listening import ListeningPorts
 from roost.services.models import (
     UNSET,
     Allowance,
@@ -711,7 +712,7 @@ class Served:
             volumes=self.engine.volumes if self.engine else _any(FakeVolumes()),
             executions=self.executions,
             terminals=Terminals(machines),
-            files=Files(machines),
+            files=(files := Files(machines)),
             templates=self.engine.templates if self.engine else _any(FakeTemplates()),
             builds=self.engine.builds if self.engine else _any(FakeBuilds()),
             build_files=BuildFiles(
@@ -745,6 +746,7 @@ class Served:
                 machines, self.engine.volumes if self.engine else _any(FakeVolumes())
             ),
             exchange=Exchange(self.keys, self.rates, clock, b"secret"),
+            listening=ListeningPorts(files),
         )
         self.app = create_app(self.services)
         table = Table(

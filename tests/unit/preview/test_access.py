@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from roost import ids
+from roost.errors import InvalidRequestError
 from roost.services.models import Role
 from roost.services.places import Places
 from tests.unit.api.kit import OTHER, TENANT, Served, until
@@ -451,3 +452,27 @@ async def test_a_name_stays_its_first_tenants(
     monkeypatch.setattr("roost.services.ports.NAMES", 1)
     more = await plane.http.post(f"/v1/machines/{mine}/ports", json={"port": 2, "name": "web2"})
     assert more.json()["error_code"] == "QUOTA_EXCEEDED"
+
+
+async def test_every_port_at_once(plane: Served) -> None:
+    """Port 0: each that is not shown by itself, but for those that Roost's own calls use."""
+    async with inside() as server, inside() as other:
+        machine = plane.machine()
+        path = f"/v1/machines/{machine}/ports"
+        made = await plane.http.post(path, json={"port": 0, "visibility": "public"})
+        assert made.status_code == 201 and made.json()["url"] is None
+        for each in (server, other):
+            assert await status(plane, f"{each.port}-{machine}.localhost") == 200
+        assert await status(plane, f"7114-{machine}.localhost") == 401
+        # One that is shown by itself is as it says.
+        await plane.http.post(path, json={"port": other.port, "visibility": "private"})
+        assert await status(plane, f"{other.port}-{machine}.localhost") == 401
+        assert await status(plane, f"{server.port}-{machine}.localhost") == 200
+        for wrong in ({"protocol": "tcp"}, {"name": "all"}):
+            answer = await plane.http.post(path, json={"port": 0, **wrong})
+            assert answer.status_code == 422
+        assert (await plane.http.post(f"{path}/0/links")).status_code == 501
+        assert (await plane.http.delete(f"{path}/0")).status_code == 204
+        with pytest.raises(InvalidRequestError):  # for its owner to say
+            await plane.ports.create(TENANT, machine, 0, from_inside=True)
+        assert await status(plane, f"{server.port}-{machine}.localhost") == 401

@@ -464,6 +464,16 @@ class Ports(Answer):
     next_cursor: None
 
 
+class Listening(Answer):
+    port: int
+    addresses: list[str] = Field(description="0.0.0.0 and :: are all of the machine's.")
+
+
+class ListeningPorts(Answer):
+    items: list[Listening]
+    next_cursor: None
+
+
 class Link(Answer):
     url: str
     expires_at: datetime

@@ -106,7 +106,7 @@ def create_app(s: Services) -> FastAPI:
         volumes, ssh_keys, tenants, audit, usage, templates, host, browser, computer, code,
     )  # fmt: skip
     # The routes themselves: a router that is included makes each of them a second time, and is searched for each call.
-    for router in (*(make.router(s) for make in things), templates.builds(s)):
+    for router in (*(make.router(s) for make in things), templates.builds(s), ports.listening(s)):
         app.router.routes.extend(router.routes)
 
     @app.get("/healthz", tags=["host"], response_model=answers.Health)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
@@ -15,7 +16,19 @@ from roost.gateway.respond import Json
 from roost.services.models import UNSET, Port
 from roost.services.ports import LINK_S
 
-Number = Annotated[int, Path(ge=0, le=65535)]
+Number = Annotated[int, Path(ge=0, le=65535, description="0: every port not shown by itself.")]
+
+
+def listening(s: Services) -> APIRouter:
+    r = routes.router("/v1/machines/{machine_id}/listening", "ports")
+
+    @r.get("", response_model=answers.ListeningPorts)
+    async def list_listening(request: Request, machine_id: str) -> Response:
+        """The TCP ports programs in the machine listen on, shown outside or not."""
+        found = await s.listening.list(tenant(request), machine_id)
+        return Json({"items": [asdict(each) for each in found], "next_cursor": None})
+
+    return r
 
 
 def router(s: Services) -> APIRouter:

@@ -22,6 +22,7 @@ from roost.services.executions import Executions
 from roost.services.files import Files
 from roost.services.host import Host
 from roost.services.keys import Keys
+from roost.services.listening import ListeningPorts
 from roost.services.machines import Machines
 from roost.services.models import Principal, Role
 from roost.services.policies import Policies
@@ -74,6 +75,7 @@ class Services:
     trees: Trees
     tickets: Tickets
     exchange: Exchange
+    listening: ListeningPorts
 
 
 def caller(connection: HTTPConnection) -> Caller:

@@ -20,6 +20,7 @@ class Ports:
     def __init__(self, http: HTTP, machine_id: str) -> None:
         self._http = http
         self._path = f"/v1/machines/{machine_id}/ports"
+        self._listening = f"/v1/machines/{machine_id}/listening"
 
     def create(
         self,
@@ -29,8 +30,8 @@ class Ports:
         name: str | None = None,
         protocol: str = "http",
     ) -> dict[str, Any]:
-        """Shows a port outside, at its ``url``. ``visibility``: private (a key, a token or a link opens it) or
-        public. ``name``: its host is that instead of port and machine. Raises ConflictError, LimitError."""
+        """Shows a port outside, at its ``url``; 0: every port that is not shown by itself, at ``{port}-{machine id}``
+        (without a ``url``). ``visibility``: private (a key, a token or a link opens it) or public. ``name``: its host is that instead of port and machine. Raises ConflictError, LimitError."""
         body = given(port=port, visibility=visibility, name=name, protocol=protocol)
         made: dict[str, Any] = self._http.call("POST", self._path, json=body)
         return made
@@ -38,6 +39,10 @@ class Ports:
     def list(self) -> builtins.list[dict[str, Any]]:
         """By number."""
         return list(self._http.pages(self._path, {}, None))
+
+    def listening(self) -> builtins.list[dict[str, Any]]:
+        """{port, addresses} of each TCP port a program in the machine listens on, shown outside or not."""
+        return list(self._http.pages(self._listening, {}, None))
 
     def get(self, port: int) -> dict[str, Any]:
         """Raises NotFoundError PORT_NOT_FOUND."""
