@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from roost.errors import RoostError
-from roost.services.ports import EVERY, OURS, Ports
+from roost.services.ports import EVERY, OWN, Ports
 from tests.unit.api.kit import TENANT, Served, serving
 
 
@@ -24,7 +24,7 @@ async def test_ports_without_a_row_are_shown_as_that_row_says(tmp_path: Path) ->
         assert found is not None and (found.port, found.public) == (3000, False)
         own = await ports.create(TENANT, machine, 3000, visibility="public")
         assert ports.at(f"3000-{machine}") == own, "one of its own counts more"
-        for each in OURS:
+        for each in OWN:
             assert ports.at(f"{each}-{machine}") is None
         assert ports.at(f"0-{machine}") is None
         every = ports.every(machine)
