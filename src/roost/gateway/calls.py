@@ -136,7 +136,7 @@ class Calls:
 
             async def serve() -> None:
                 nonlocal answer
-                made = await method.serve(call, _read(method, source))
+                made = await method.serve(call, await _read(method, source))
                 await self._note(method, call, 200)
                 answer = made.SerializeToString()
 
@@ -147,7 +147,8 @@ class Calls:
         with bound_contextvars(request_id=call.request_id):
 
             async def serve() -> None:
-                answers: AsyncGenerator[Message, None] = method.serve(call, _read(method, source))
+                asked = await _read(method, source)
+                answers: AsyncGenerator[Message, None] = method.serve(call, asked)
                 async with contextlib.aclosing(answers):
                     async for each in answers:
                         if not call.noted:
@@ -272,13 +273,10 @@ class _Service(grpc.GenericRpcHandler):
         async def stream(source: Any, context: Any) -> None:
             await guard.stream(method, _call(path, action, context), source, context)
 
-        if method.many:
-            if method.streams:
-                return grpc.stream_stream_rpc_method_handler(stream)
-            return grpc.stream_unary_rpc_method_handler(unary)
+        # Also of one message: it is not read, and kept, before it is known whose it is.
         if method.streams:
-            return grpc.unary_stream_rpc_method_handler(stream)
-        return grpc.unary_unary_rpc_method_handler(unary)
+            return grpc.stream_stream_rpc_method_handler(stream)
+        return grpc.stream_unary_rpc_method_handler(unary)
 
 
 def code_of(failure: RoostError) -> grpc.StatusCode:
@@ -299,8 +297,14 @@ def _why(own: Session, stop: asyncio.CancelledError) -> BaseException:
     return stop
 
 
-def _read(method: Method, source: Any) -> Any:
-    return _each(method, source) if method.many else _parse(method, source)
+async def _read(method: Method, source: AsyncIterator[bytes]) -> Any:
+    """Raises INVALID_BODY."""
+    if method.many:
+        return _each(method, source)
+    raw = await anext(aiter(source), None)
+    if raw is None:
+        raise InvalidRequestError("A message is missing.", code="INVALID_BODY")
+    return _parse(method, raw)
 
 
 async def _each(method: Method, source: AsyncIterator[bytes]) -> AsyncIterator[Message]:

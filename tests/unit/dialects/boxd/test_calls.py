@@ -173,6 +173,22 @@ async def test_what_is_no_message(box: Box) -> None:
     assert caught.value.code() is S.INVALID_ARGUMENT
 
 
+async def test_no_message_at_all(box: Box) -> None:
+    call = box._channel.stream_unary(f"/{boxd.SERVICE}/GetVm", bytes, pb.Vm.FromString)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call(iter(()), metadata=box._metadata, timeout=20)
+    assert caught.value.code() is S.INVALID_ARGUMENT
+
+
+async def test_a_strangers_message_is_not_waited_for(box: Box) -> None:
+    """So none of it is kept."""
+    call = box._channel.stream_unary(f"/{boxd.SERVICE}/UploadFile", bytes, pb.Empty.FromString)
+    held = call(metadata=[("authorization", "Bearer nobody")], timeout=20)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await held
+    assert caught.value.code() is S.UNAUTHENTICATED
+
+
 async def test_a_failure_of_ours_says_nothing_of_itself(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from roost.dialects.boxd import names, proxies, shapes
 from roost.dialects.boxd.wire import boxd_pb2 as pb
 from roost.egress.policy import Policy
 from roost.errors import InvalidRequestError
-from tests.unit.api.kit import TENANT
+from tests.unit.api.kit import OTHER, TENANT
 
 from .conftest import Box
 
@@ -420,6 +420,35 @@ async def test_who_asks(box: Box) -> None:
     assert [(each.id, each.is_admin) for each in orgs.orgs] == [(TENANT, True)]
     suggested = await box("SuggestVmName", pb.Empty(), pb.Name)
     assert names._LABEL.fullmatch(suggested.name)
+
+
+async def test_keys(box: Box) -> None:
+    asked = pb.CreateApiKeyRequest(name="ci", expires_in_secs=3600)
+    made = await box("CreateApiKey", asked, pb.CreateApiKeyResponse)
+    assert made.api_key.startswith("bxk_")
+    assert made.expires_at
+    me = await box.as_(made.api_key)("Whoami", pb.Empty(), pb.WhoamiResponse)
+    assert me.user_id == TENANT
+    found = (await box("ListApiKeys", pb.Empty(), pb.ListApiKeysResponse)).keys
+    assert [(k.name, bool(k.expires_at)) for k in found] == [("k", False), ("ci", True)]
+    await box("DeleteApiKey", pb.ApiKeyRef(id=made.id))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await box.as_(made.api_key)("Whoami", pb.Empty())
+    assert caught.value.code() is S.UNAUTHENTICATED
+    others = await box.served.keys.list(OTHER)
+    assert (await refused(box, "DeleteApiKey", pb.ApiKeyRef(id=others[0].id)))[0] is S.NOT_FOUND
+    org = pb.CreateApiKeyRequest(name="x", kind="org")
+    assert (await refused(box, "CreateApiKey", org))[0] is S.UNIMPLEMENTED
+
+
+async def test_ssh_keys(box: Box) -> None:
+    line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ1kR2bT0JzqzVJ6e0b0qkYF7v0Zk1v5C3mX0YkQ3m2a me"
+    for _ in range(2):
+        await box("LinkSshKey", pb.LinkSshKeyRequest(pubkey=line, label="laptop"))
+    me = await box("Whoami", pb.Empty(), pb.WhoamiResponse)
+    assert [each.startswith("SHA256:") for each in me.pubkey_fingerprints] == [True]
+    bad = pb.LinkSshKeyRequest(pubkey="nonsense")
+    assert (await refused(box, "LinkSshKey", bad))[0] is S.INVALID_ARGUMENT
 
 
 def test_names() -> None:
