@@ -391,3 +391,29 @@ async def test_nobodys_is_not_written_down(served: Served) -> None:
     )
     await asyncio.sleep(0.1)
     assert not served.executions.running
+
+
+async def test_what_runs_by_the_number_it_has_in_its_machine(served: Served) -> None:
+    mid = served.machine()
+    base = f"/v1/machines/{mid}"
+    started = (
+        await served.http.post(
+            f"{base}/executions?wait=false", json={"command": ["/bin/sh", "-c", "echo $$; cat"], "stdin_stream": True}
+        )
+    ).json()  # fmt: skip
+
+    async def pids() -> list[int]:  # of this one: other tests' run in the same agent
+        items = (await served.http.get(f"{base}/processes")).json()["items"]
+        return [each["pid"] for each in items if each["execution_id"] == started["execution_id"]]
+
+    (pid,) = await pids()
+    ended = await served.http.post(
+        f"{base}/executions/{started['execution_id']}/stdin", params={"eof": True}, content=b""
+    )
+    assert ended.status_code == 200
+    await until(lambda: not served.executions.running)
+    output = (await served.http.get(f"{base}/executions/{started['execution_id']}/output")).json()
+    assert output["stdout"] == f"{pid}\n"
+    assert await pids() == []
+    foreign = await served.client(served.other_key).get(f"{base}/processes")
+    assert foreign.status_code == 404

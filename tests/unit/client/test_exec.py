@@ -220,3 +220,16 @@ async def test_the_async_half(stub: Stub) -> None:
         stream = m.exec_stream("x")
         assert [c.data async for c in stream] == [b"x"]
         assert stream.exit_code == 0
+
+
+def test_what_runs_by_pid(stub: Stub, m: Machine) -> None:
+    running = {**execution(status="running", exit_code=None), "pid": 42}
+    stub.on(
+        "GET",
+        f"/v1/machines/{MACHINE_ID}/processes",
+        lambda _: {"items": [running], "next_cursor": None},
+    )
+    found = m.executions.by_pid()
+    assert [(pid, each.id, each.running) for pid, each in found.items()] == [
+        (42, EXECUTION_ID, True)
+    ]

@@ -377,6 +377,7 @@ class Terminal(Answer):
     stream_url: str
     exit_code: int | None
     viewers: int
+    pid: int
     created_at: datetime
 
 

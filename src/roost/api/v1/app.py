@@ -30,6 +30,7 @@ from roost.api.v1 import (
     machines,
     ports,
     problems,
+    processes,
     routes,
     secrets,
     snapshots,
@@ -103,7 +104,7 @@ def create_app(s: Services) -> FastAPI:
     # Machines before files: /v1/machines/by-key/files is a machine's key, not a machine's files.
     things = (
         executions, terminals, connect, machines, lineage, egress, files, keys, ports, secrets, exports, snapshots,
-        volumes, ssh_keys, tenants, audit, usage, templates, host, browser, computer, code,
+        volumes, ssh_keys, tenants, audit, usage, templates, host, browser, computer, code, processes,
     )  # fmt: skip
     # The routes themselves: a router that is included makes each of them a second time, and is searched for each call.
     for router in (*(make.router(s) for make in things), templates.builds(s), ports.listening(s)):

@@ -315,6 +315,7 @@ def terminal(t: Terminal, stream_url: str) -> Object:
         "stream_url": stream_url,
         "exit_code": t.exit_code,
         "viewers": t.viewers,
+        "pid": t.pid,
         "created_at": time(t.created_at),
     }
 

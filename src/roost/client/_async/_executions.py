@@ -167,6 +167,13 @@ class AsyncExecutions:
         data = await self._http.call("GET", f"{self._path}/{segment(execution_id)}")
         return AsyncExecution(self._http, data)
 
+    async def by_pid(self) -> dict[int, AsyncExecution]:
+        """What runs, by the number its command has in the machine. In a fork, also what came along with its parent's
+        memory."""
+        path = f"/v1/machines/{self._machine_id}/processes"
+        found = (await self._http.call("GET", path))["items"]
+        return {int(item["pid"]): AsyncExecution(self._http, item) for item in found}
+
     async def start(
         self,
         command: Command,

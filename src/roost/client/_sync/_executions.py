@@ -163,6 +163,13 @@ class Executions:
         data = self._http.call("GET", f"{self._path}/{segment(execution_id)}")
         return Execution(self._http, data)
 
+    def by_pid(self) -> dict[int, Execution]:
+        """What runs, by the number its command has in the machine. In a fork, also what came along with its parent's
+        memory."""
+        path = f"/v1/machines/{self._machine_id}/processes"
+        found = (self._http.call("GET", path))["items"]
+        return {int(item["pid"]): Execution(self._http, item) for item in found}
+
     def start(
         self,
         command: Command,

@@ -22,8 +22,9 @@ from roost.services.machines import Machines
 DEFAULT = "user"  # of E2B's templates
 FRESH_S = 10.0
 AGAIN_S = 1.0  # so often a name that is not there is looked for anew
-MAX_BYTES = 1 << 20
-MACHINES = 2000
+MAX_BYTES = 64 * 1024
+MAX_USERS = 256
+MACHINES = 1000
 _ID = re.compile(r"\d{1,9}", re.ASCII)
 
 
@@ -134,6 +135,8 @@ def parsed(text: bytes) -> Mapping[str, Account]:
             continue
         if not home.startswith("/") or "\0" in home or len(home) > 1024:
             home = "/"
+        if len(table) == MAX_USERS:
+            break
         table[name] = Account(
             name, int(fields[2]), int(fields[3]), home, name, f"{int(fields[2])}:{int(fields[3])}"
         )

@@ -30,7 +30,7 @@ from roost.dialects.e2b.envd.parts import Part, Parts, boundary
 from roost.dialects.e2b.envd.place import Place, place, user_of
 from roost.dialects.e2b.envd.refusals import Refused, gone, http_status, missing
 from roost.dialects.serving import body
-from roost.errors import RoostError
+from roost.errors import RoostError, error
 from roost.gateway.respond import Json, Streamed
 from roost.services.files import FileInfo, Write
 
@@ -64,6 +64,8 @@ class FileRoutes:
         path = account.path(request.query_params.get("path", ""))
         asked = byte_range(request.headers.get("range"))
         part = asked or Range()
+        if part.suffix == 0:
+            raise _beyond()
         try:
             reading = await self._files.read(
                 where.tenant, where.machine_id, path, part.offset, part.length, part.suffix or 0
@@ -75,7 +77,7 @@ class FileRoutes:
             size = max(reading.info.size, reading.offset + reading.length)
             if reading.length == 0:
                 await reading.data.aclose()
-                raise Refused("out_of_range", f"the file has {size} bytes")
+                raise _beyond()
             end = reading.offset + reading.length - 1
             headers["content-range"] = f"bytes {reading.offset}-{end}/{size}"
         elif _wants_gzip(request):
@@ -176,6 +178,10 @@ def answered(endpoint: Endpoint) -> Endpoint:
             return Json({"code": status, "message": shown.message}, status)
 
     return wrapped
+
+
+def _beyond() -> RoostError:
+    return error("RANGE_NOT_SATISFIABLE", "the range lies beyond the file's end")
 
 
 def _about(path: bytes, failure: RoostError) -> RoostError | Refused:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import posixpath
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from roost.api.v1.services import Services
 from roost.dialects.e2b.envd import messages
@@ -20,10 +21,24 @@ from roost.errors import RoostError
 from roost.services.files import FileInfo, Files
 
 ENTRIES = 20_000
+ENTRY_BYTES = 8 * 2**20  # of their paths
 PAGE = 1000
 MAX_LINKS = 8
 LINKS_AT_ONCE = 8
 _ALIVE: Said = {"keepalive": {}}
+
+
+@dataclass(slots=True)
+class _Found:
+    entries: list[Said]
+    held: int = 0  # bytes of names
+
+    def add(self, shown: Said, path: bytes) -> None:
+        """Raises Refused."""
+        self.held += len(path)
+        if len(self.entries) >= ENTRIES or self.held > ENTRY_BYTES:
+            raise Refused("out_of_range", f"more than {ENTRIES} entries: list less deep")
+        self.entries.append(shown)
 
 
 class Filesystem:
@@ -88,10 +103,11 @@ class Filesystem:
     async def list_dir(self, call: Call, asked: messages.ListDir) -> Said:
         path = (await self._as(call)).path(asked.path)
         await self._directory(call.place, path, "directory")
-        found: list[Said] = []
+        found = _Found([])
         await self._walk(call.place, path, max(1, asked.depth), found)
         notes = await self._metadata.of(call.place)
-        return {"entries": [_noted(each, notes) for each in found] if notes else found}
+        entries = found.entries
+        return {"entries": [_noted(each, notes) for each in entries] if notes else entries}
 
     async def remove(self, call: Call, asked: messages.OfPath) -> Said:
         path = (await self._as(call)).path(asked.path)
@@ -152,7 +168,7 @@ class Filesystem:
         if info.kind != "directory":
             raise Refused("invalid_argument", f"path is not a directory: {text(path)}")
 
-    async def _walk(self, place: Place, path: bytes, depth: int, found: list[Said]) -> None:
+    async def _walk(self, place: Place, path: bytes, depth: int, found: _Found) -> None:
         """Entries by name, each directory's after it."""
         cursor: str | None = None
         while True:
@@ -161,10 +177,8 @@ class Filesystem:
             )
             targets = await self._targets(place, path, page.items)
             for info in page.items:
-                if len(found) >= ENTRIES:
-                    raise Refused("out_of_range", f"more than {ENTRIES} entries: list less deep")
                 below = posixpath.join(path, info.name)
-                found.append(entry(info, below, targets.get(info.name)))
+                found.add(entry(info, below, targets.get(info.name)), below)
                 if info.kind == "directory" and depth > 1:
                     with _vanishing():
                         await self._walk(place, below, depth - 1, found)

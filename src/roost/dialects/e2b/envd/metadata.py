@@ -23,8 +23,8 @@ from roost.services.files import Files, Write
 from roost.services.machines import Machines
 
 FILE = b"/var/lib/roost/e2b-metadata.json"
-MAX_BYTES = 1 << 20  # of all a machine's
-MACHINES = 2000
+MAX_BYTES = 128 * 1024  # of all a machine's
+MACHINES = 1000
 PREFIX = "x-metadata-"
 _VALUE = re.compile(r"[\x20-\x7e]*", re.ASCII)
 Notes: TypeAlias = dict[str, dict[str, str]]  # of a path

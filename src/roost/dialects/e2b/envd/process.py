@@ -26,7 +26,8 @@ from roost.services.terminals import OpenTerminal, Terminal, Viewer
 from roost.store.executions import ExecutionRow
 
 NOTES = 4096
-NOTE_BYTES = 8192
+NOTE_BYTES = 4096
+DEADLINES = 4096  # of terminals
 _ALIVE: Said = {"event": {"keepalive": {}}}
 _SIGNALS = {
     1: "hangup",
@@ -77,7 +78,7 @@ class Processes:
         self._terminals = services.terminals
         self._accounts = accounts
         self._notes: OrderedDict[str, Note] = OrderedDict()  # of an execution or a terminal
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending: OrderedDict[str, asyncio.Task[None]] = OrderedDict()  # terminals
 
     def service(self) -> Service:
         s = Service("process.Process")
@@ -195,6 +196,7 @@ class Processes:
             if found.terminal.id in self._notes:
                 self._notes[found.terminal.id].killed = True
             await self._terminals.close(*where, found.terminal.id)
+            self._ended(found.terminal.id)
             return {}
         try:
             await self._executions.signal(*where, found.row.id, asked.signal)
@@ -228,6 +230,8 @@ class Processes:
         self._keep(process.execution.id, note)
         async with contextlib.aclosing(_process(process.pid, events)) as told:
             async for each in told:
+                if "end" in each["event"]:
+                    self._ended(process.execution.id)
                 yield each
 
     async def _open(
@@ -250,15 +254,27 @@ class Processes:
             term=note.envs.get("TERM"),
         )
         terminal = await self._terminals.open(*where, spec)
-        self._keep(terminal.id, note)
+        self._keep(terminal.id, note)  # from here on not what was asked, but what is told of it
         if timeout_ms is not None:
-            ending = asyncio.ensure_future(self._end(call.place, terminal.id, timeout_ms / 1000))
-            self._ending.add(ending)
-            ending.add_done_callback(self._ending.discard)
+            self._end_later(call.place, terminal.id, timeout_ms / 1000)
         viewer = await self._terminals.attach(*where, terminal.id)
         async with contextlib.aclosing(self._watched(_Tty(terminal.pid, terminal), viewer)) as told:
             async for each in told:
                 yield each
+
+    def _end_later(self, place: Place, terminal_id: str, after_s: float) -> None:
+        ending = asyncio.ensure_future(self._end(place, terminal_id, after_s))
+        self._ending[terminal_id] = ending
+        ending.add_done_callback(lambda _: self._ending.pop(terminal_id, None))
+        if len(self._ending) > DEADLINES:  # the oldest goes on without
+            self._ending.pop(next(iter(self._ending))).cancel()
+
+    def _ended(self, of: str) -> None:
+        """What was kept for its sake."""
+        self._notes.pop(of, None)
+        ending = self._ending.pop(of, None)
+        if ending is not None:
+            ending.cancel()
 
     async def _end(self, place: Place, terminal_id: str, after_s: float) -> None:
         """A terminal at its deadline; of a machine that sleeps by then, nothing is ended: it would be woken for it."""
@@ -280,6 +296,7 @@ class Processes:
                 if shown.HasField("closed"):
                     code = shown.closed.exit_code
                     signal = 9 if note is not None and note.killed else None
+                    self._ended(found.terminal.id)
                     yield _over(code, signal)
                     return
             raise Refused("unavailable", _LOST)
@@ -333,14 +350,13 @@ class Processes:
         return found.row.name if isinstance(found, _Run) else None
 
     def _keep(self, of: str, note: Note) -> None:
-        """Bounded: what is long is told without its environment, and the oldest are forgotten."""
+        """Bounded: what is long is not told again, and the oldest are forgotten."""
         size = sum(len(name) + len(value) for name, value in note.envs.items())
-        kept = Note(note.tag, note.envs, note.command, note.cwd)
         if size > NOTE_BYTES:
-            kept.envs = {}
+            note.envs = {}
         if sum(len(each) for each in note.command) > NOTE_BYTES:
-            kept.command = [each[:1024] for each in note.command[:8]]
-        self._notes[of] = kept
+            note.command = [each[:256] for each in note.command[:8]]
+        self._notes[of] = note
         if len(self._notes) > NOTES:
             self._notes.popitem(last=False)
 

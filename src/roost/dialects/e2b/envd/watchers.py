@@ -28,10 +28,13 @@ from roost.services.files import FileEvent, Files
 from roost.services.machines import Machines
 
 WATCHERS = 1024
+TENANTS = 256  # of one tenant
 EACH = 32  # of one sandbox
 EVENTS = 4096
+BYTES = 256 * 1024  # of their names
 ABANDONED_S = 3600.0
-REMEMBERED = 4096  # names of which it is known that they are there
+REMEMBERED = 1024  # names of which it is known that they are there
+LONGEST = 256  # of those
 TRIES = 3
 _TYPES = {
     "created": "EVENT_TYPE_CREATE",
@@ -57,11 +60,23 @@ class Watcher:
     place: Place
     path: bytes
     include_entry: bool
-    events: deque[Seen] = field(default_factory=lambda: deque(maxlen=EVENTS))
+    events: deque[Seen] = field(default_factory=deque)
+    held: int = 0  # bytes of names
     lost: bool = False
     ended: Refused | None = None
     asked_at: float = field(default_factory=time.monotonic)
     task: asyncio.Task[None] | None = None
+
+    def saw(self, seen: Seen) -> None:
+        """The newest are kept."""
+        if seen.type == LOST:
+            self.lost = True
+            return
+        self.events.append(seen)
+        self.held += len(seen.name)
+        while len(self.events) > EVENTS or self.held > BYTES:
+            self.lost = True
+            self.held -= len(self.events.popleft().name)
 
 
 class Watchers:
@@ -74,7 +89,8 @@ class Watchers:
         """It stands when this returns. Raises Refused (resource_exhausted)."""
         self._forget()
         mine = sum(each.place == place for each in self._all.values())
-        if mine >= EACH or len(self._all) >= WATCHERS:
+        tenants = sum(each.place.tenant == place.tenant for each in self._all.values())
+        if mine >= EACH or tenants >= TENANTS or len(self._all) >= WATCHERS:
             raise Refused("resource_exhausted", "too many watchers stand already: remove some")
         watcher = Watcher(ids.new(), place, path, include_entry)
         self._all[watcher.id] = watcher
@@ -107,6 +123,7 @@ class Watchers:
             raise watcher.ended
         seen = list(watcher.events)
         watcher.events.clear()
+        watcher.held = 0
         return seen
 
     async def remove(self, watcher: Watcher) -> None:
@@ -125,10 +142,7 @@ class Watchers:
                         if not stands.done():
                             stands.set_result(None)
                         continue
-                    if seen.type == LOST or len(watcher.events) == EVENTS:
-                        watcher.lost = True
-                    if seen.type != LOST:
-                        watcher.events.append(seen)
+                    watcher.saw(seen)
             watcher.ended = Refused("unavailable", "the watched directory is gone")
         except RoostError as failure:
             if not stands.done():
@@ -208,7 +222,8 @@ class _Names:
         self._known: dict[bytes, None] = {}
 
     def there(self, name: bytes) -> None:
-        self._known[name] = None
+        if len(name) <= LONGEST:
+            self._known[name] = None
         if len(self._known) > REMEMBERED:
             del self._known[next(iter(self._known))]
 

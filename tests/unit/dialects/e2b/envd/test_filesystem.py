@@ -9,6 +9,7 @@ import pytest
 
 from roost.dialects.e2b.envd import filesystem, watchers
 from roost.dialects.e2b.envd.entries import permissions, timestamp
+from roost.dialects.e2b.envd.place import Place
 from roost.services.files import FileInfo
 from tests.unit.api.kit import Served
 from tests.unit.dialects.e2b.envd.kit import Sandbox
@@ -243,6 +244,14 @@ async def test_a_watch_goes_on_after_a_sleep_and_ends_with_its_sandbox(
     async with asyncio.timeout(10):
         while not await over():
             await asyncio.sleep(0.05)
+
+
+def test_what_a_watcher_keeps_is_bounded_by_bytes() -> None:
+    watcher = watchers.Watcher("w", Place("t", "m"), b"/", False)
+    for _ in range(200):
+        watcher.saw(watchers.Seen(b"n" * 4000, "EVENT_TYPE_WRITE"))
+    assert watcher.lost and watcher.held <= watchers.BYTES
+    assert watcher.held == sum(len(each.name) for each in watcher.events)
 
 
 async def test_watch_dir_tells_as_it_happens(box: Sandbox, served: Served, tmp_path: Path) -> None:

@@ -3,12 +3,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from roost.dialects.e2b.envd import connect
-from roost.dialects.e2b.envd.place import basic_user
+from roost.dialects.e2b.envd import connect, process
+from roost.dialects.e2b.envd.place import Place, basic_user
 from tests.unit.api.kit import TENANT, Served, until
 from tests.unit.dialects.e2b.envd.kit import (
     Sandbox,
@@ -266,6 +267,22 @@ async def test_a_terminal_that_is_killed(box: Sandbox) -> None:
     async with asyncio.timeout(5):
         while (await box.ok(P + "List"))["processes"]:
             await asyncio.sleep(0.02)
+
+
+async def test_what_is_kept_of_starts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    services: Any = SimpleNamespace(executions=None, terminals=None)
+    kept = process.Processes(services, services)
+    monkeypatch.setattr(process, "NOTES", 3)
+    monkeypatch.setattr(process, "DEADLINES", 2)
+    for each in range(9):
+        kept._keep(str(each), process.Note(None, {"A": "x" * 9999}, ["y" * 9999] * 99, None))
+        kept._end_later(Place(TENANT, "m"), str(each), 1e6)
+    assert list(kept._notes) == ["6", "7", "8"] and list(kept._ending) == ["7", "8"]
+    assert all(not note.envs and len(note.command) == 8 for note in kept._notes.values())
+    kept._ended("7")
+    kept._ended("8")
+    assert not kept._ending and list(kept._notes) == ["6"]
+    await asyncio.sleep(0)
 
 
 async def test_one_row_for_what_ends_at_once(box: Sandbox, served: Served) -> None:
