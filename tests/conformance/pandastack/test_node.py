@@ -195,6 +195,25 @@ def test_a_build(node: Node) -> None:
     node.records("client.templates.build", outcome="not served", note="build from a Dockerfile")
 
 
+def test_volumes(node: Node) -> None:
+    made = node.run(
+        "return await g.client.volumes.create({name: 'conformance-node', size_mb: 1024})"
+    )
+    try:
+        assert (made["name"], made["size_mb"]) == ("conformance-node", 1024)
+        assert node.run("return await g.client.volumes.get('conformance-node')") == made
+        assert made in node.run("return await g.client.volumes.list()")
+        said = node.run(
+            "const v = await g.box({volumes: [{name: 'conformance-node', readOnly: false}]});"
+            "const o = await v.exec('echo kept >/mnt/conformance-node/f && cat /mnt/conformance-node/f');"
+            "await v.kill(); return o.stdout"
+        )
+        assert said == "kept\n"
+    finally:
+        node.run("await g.client.volumes.delete('conformance-node')")
+    node.records(*(f"client.volumes.{each}" for each in ("create", "get", "list", "delete")))
+
+
 def test_errors(node: Node) -> None:
     wrong = "await new g.Client({apiKey: 'pds_' + '0'.repeat(64)}).me()"
     assert node.raises(wrong).kind == "AuthError"

@@ -23,6 +23,7 @@ from roost.dialects.pandastack.sandboxes import Sandboxes
 from roost.dialects.pandastack.snapshots import Snapshots
 from roost.dialects.pandastack.templates import BUILD, Templates
 from roost.dialects.pandastack.terminals import Terminals
+from roost.dialects.pandastack.volumes import Volumes
 from roost.gateway.dispatch import Action, Target
 
 PREFIX = "pds"
@@ -47,6 +48,7 @@ def targets(services: Services) -> tuple[Target, Target]:
     """By path for every key, and by key for every path of it."""
     things = (
         Sandboxes, Commands, Terminals, Files, Sessions, Snapshots, Ports, Logs, Account, Templates,
+        Volumes,
     )  # fmt: skip
     routes: list[BaseRoute] = [each for make in things for each in make(services).routes()]
     app = serving.App([*routes, *_refusals()])

@@ -17,6 +17,9 @@ class Body(BaseModel):
 class Mount(Body):
     name: Annotated[str, Field(min_length=1, max_length=128)]
     read_only: bool | None = None
+    mount: Annotated[str, Field(max_length=1024)] | None = (
+        None  # said by no client, known to their documentation
+    )
 
 
 class Create(Body):
@@ -77,4 +80,4 @@ class Token(Body):
 
 class Volume(Body):
     name: Annotated[str, Field(min_length=1, max_length=128)]
-    size_mb: Annotated[int, Field(ge=1)]
+    size_mb: Annotated[int, Field(ge=1, le=65_536)] = 256

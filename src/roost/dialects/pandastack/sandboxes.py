@@ -17,7 +17,8 @@ from structlog.contextvars import bind_contextvars
 from roost import ids
 from roost.api.v1.services import Services, caller, key_id, tenant
 from roost.dialects import serving
-from roost.dialects.pandastack import bodies, mounts, shapes
+from roost.dialects.pandastack import bodies, shapes
+from roost.dialects.pandastack.volumes import attached
 from roost.errors import InvalidRequestError, NotFoundError, RoostError
 from roost.gateway.respond import Json
 from roost.services.models import UNSET, CreateMachine, ForkMachine, Machine, PatchMachine
@@ -66,7 +67,7 @@ class Sandboxes:
             ttl_seconds=asked.ttl_seconds or None,
             snapshot=asked.from_snapshot,
             created_by=key_id(request),
-            **mounts.of(asked.volumes),
+            volumes=attached(asked.volumes),
         )
         try:
             made = await self._s.machines.create(who, wanted)

@@ -9,7 +9,7 @@ from typing import Any
 from roost.gateway.respond import rfc3339
 from roost.network.addresses import MACHINE_ADDRESS
 from roost.services.files import FileInfo
-from roost.services.models import Build, Key, Machine, Snapshot, Template
+from roost.services.models import Build, Key, Machine, Snapshot, Template, Volume
 
 Object = dict[str, Any]
 
@@ -76,6 +76,16 @@ def snapshot(found: Snapshot) -> Object:
         "template": found.template,
         "workspace": found.tenant_id,
         "size_bytes": found.size_bytes or 0,
+        "created_at": rfc3339(found.created_at),
+    }
+
+
+def volume(found: Volume) -> Object:
+    return {
+        "name": found.name,
+        "size_mb": found.size_gib << 10,
+        "size_bytes": found.size_gib << 30,
+        "attached_to": [each.machine_id for each in found.attachments],
         "created_at": rfc3339(found.created_at),
     }
 

@@ -291,3 +291,29 @@ def test_what_their_clients_send_again() -> None:
     assert said("TIMEOUT") == (500, False, {"error": "timeout: no"})
     assert said("INVALID_STATE")[0] == 409
     assert said("INVALID_STATE", phase="destroyed")[0] == 404
+
+
+async def test_volumes(life: httpx.AsyncClient) -> None:
+    made = await life.post("/v1/volumes", json={"name": "data", "size_mb": 1500})
+    volume = made.json()
+    assert made.status_code == 201 and (volume["name"], volume["size_mb"]) == ("data", 2048)
+    assert (await life.get("/v1/volumes/data")).json() == volume
+    assert (await life.get("/v1/volumes")).json() == [volume]
+    taken = await life.post("/v1/volumes", json={"name": "data", "size_mb": 1})
+    assert taken.status_code == 409
+    huge = await life.post("/v1/volumes", json={"name": "huge", "size_mb": 65_537})
+    assert huge.status_code == 400
+    box = await made_with(life, {"name": "data", "read_only": False})
+    assert (await life.get("/v1/volumes/data")).json()["attached_to"] == [box]
+    second = await life.post("/v1/sandboxes", json={**SMALL, "volumes": [{"name": "data"}]})
+    assert second.status_code == 409 and list(second.json()) == ["error"]
+    assert (await life.delete("/v1/volumes/data")).status_code == 409
+    await life.delete(f"/v1/sandboxes/{box}")
+    assert (await life.delete("/v1/volumes/data")).status_code == 204
+    assert (await life.get("/v1/volumes/data")).status_code == 404
+    none = await life.post("/v1/sandboxes", json={**SMALL, "volumes": [{"name": "data"}]})
+    assert none.status_code == 404
+
+
+async def made_with(life: httpx.AsyncClient, *volumes: dict) -> str:
+    return str((await made(life, volumes=[*volumes]))["id"])
