@@ -43,7 +43,8 @@ def test_core(client: Callable[..., Client], version: str, vm: str) -> None:
         return str(boxd.value("r.stdout"))
 
     assert sh("echo here") == "here\n"
-    sh(f"pkill -f counter; nohup sh -c '{COUNTER}' >/dev/null 2>&1 & sleep 1")
+    sh("kill $(cat /run/pid 2>/dev/null) 2>/dev/null; rm -f /run/counter")
+    sh(f"nohup sh -c '{COUNTER}' >/dev/null 2>&1 & echo $! > /run/pid; sleep 2")
     before = int(sh("cat /run/counter"))
     if version == V1:
         boxd.value("vm.write_file(b'data', '/root/file')")
