@@ -14,14 +14,12 @@ from urllib.parse import urlsplit
 
 import grpc
 
-from bench.report import Report, ms, paired
-from roost import Machine
+from bench.report import ms
 from roost.client._config import resolve
 from roost.dialects.boxd import SERVICE
 from roost.dialects.boxd.wire import boxd_pb2 as pb
 
 Ask = Callable[[], float]
-BOUND_MS = 1.0
 
 
 def pairs(machine_id: str) -> Iterator[tuple[str, Ask, Ask]]:
@@ -89,12 +87,3 @@ def _token(netloc: str, key: str) -> str:
     with contextlib.closing(connection):
         connection.request("POST", "/api/v1/auth/token", json.dumps({"api_key": key}))
         return str(json.loads(connection.getresponse().read())["token"])
-
-
-def run(report: Report, n: int) -> None:
-    with Machine.create(driver="gvisor") as machine:
-        for what, ours, native in pairs(machine.id):
-            mine, theirs = paired(max(n, 200), ours, native)
-            more = [a - b for a, b in zip(mine, theirs, strict=False)]
-            report.add(f"boxd, {what}: over the native call", "ms", more, bound=BOUND_MS)
-            report.add("  the native call", "ms", theirs)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from bench import boxd
 from bench.report import Report, ms, paired
 from roost import Machine
 from roost.client._config import resolve
@@ -73,6 +74,7 @@ def pandastack(machine_id: str) -> Iterator[Pair]:
 DIALECTS: dict[str, Callable[[str], Iterator[Pair]]] = {
     "dedalus": dedalus,
     "pandastack": pandastack,
+    "boxd": boxd.pairs,
 }
 
 

@@ -245,6 +245,7 @@ class Calls:
             peer=call.peer,
             tenant=call.principal.tenant if call.principal else None,
             key_id=call.principal.key_id if call.principal else None,
+            **({"machine_id": call.machine_id} if call.machine_id else {}),
         )
 
 
