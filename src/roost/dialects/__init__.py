@@ -9,7 +9,7 @@ import grpc
 
 from roost.api.v1.services import Services
 from roost.dialects import boxd, dedalus, pandastack
-from roost.dialects.e2b import app as e2b
+from roost.dialects.e2b import app as e2b_app
 from roost.gateway.calls import Calls
 from roost.gateway.dispatch import Target
 from roost.preview.plane import Plane
@@ -21,15 +21,17 @@ def targets(services: Services) -> list[Target]:
     """Those that HTTP reaches, to stand before the native one."""
     return [
         *dedalus.targets(services),
-        *e2b.targets(services),
         *pandastack.targets(services),
         boxd.target(services.exchange),
+        *e2b_app.targets(
+            services
+        ),  # last: some of its paths are plain words, and come without a key
     ]
 
 
 def previews(plane: Plane) -> None:
     """What dialects have to say at the hosts of previews."""
-    e2b.previews(plane)
+    e2b_app.previews(plane)
 
 
 def handlers(services: Services, guard: Calls) -> dict[str, grpc.GenericRpcHandler]:

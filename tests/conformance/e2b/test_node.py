@@ -50,14 +50,14 @@ return found;
         assert node.run("return await g.box.isRunning();") is False
         node.run("g.box = await e2b.Sandbox.connect(given.id, { timeoutMs: 600_000 });", id=id_)
         first = node.run(count, box="box")
-        assert node.run("await g.sleep(400);" + count, box="box") > first
+        assert node.run("await g.sleep(1500);" + count, box="box") > first
 
         kept = node.run("return (await g.box.createSnapshot()).snapshotId;")
         node.run(
             "g.again = await e2b.Sandbox.create(given.kept, { timeoutMs: 60_000 });", kept=kept
         )
         later = node.run(count, box="again")
-        assert node.run("await g.sleep(400);" + count, box="again") > later
+        assert node.run("await g.sleep(1500);" + count, box="again") > later
         node.run("await g.again.kill();")
         assert node.run("return await e2b.Sandbox.deleteSnapshot(given.kept);", kept=kept) is True
 

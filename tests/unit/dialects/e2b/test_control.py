@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 import httpx
 
 from tests.unit.api.kit import Served
+from tests.unit.engine.kit import Daemon
 
 
 async def made(e2b: httpx.AsyncClient, **asked: Any) -> dict[str, Any]:
@@ -66,6 +67,27 @@ async def test_it_is_paused_and_resumed(e2b: httpx.AsyncClient) -> None:
     assert (await e2b.post(f"{one}/resume", json={"timeout": 60})).status_code == 201
 
 
+async def test_a_paused_sandbox_has_no_end(e2b: httpx.AsyncClient, served: Served) -> None:
+    box = await made(e2b, timeout=1)
+    one = f"/sandboxes/{box['sandboxID']}"
+    assert (await e2b.post(f"{one}/pause", json={})).status_code == 204
+    await asyncio.sleep(1.2)
+    assert (await e2b.get(one)).json()["state"] == "paused"
+    assert (await e2b.post(f"{one}/timeout", json={"timeout": 5})).status_code == 404
+    assert (await e2b.post(f"/v2{one}/connect", json={"timeout": 60})).status_code == 201
+    machine = await served.machines.get("tenant-a", box["sandboxID"])
+    assert machine.ttl_seconds == 60
+
+
+async def test_a_sandbox_that_does_not_start_is_none(
+    e2b: httpx.AsyncClient, engine: Daemon
+) -> None:
+    engine.host.driver.fail("start", RuntimeError("broken"), RuntimeError("broken"))
+    answer = await e2b.post("/v2/sandboxes", json={"templateID": "base"})
+    assert answer.status_code >= 500
+    assert (await e2b.get("/v2/sandboxes")).json() == []
+
+
 async def test_connecting_never_takes_time_away(e2b: httpx.AsyncClient) -> None:
     box = await made(e2b, timeout=3600)
     await e2b.post(f"/v2/sandboxes/{box['sandboxID']}/connect", json={"timeout": 10})
@@ -78,7 +100,7 @@ async def test_what_happens_at_its_end_and_on_traffic_is_the_machines(
 ) -> None:
     box = await made(e2b, autoPause=True, autoResume={"enabled": True})
     machine = await served.machines.get("tenant-a", box["sandboxID"])
-    assert (machine.expiry, machine.autowake, machine.autosleep_seconds) == ("sleep", True, None)
+    assert (machine.expiry, machine.autowake, machine.autosleep_seconds) == ("sleep", True, 300)
     info = (await e2b.get(f"/sandboxes/{box['sandboxID']}")).json()
     assert info["lifecycle"] == {"autoResume": True, "onTimeout": "pause"}
     plain = await served.machines.get("tenant-a", (await made(e2b))["sandboxID"])

@@ -45,6 +45,7 @@ _STATES = {
     "running": [each for each in Phase if each not in _GONE | shapes.ASLEEP],
     "paused": [each for each in Phase if each in shapes.ASLEEP],
 }
+_PAUSED = shapes.ASLEEP | {Phase.STOPPING}
 _MISSING = ("MACHINE_NOT_FOUND", "NOT_FOUND")
 _UNKNOWN = ("TEMPLATE_NOT_FOUND", "VALIDATION_FAILED")
 
@@ -94,7 +95,9 @@ class Sandboxes:
         try:
             machine = await self._made(whose, asked.template_id, wanted)
         except RoostError as failure:
-            caller(request).machine_id = failure.details.get("machine_id")
+            left = caller(request).machine_id = failure.details.get("machine_id")
+            if left is not None:  # a sandbox that did not start is none
+                await self._s.machines.delete(whose, left, wait=False)
             raise
         caller(request).machine_id = machine.id
         bind_contextvars(machine_id=machine.id)
@@ -149,16 +152,19 @@ class Sandboxes:
         )
         public = self._exposure.public(machine.id)
         children = await self._s.machines.fork(whose, machine.id, wanted)
-        answers = []
-        for child in children:
-            await self._exposure.begin(whose, child.id, public)
-            answers.append({"sandbox": self._shape(request, child, public)})
-        return Json(answers, 201)
+        try:
+            for child in children:
+                await self._exposure.begin(whose, child.id, public)
+        except BaseException:
+            for child in children:
+                await self._s.machines.delete(whose, child.id, wait=False)
+            raise
+        return Json([{"sandbox": self._shape(request, c, public)} for c in children], 201)
 
     async def connect(self, request: Request) -> Response:
         asked = await body(request, bodies.Connect, optional=True)
         machine = await self.found(request)
-        woken = shapes.state(machine) == "paused"
+        woken = machine.phase in _PAUSED
         if woken:
             machine = await self._wake(machine, asked.memory)
         wanted = TIMEOUT_S if asked.timeout is None else asked.timeout
@@ -274,14 +280,14 @@ class Sandboxes:
 
     async def timeout(self, request: Request) -> Response:
         asked = await body(request, bodies.Timeout)
-        machine = await self.found(request)
+        machine = await self._running(request)
         await self._end_in(machine, asked.timeout)
         return empty()
 
     async def refresh(self, request: Request) -> Response:
         """Of older clients: as ``timeout``, but never sooner."""
         asked = await body(request, bodies.Refresh, optional=True)
-        machine = await self.found(request)
+        machine = await self._running(request)
         wanted = TIMEOUT_S if asked.duration is None else asked.duration
         end = self._s.machines.clock.now() + timedelta(seconds=wanted)
         if machine.expires_at is not None and machine.expires_at < end:
@@ -295,6 +301,8 @@ class Sandboxes:
             raise ConflictError(f"Sandbox {machine.id} is paused already.")
         tier = None if asked.memory else "stopped"
         await self._s.machines.sleep(machine.tenant_id, machine.id, tier)
+        # Paused it has no end: connecting to it gives it one again.
+        await self._s.machines.patch(machine.tenant_id, machine.id, PatchMachine(ttl_seconds=None))
         return empty()
 
     async def network(self, request: Request) -> Response:
@@ -319,12 +327,21 @@ class Sandboxes:
             raise missing(named)
         return machine
 
+    async def _running(self, request: Request) -> Machine:
+        """A paused one has no end that could be moved. Raises MACHINE_NOT_FOUND."""
+        machine = await self.found(request)
+        if machine.phase in _PAUSED:
+            raise missing(machine.id)
+        return machine
+
     async def _end_in(
         self, machine: Machine, seconds: int, auto_pause: bool | None = None
     ) -> Machine:
         patch = PatchMachine(ttl_seconds=max(1, seconds))
         if auto_pause is not None:
             patch = replace(patch, expiry="sleep" if auto_pause else "destroy")
+        elif machine.autosleep_seconds is not None and machine.expiry == "sleep":
+            patch = replace(patch, autosleep_seconds=max(machine.autosleep_seconds, seconds))
         return await self._s.machines.patch(machine.tenant_id, machine.id, patch)
 
     async def _opened(self, request: Request, machine: Machine, status: int) -> Response:
@@ -408,7 +425,8 @@ def _wanted(asked: bodies.NewSandbox, created_by: str | None) -> CreateMachine:
     return CreateMachine(
         env=asked.env_vars or {},
         labels=asked.metadata or {},
-        autosleep_seconds=None,
+        # Once traffic has resumed it, it pauses again after as long without any.
+        autosleep_seconds=max(TIMEOUT_S, _ttl(asked.timeout)) if resumes else None,
         hibernate_after_seconds=None,
         ttl_seconds=_ttl(asked.timeout),
         created_by=created_by,

@@ -36,8 +36,8 @@ from roost.services.models import Build, Template
 from roost.templates import reference
 
 PAGE = 100  # log entries of one answer
-PENDING = 1000  # builds that were named and not begun, and those under way
-KEPT = 20_000  # log entries of a build
+PENDING = 50  # builds of a tenant that are remembered: named and not begun, under way, ended
+KEPT = 512 * 1024  # characters of a build's log entries
 _STATUS = {"waiting": "waiting", "queued": "building", "running": "building", "succeeded": "ready"}
 _NAMESPACE = uuid.UUID("6f1a3d3e-5a5f-4c57-9f0b-1d6f2f6f0b8e")  # of build ids that must be UUIDs
 
@@ -51,6 +51,7 @@ class _Pending:
     memory_mib: int | None
     build_id: str | None = None  # ours, once it has begun
     entries: list[dict[str, Any]] = field(default_factory=list)
+    kept: int = 0
     said: asyncio.Task[None] | None = None
 
 
@@ -90,8 +91,9 @@ class Templates:
         self._pending[build] = _Pending(
             tenant(request), name, tags, asked.cpu_count, asked.memory_mb
         )
-        while len(self._pending) > PENDING:
-            _, oldest = self._pending.popitem(last=False)
+        mine = [each for each, found in self._pending.items() if found.tenant == tenant(request)]
+        for each in mine[:-PENDING]:
+            oldest = self._pending.pop(each)
             if oldest.said is not None:
                 oldest.said.cancel()
         answer = {
@@ -160,8 +162,10 @@ class Templates:
             found = await self._s.builds.follow(pending.tenant, pending.build_id)
             async with contextlib.aclosing(found):
                 async for _, each in found:
-                    if len(pending.entries) < KEPT:
-                        pending.entries += _entries(each, self._s.machines.clock.now())
+                    for entry in _entries(each, self._s.machines.clock.now()):
+                        pending.kept += len(entry["message"]) + 100
+                        if pending.kept < KEPT:
+                            pending.entries.append(entry)
 
     async def status(self, request: Request) -> Response:
         pending, build = await self._build(request)
