@@ -61,11 +61,18 @@ install_tests() {
   apt_install "${test_packages[@]}"
 }
 
-# Clients of other services that are npm packages; those of Python are installed by the tests that use them.
+# The clients of other services, each version in an environment of its own, and Node.js for those that are npm packages.
 install_conformance() {
-  command -v npm >/dev/null && return
-  say "Installing nodejs npm"
-  apt_install nodejs npm
+  if ! { command -v node && command -v npm; } >/dev/null; then
+    say "Installing nodejs npm"
+    apt_install nodejs npm
+  fi
+  local stamp=.venv-conformance/.roost want
+  want=$(cat requirements/conformance-*.txt tests/conformance/*/package-lock.json | sha256sum | cut -d' ' -f1)-$root
+  [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && return
+  say "Installing the clients of other services"
+  quiet .venv/bin/python -m tests.conformance.foreign
+  echo "$want" > "$stamp"
 }
 
 install_system() {

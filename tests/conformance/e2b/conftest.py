@@ -5,10 +5,8 @@ All of it on one plain-http port, as E2B_API_URL and E2B_SANDBOX_URL say; ``test
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conformance.conftest import key_in_form
-from tests.conformance.foreign import REPO, Raised, Worker, _clean
+from tests.conformance.foreign import NodeWorker, Worker, node_environment
 from tests.conformance.record import Outcome, record
 from tests.system.conftest import Daemon
 
@@ -92,47 +90,6 @@ def rung(request: pytest.FixtureRequest, foreign: Worker) -> str:
     return str(request.param)
 
 
-class Node:
-    """As ``Worker``, of JavaScript: ``run`` is the body of an async function that shares ``g`` with all others."""
-
-    def __init__(self, place: Path, env: Mapping[str, str]) -> None:
-        self._process = subprocess.Popen(
-            ["node", str(place / "worker.mjs")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**_clean(), **env},
-            cwd=place,
-            text=True,
-        )
-
-    def run(self, code: str, timeout: float = 120, **given: Any) -> Any:
-        """What the code returns, as JSON. Raises ``Raised``, TimeoutError."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"run": code, "given": given}) + "\n")
-        self._process.stdin.flush()
-        watch = threading.Timer(timeout, self._process.kill)
-        watch.start()
-        try:
-            line = self._process.stdout.readline()
-        finally:
-            watch.cancel()
-        if not line:
-            raise TimeoutError(f"the worker ended, or did not answer in {timeout:g} s")
-        said = json.loads(line)
-        if "raised" in said:
-            raise Raised(said["raised"])
-        return said.get("value")
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
 def node_place() -> Path:
     """The packages of ``package-lock.json``, installed beside the Python ones; skips where Node.js is too old."""
     program = shutil.which("node")
@@ -146,23 +103,12 @@ def node_place() -> Path:
         )
         record(NODE, VERSIONS[NODE], "all", "differs", note)
         pytest.skip(note)
-    here, place = Path(__file__).parent, REPO / ".venv-conformance" / "e2b-node"
-    place.mkdir(parents=True, exist_ok=True)
-    lock = (here / "package-lock.json").read_text()
-    stamp = place / ".roost"
-    shutil.copy(here / "worker.mjs", place)
-    if not stamp.exists() or stamp.read_text() != lock:
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(here / name, place)
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-        subprocess.run(command, cwd=place, check=True, timeout=600)
-        stamp.write_text(lock)
-    return place
+    return node_environment(Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")
-def node(at: dict[str, str]) -> Iterator[Node]:
-    made = Node(node_place(), at)
+def node(at: dict[str, str]) -> Iterator[NodeWorker]:
+    made = NodeWorker(node_place(), at)
     try:
         yield made
     finally:

@@ -7,15 +7,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conformance.foreign import Raised
+from tests.conformance.foreign import NodeWorker, Raised
 from tests.system.conftest import Daemon
 
-from .conftest import Node, node_records
+from .conftest import node_records
 
 COUNT = "bash -c 'i=0; while :; do i=$((i+1)); echo $i >/tmp/count.new; mv /tmp/count.new /tmp/count; sleep 0.05; done'"
 
 
-def test_life_and_memory(node: Node, daemon: Daemon) -> None:
+def test_life_and_memory(node: NodeWorker, daemon: Daemon) -> None:
     id_ = node.run(
         """
 g.box = await e2b.Sandbox.create({ ...g.opts, timeoutMs: 300_000, metadata: { node: "yes & no" }, envs: { A: "b" } });
@@ -92,7 +92,7 @@ return found;
     node_records("Sandbox.updateNetwork", outcome="differs", note=note)
 
 
-def test_its_failures_are_its_own(node: Node) -> None:
+def test_its_failures_are_its_own(node: NodeWorker) -> None:
     def raised(code: str) -> Raised:
         with pytest.raises(Raised) as found:
             node.run(code)
@@ -109,7 +109,7 @@ def test_its_failures_are_its_own(node: Node) -> None:
     node_records("errors: authentication, not found, not served")
 
 
-def test_a_template_is_built(node: Node, tmp_path: Path) -> None:
+def test_a_template_is_built(node: NodeWorker, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("note\n")
     built = node.run(
         """
@@ -139,7 +139,7 @@ try { return [await box.files.read("note.txt"), await box.files.read("made")]; }
     node_records("Template.build", "Template.exists")
 
 
-def test_a_volume_keeps_files(node: Node) -> None:
+def test_a_volume_keeps_files(node: NodeWorker) -> None:
     read = node.run(
         """
 const volume = await e2b.Volume.create("conf-node");

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import httpx
 
+from tests.conformance.foreign import NodeWorker
+
 from .boxes import node_box, refused  # noqa: F401  (the fixture)
-from .conftest import Node, node_records
+from .conftest import node_records
 
 
-def test_commands(node_box: Node) -> None:  # noqa: F811
+def test_commands(node_box: NodeWorker) -> None:  # noqa: F811
     run = node_box.run
     done = run(
         "const { stdout, stderr, exitCode } = await g.box.commands.run('echo o; echo e >&2; pwd'); return { stdout, stderr, exitCode }"
@@ -50,7 +52,7 @@ def test_commands(node_box: Node) -> None:  # noqa: F811
     )  # fmt: skip
 
 
-def test_pty(node_box: Node) -> None:  # noqa: F811
+def test_pty(node_box: NodeWorker) -> None:  # noqa: F811
     shown = node_box.run(
         """let shown = '';
         const read = new TextDecoder();
@@ -71,7 +73,7 @@ def test_pty(node_box: Node) -> None:  # noqa: F811
     )
 
 
-def test_files(node_box: Node) -> None:  # noqa: F811
+def test_files(node_box: NodeWorker) -> None:  # noqa: F811
     run = node_box.run
     assert run("return (await g.box.files.write('n/ü.txt', 'hällo')).path") == "/home/user/n/ü.txt"
     assert run("return await g.box.files.read('n/ü.txt')") == "hällo"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from tests.conformance.foreign import _clean, environment
+from tests.conformance.foreign import clean, environment
 from tests.conformance.record import record
 
 from .conftest import PYTHON, VERSIONS
@@ -15,7 +15,7 @@ def test_code_interpreter_style(at: dict[str, str]) -> None:
     program = Path(__file__).with_name("program_code_interpreter.py")
     ran = subprocess.run(
         [environment("e2b"), "-P", program],
-        env={**_clean(), **at},
+        env={**clean(), **at},
         capture_output=True,
         text=True,
         timeout=240,

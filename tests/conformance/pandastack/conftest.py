@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conformance.conftest import key_in_form
-from tests.conformance.foreign import REPO, Raised, Worker
+from tests.conformance.foreign import NodeWorker, Raised, Worker, node_environment
 from tests.conformance.record import Outcome, record
 from tests.system.conftest import PORT, Daemon
 
@@ -76,38 +71,8 @@ class Sdk:
             record(PYTHON, PYTHON_VERSION, method, outcome, note)
 
 
-class Node:
+class Node(NodeWorker):
     """The TypeScript client: snippets in which ``g`` is what they share."""
-
-    def __init__(self, place: Path, env: Mapping[str, str]) -> None:
-        self.place = place
-        self.env = {**clean(), **env}
-        self._process = subprocess.Popen(
-            ["node", str(place / "worker.mjs")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=self.env,
-            cwd=place,
-            text=True,
-        )
-
-    def run(self, code: str, timeout: float = 120, **given: Any) -> Any:
-        """What it returns. Raises ``Raised``, TimeoutError."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"run": code, "given": given}) + "\n")
-        self._process.stdin.flush()
-        watch = threading.Timer(timeout, self._process.kill)
-        watch.start()
-        try:
-            line = self._process.stdout.readline()
-        finally:
-            watch.cancel()
-        if not line:
-            raise TimeoutError(f"Node ended, or did not answer in {timeout:g} s")
-        said = json.loads(line)
-        if "raised" in said:
-            raise Raised(said["raised"])
-        return said["value"]
 
     def raises(self, code: str, **given: Any) -> Raised:
         with pytest.raises(Raised) as caught:
@@ -126,44 +91,6 @@ class Node:
     def records(self, *methods: str, outcome: Outcome = "works", note: str = "") -> None:
         for method in methods:
             record(NODE, NODE_VERSION, method, outcome, note)
-
-    def close(self) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-
-
-def clean() -> dict[str, str]:
-    """Without what would lead the client elsewhere."""
-    return {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(("ROOST_", "PANDASTACK_", "NODE_")) and "proxy" not in k.lower()
-    }
-
-
-def node_environment() -> Path:
-    """Where the npm packages of the lock file are, installed when missing or when that file changed."""
-    if shutil.which("npm") is None:
-        pytest.skip("needs Node.js and npm (scripts/test installs them)")
-    lock = (HERE / "package-lock.json").read_bytes()
-    place = REPO / ".venv-conformance" / "node-pandastack"
-    stamp, want = place / ".roost", hashlib.sha256(lock).hexdigest()
-    if not (stamp.exists() and stamp.read_text() == want):
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(HERE / name, place / name)
-        command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-        subprocess.run(command, cwd=place, check=True, timeout=300, stdout=subprocess.DEVNULL)
-        stamp.write_text(want)
-    shutil.copy(HERE / "worker.mjs", place / "worker.mjs")
-    return place
 
 
 @pytest.fixture(scope="session")
@@ -186,7 +113,7 @@ def sdk(workers: Callable[[str, Mapping[str, str]], Worker], at: dict[str, str])
 
 @pytest.fixture(scope="session")
 def node(at: dict[str, str]) -> Iterator[Node]:
-    made = Node(node_environment(), at)
+    made = Node(node_environment(HERE), at)
     try:
         made.run(
             "g.client = new g.Client({timeoutMs: 120000});"
