@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.foreign import Raised
+from tests.conformance.foreign import NodeWorker, Raised
 
-from .conftest import Node, Sdk
+from .conftest import Sdk
 
 INSIDE = """
 import io, threading
@@ -36,7 +36,7 @@ def box(sdk: Sdk, rung: str) -> Iterator[Sdk]:
 
 
 @pytest.fixture(scope="module")
-def node_box(node: Node) -> Iterator[Node]:
+def node_box(node: NodeWorker) -> Iterator[NodeWorker]:
     """The client, with a sandbox called ``g.box``."""
     node.run("g.box = await e2b.Sandbox.create({ timeoutMs: 1200000, ...g.opts })")
     try:
