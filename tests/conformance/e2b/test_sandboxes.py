@@ -147,7 +147,7 @@ def test_memory_goes_on_over_pause_fork_and_snapshot(sdk: Sdk, rung: str) -> Non
         assert at > before, "it did not begin anew"
 
         kept = sdk.value(
-            "(~box.create_snapshot(name=NAME)).snapshot_id", NAME=f"kept-{int(sdk.awaited)}"
+            "(~box.create_snapshot(name=NAME)).snapshot_id", NAME=f"kept-{time.time_ns()}"
         )
         sdk.run("again = ~Sandbox.create(KEPT, timeout=600)", KEPT=kept)
         try:
