@@ -104,7 +104,7 @@ class Machines:
             raise
         call.machine_id = machine.id
         await self._show(call, machine, config)
-        url = self._places.url(names.of_machine(machine))
+        url = self._places.url(self._proxies.label(machine))
         return shapes.made(machine, url, time.perf_counter() - began)
 
     async def fork(self, call: Call, asked: pb.ForkVmRequest) -> pb.ForkedVm:
@@ -132,7 +132,7 @@ class Machines:
             await self._s.machines.patch(call.tenant, machine.id, PatchMachine(**idle))
         await self._proxies.inherit(call.tenant, parent, machine)
         await self._show(call, machine, asked.config)
-        url = self._places.url(names.of_machine(machine))
+        url = self._places.url(self._proxies.label(machine))
         made = shapes.made(machine, url, time.perf_counter() - began)
         return pb.ForkedVm(**made, forked_from=parent.id)
 

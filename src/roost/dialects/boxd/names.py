@@ -41,6 +41,17 @@ def of_machine(machine: Machine) -> str:
 # --- routes -------------------------------------------------------------------------------------
 
 
+def label(machine: Machine) -> str:
+    """What its routes are called after."""
+    name = of_machine(machine)
+    return name if _LABEL.fullmatch(name) and len(name) <= LONGEST else machine.id
+
+
+def aside(name: str, machine_id: str) -> str:
+    """Another name for the same route."""
+    return f"{name}--{machine_id[:8]}"
+
+
 def port_name(machine: str, route: str) -> str:
     """What a machine's route is called as a port. Raises VALIDATION_FAILED."""
     name = f"{route}-{machine}" if route else machine
@@ -52,8 +63,9 @@ def port_name(machine: str, route: str) -> str:
     return name
 
 
-def route(machine: str, port: str) -> str | None:
+def route(machine: str, port: str, machine_id: str) -> str | None:
     """The route a port's name is of this machine: "" its own, None none of these."""
+    port = port.removesuffix(f"--{machine_id[:8]}")
     if port == machine:
         return ""
     return port.removesuffix(f"-{machine}") if port.endswith(f"-{machine}") else None

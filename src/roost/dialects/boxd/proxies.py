@@ -6,13 +6,15 @@ its port is looked for inside whenever the routes are listed, or it is set to au
 
 from __future__ import annotations
 
+import functools
+
 import structlog
 
 from roost.api.v1.services import Services
 from roost.dialects.boxd import names, shapes
 from roost.dialects.boxd.wire import boxd_pb2 as pb
 from roost.engine.machine import Machine
-from roost.errors import InvalidRequestError, NotFoundError, RoostError
+from roost.errors import ConflictError, InvalidRequestError, NotFoundError, RoostError
 from roost.gateway.calls import Call, Method
 from roost.network.addresses import AGENT_PORT
 from roost.services.executions import StartExecution
@@ -45,11 +47,12 @@ class Proxies:
         own, others = await self._routes(call.tenant, machine)
         auto = shapes.LOCKED not in machine.labels
         if auto and call.who.role is not Role.READ_ONLY and self._s.machines.runs(machine.id):
-            own = await self._follow(call.tenant, machine, own)
-        called = names.of_machine(machine)
+            try:
+                own = await self._follow(call.tenant, machine, own)
+            except RoostError as failure:  # it is shown as it was
+                log.info("boxd.route", machine_id=machine.id, error_code=failure.code)
         shown = [self._info(machine, "", own, auto)] + [
-            self._info(machine, names.route(called, str(each.name)) or "", each, False)
-            for each in others
+            self._info(machine, _route(machine, each) or "", each, False) for each in others
         ]
         return pb.ListProxiesResponse(proxies=shown)
 
@@ -88,6 +91,13 @@ class Proxies:
         await self._move(call.tenant, machine, asked.name, found, port)
         return pb.Empty()
 
+    def label(self, machine: Machine) -> str:
+        """Of its own route, which may not be there yet."""
+        name = names.label(machine)
+        there = self._s.ports.at(name)
+        mine = there is None or there.tenant_id == machine.tenant_id
+        return name if mine else names.aside(name, machine.id)
+
     # --- for machines being made ----------------------------------------------------------------
 
     def check(self, machine: str, config: pb.VmConfig) -> None:
@@ -103,12 +113,9 @@ class Proxies:
     async def inherit(self, tenant: str, parent: Machine, child: Machine) -> None:
         """The parent's routes under the child's name. One that cannot be is left out: the machine is there."""
         own, others = await self._routes(tenant, parent)
-        called = names.of_machine(parent)
         for each in ([own] if own else []) + others:
             try:
-                await self._create(
-                    tenant, child, names.route(called, str(each.name)) or "", each.port
-                )
+                await self._create(tenant, child, _route(parent, each) or "", each.port)
             except RoostError as failure:
                 log.info("boxd.route_left_out", machine_id=child.id, error_code=failure.code)
 
@@ -122,10 +129,9 @@ class Proxies:
 
     async def _routes(self, tenant: str, machine: Machine) -> tuple[Port | None, list[Port]]:
         """Its own, and the others, by port."""
-        called = names.of_machine(machine)
         own, others = None, []
         for each in await self._s.ports.list(tenant, machine.id):
-            route = names.route(called, each.name) if each.name else None
+            route = _route(machine, each)
             if route == "":
                 own = each
             elif route is not None:
@@ -133,17 +139,24 @@ class Proxies:
         return own, others
 
     async def _find(self, tenant: str, machine: Machine, name: str) -> Port:
-        called = names.of_machine(machine)
         _, others = await self._routes(tenant, machine)
         for each in others:
-            if names.route(called, str(each.name)) == name:
+            if _route(machine, each) == name:
                 return each
         raise NotFoundError(f"This machine has no route {name[:63]!r}.", code="PORT_NOT_FOUND")
 
     async def _create(self, tenant: str, machine: Machine, route: str, port: int) -> Port:
         _require_port(port)
-        name = names.port_name(names.of_machine(machine), route)
-        return await self._s.ports.create(tenant, machine.id, port, visibility="public", name=name)
+        name = names.port_name(names.label(machine), route)
+        make = functools.partial(
+            self._s.ports.create, tenant, machine.id, port, visibility="public"
+        )
+        try:
+            return await make(name=name)
+        except (ConflictError, InvalidRequestError) as failure:
+            if "name" not in (*failure.details, failure.details.get("field")):
+                raise
+        return await make(name=names.aside(name, machine.id))
 
     async def _move(
         self, tenant: str, machine: Machine, route: str, found: Port | None, port: int
@@ -189,12 +202,11 @@ class Proxies:
             await self._s.machines.patch(tenant, machine.id, PatchMachine(labels=labels))
 
     def _info(self, machine: Machine, route: str, found: Port | None, auto: bool) -> pb.ProxyInfo:
-        called = names.of_machine(machine)
-        label = called if found is None else str(found.name)
+        label = self.label(machine) if found is None else str(found.name)
         port = 0 if found is None else found.port
         return pb.ProxyInfo(
             name=route,
-            vm_name=called,
+            vm_name=names.of_machine(machine),
             vm_id=machine.id,
             domain=shapes.domain(self._s.ports.places, label),
             port=0 if auto else port,
@@ -202,6 +214,12 @@ class Proxies:
             is_default=not route,
             port_mode="auto" if auto else "locked",
         )
+
+
+def _route(machine: Machine, port: Port) -> str | None:
+    if port.name is None:
+        return None
+    return names.route(names.label(machine), port.name, machine.id)
 
 
 def listening(table: str) -> list[int]:

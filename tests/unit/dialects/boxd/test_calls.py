@@ -8,10 +8,12 @@ from datetime import timedelta
 import grpc
 import pytest
 
+from roost.clock import SystemClock
 from roost.dialects import boxd
 from roost.dialects.boxd.wire import boxd_pb2 as pb
-from roost.errors import CODES, error
+from roost.errors import CODES, AuthError, error
 from roost.gateway.calls import code_of
+from roost.services.exchange import Exchange
 from roost.services.models import Role
 from roost.store.audit import Wanted
 from tests.unit.api.kit import OTHER, TENANT, until
@@ -80,6 +82,16 @@ async def test_a_token_ends_with_its_hour(box: Box) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await box.as_(given)("Whoami", pb.Empty())
     assert caught.value.code() is S.UNAUTHENTICATED
+
+
+async def test_a_token_outlives_the_daemon(box: Box) -> None:
+    given = await token(box, box.served.key)
+    served = box.served
+    again = Exchange(served.keys, served.rates, SystemClock(), b"secret")
+    assert (await again.authenticate(given)).tenant == TENANT
+    other = Exchange(served.keys, served.rates, SystemClock(), b"another")
+    with pytest.raises(AuthError):
+        await other.authenticate(given)
 
 
 async def test_a_token_ends_with_its_key(box: Box) -> None:

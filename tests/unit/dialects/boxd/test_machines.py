@@ -12,6 +12,7 @@ from roost.dialects.boxd import names, proxies, shapes
 from roost.dialects.boxd.wire import boxd_pb2 as pb
 from roost.egress.policy import Policy
 from roost.errors import InvalidRequestError
+from roost.services.models import CreateMachine
 from tests.unit.api.kit import OTHER, TENANT
 
 from .conftest import Box
@@ -323,6 +324,42 @@ async def test_its_own_route_finds_what_listens(
     assert await own() == (9999, "auto")
 
 
+@pytest.mark.parametrize("name", ["dev", "www"])
+async def test_a_name_that_is_anothers_or_nobodys_is_had_with_the_id(
+    box: Box, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    async def look(*args: object) -> list[int]:
+        return [8000]
+
+    monkeypatch.setattr(proxies.Proxies, "_listening", look)
+    theirs = await box.as_(box.served.other_key)(
+        "CreateVm", pb.CreateVmRequest(name=name), pb.MadeVm
+    )
+    listed = pb.ListProxiesRequest(vm=name)
+    (first,) = (
+        await box.as_(box.served.other_key)("ListProxies", listed, pb.ListProxiesResponse)
+    ).proxies
+    made = await box("CreateVm", pb.CreateVmRequest(name=name), pb.MadeVm)
+    await box("CreateProxy", pb.CreateProxyRequest(vm=name, name="api", port=9000), pb.Empty)
+    own, api = (await box("ListProxies", listed, pb.ListProxiesResponse)).proxies
+    assert own.domain.startswith(f"{name}--{made.vm_id[:8]}.localhost")
+    assert (own.is_default, own.effective_port) == (True, 8000)
+    assert (api.name, api.effective_port) == ("api", 9000)
+    if name == "dev":
+        assert made.url.endswith(own.domain)
+        assert first.domain.startswith("dev.localhost")
+    else:
+        assert first.domain.startswith(f"www--{theirs.vm_id[:8]}.")
+
+
+async def test_a_machine_whose_name_is_no_host(box: Box) -> None:
+    machine = box.served.machines.add(TENANT, CreateMachine(key="user:42"))
+    asked = pb.CreateProxyRequest(vm="user:42", name="api", port=9000)
+    made = await box("CreateProxy", asked, pb.CreateProxyResponse)
+    assert made.domain.startswith(f"api-{machine.id}.localhost")
+    assert made.vm_name == "user:42"
+
+
 async def test_what_listens_is_read_inside(box: Box, vm: str) -> None:
     found = await proxies.Proxies(box.served.services)._listening(
         TENANT, box.served.machines.machines[vm]
@@ -454,9 +491,9 @@ async def test_ssh_keys(box: Box) -> None:
 def test_names() -> None:
     assert names.port_name("box", "") == "box"
     assert names.port_name("box", "api") == "api-box"
-    assert names.route("box", "api-box") == "api"
-    assert names.route("box", "box") == ""
-    assert names.route("box", "other") is None
+    assert names.route("box", "api-box", "i" * 26) == "api"
+    assert names.route("box", "box", "i" * 26) == ""
+    assert names.route("box", "other", "i" * 26) is None
     assert names.version("a--2") == ("a", 2)
     assert names.version("a--02") == ("a--02", 1)
     whole = names.checkpoint("a" * 26, "x")
