@@ -44,7 +44,7 @@ class Meter:
         self._changed.set()
 
     async def run(self) -> None:
-        await asyncio.gather(self._rounds(), self._changes())
+        await asyncio.gather(self._rounds(), self._changes(), self._sampling())
 
     async def _rounds(self) -> None:
         while True:
@@ -53,9 +53,13 @@ class Meter:
             await self._parts.clock.sleep(self._interval_s)
             with self._told():
                 await self.round()
+
+    async def _sampling(self) -> None:
+        """Beside the rounds: agents that do not answer hold no count up."""
+        while self._samples is not None:
+            await self._parts.clock.sleep(self._interval_s)
             with self._told():
-                if self._samples is not None:
-                    await self._samples.take()
+                await self._samples.take()
 
     async def _changes(self) -> None:
         while True:
