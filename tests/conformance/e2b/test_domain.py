@@ -18,11 +18,11 @@ import httpx
 import pytest
 
 from tests.conformance.conftest import key_in_form
-from tests.conformance.foreign import Worker
+from tests.conformance.foreign import NodeWorker, Worker
 from tests.conformance.record import record
 from tests.system.conftest import Daemon
 
-from .conftest import BEGIN, PYTHON, VERSIONS, Node, node_place, node_records
+from .conftest import BEGIN, PYTHON, VERSIONS, node_place, node_records
 
 DOMAIN = "roost.test"
 
@@ -180,7 +180,7 @@ def test_python(
 
 
 def test_node(env: dict[str, str]) -> None:
-    node = Node(node_place(), env)
+    node = NodeWorker(node_place(), env)
     try:
         said = node.run(
             """

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.foreign import environment
+from tests.conformance.foreign import clean, environment
 from tests.conformance.record import record
 from tests.system.internet import INTERNET, Internet
 
-from .conftest import HERE, PYTHON, PYTHON_VERSION, clean
+from .conftest import HERE, PYTHON, PYTHON_VERSION
 
 SOLVER = """
 import argparse

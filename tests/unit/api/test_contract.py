@@ -71,8 +71,10 @@ HARMFUL = re.compile(
     r"(PUT|DELETE|PATCH|POST) .*/files(/.*)?|.*/(files/watch|status/stream)$|GET /v1/machines/.*/tar$|GET /v1/audit/stream"
 )
 
-# The machine of these tests has no browser, screen or kernel: 501 says so.
-NOT_HERE = re.compile(r".*/machines/\{machine_id\}/(browser|computer|code)(/.*)?")
+# The machine of these tests has no browser, screen or kernel, and a link opens no tcp port: 501 says so.
+NOT_HERE = re.compile(
+    r".*/machines/\{machine_id\}/((browser|computer|code)(/.*)?|ports/\{port\}/links)"
+)
 
 
 @pytest.mark.parametrize("examples", [4, pytest.param(40, marks=pytest.mark.long)])
