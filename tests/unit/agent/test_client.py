@@ -172,3 +172,8 @@ async def test_agents_keep_one_client_a_machine(agent: AgentProcess) -> None:
     agents.drop("m")
     assert agents.peek("m") is None
     await agents.close()
+
+
+async def test_it_syncs_and_runs_on(client: AgentClient) -> None:
+    await client.sync()
+    assert (await client.run(started(argv=["true"]))).execution.exit_code == 0
