@@ -10,10 +10,9 @@ import pytest
 from roost.guest import Guests
 from tests.system.conftest import Daemon
 
-from .conftest import V1, V2, Client
+from .conftest import COUNTER, READ, V1, V2, Client
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
-COUNTER = "i=0; while true; do i=$((i+1)); echo $i > /run/counter; sleep 0.05; done"
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +44,15 @@ def test_core(client: Callable[..., Client], version: str, vm: str) -> None:
     assert sh("echo here") == "here\n"
     sh("kill $(cat /run/pid 2>/dev/null) 2>/dev/null; rm -f /run/counter")
     sh(f"nohup sh -c '{COUNTER}' >/dev/null 2>&1 & echo $! > /run/pid; sleep 2")
-    before = int(sh("cat /run/counter"))
+    before = int(sh(READ))
     if version == V1:
         boxd.value("vm.write_file(b'data', '/root/file')")
         assert boxd.value("vm.read_file('/root/file')") == {"bytes": "ZGF0YQ=="}
         boxd.value("vm.suspend()")
         boxd.value("vm.resume()")
-        assert int(sh("cat /run/counter")) >= before
+        assert int(sh(READ)) >= before
         boxd.run("fork = boxd.box.fork(name, 'boxd-vm-fork')", name=vm)
-        assert int(sh("cat /run/counter", "fork.exec('sh', '-c', c)")) >= before
+        assert int(sh(READ, "fork.exec('sh', '-c', c)")) >= before
         boxd.value("fork.destroy()")
         return
     boxd.value("boxd.machines.files.upload(n, '/root/file', 'data')", n=vm)
@@ -63,16 +62,16 @@ def test_core(client: Callable[..., Client], version: str, vm: str) -> None:
     for sleep, wake in (("pause", "resume"), ("hibernate", "wake")):
         boxd.value(f"boxd.machines.{sleep}(n)", n=vm)
         boxd.value(f"boxd.machines.{wake}(n)", n=vm)
-        assert int(sh("cat /run/counter")) >= before
+        assert int(sh(READ)) >= before
     boxd.value("boxd.machines.checkpoints.create(n, 'before')", n=vm)
-    at = int(sh("cat /run/counter"))
+    at = int(sh(READ))
     sh("touch /root/later; sleep 4")
     boxd.value("boxd.machines.checkpoints.restore(n, 'before')", n=vm)
-    assert int(sh("cat /run/counter")) < at + 60
+    assert int(sh(READ)) < at + 60
     time.sleep(1)
-    assert int(sh("cat /run/counter")) > at
+    assert int(sh(READ)) > at
     sh("test ! -e /root/later")
     boxd.value("boxd.machines.checkpoints.delete(n, 'before')", n=vm)
     boxd.run("fork = boxd.machines.fork(n, 'boxd-vm-fork')", n=vm)
-    assert int(sh("cat /run/counter", "boxd.machines.exec(fork.id, c)")) >= at
+    assert int(sh(READ, "boxd.machines.exec(fork.id, c)")) >= at
     boxd.value("boxd.machines.delete(fork.id)")

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from .conftest import KINDS, V1, Client, opened
+from .conftest import COUNTER, KINDS, READ, V1, Client, opened
 
-COUNTER = "i=0; while true; do i=$((i+1)); echo $i > /run/counter; sleep 0.05; done"
 STREAM = {
     "sync": """
 def talk(words, *args, **kw):
@@ -169,8 +168,8 @@ def test_memory_continues(box: Client) -> None:
     wait = "await " if box.kind == "async" else ""
 
     def counter(which: str = "box") -> int:
-        box.run(f"r = {wait}{which}.exec('cat', '/run/counter')")
-        return int(box.value("r.stdout") or 0)
+        box.run(f"r = {wait}{which}.exec('sh', '-c', c)", c=READ)
+        return int(box.value("r.stdout").strip() or 0)
 
     box.value("box.exec('sh', '-c', c)", c=f"nohup sh -c '{COUNTER}' >/dev/null 2>&1 & sleep 0.5")
     before = counter()
