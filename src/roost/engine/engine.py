@@ -631,8 +631,8 @@ class Engine:
             return machine, self.journal.open(connection, "snapshot", machine_id, context, step=1)
 
         frozen = (await self.load(machine_id)).frozen
-        if frozen:
-            await self._wake(machine_id, False, asyncio.Event())
+        if frozen:  # whoever asked for the capture asked for this, also where nothing else may wake it
+            await self._wake(machine_id, True, asyncio.Event())
         try:
             return await self._kept(machine_id, snapshot_id, values, fn)
         finally:
@@ -771,8 +771,8 @@ class Engine:
         if operation is not None:
             end = flows.End(self.parts, now, hush=False)
             await self._run(operation, flows.reap(end))
-            if how.reason == "rebooted":
-                return await self._wake(machine.id, False, interrupt)
+            if how.reason == "rebooted":  # it did not go to sleep: ``autowake`` says nothing of this
+                return await self._wake(machine.id, True, interrupt)
         return now
 
     async def _run(self, operation: Operation, plan: Plan) -> Machine:
@@ -820,7 +820,6 @@ class Engine:
             if machine.expires_at > self.clock.now():
                 self.timers.set(machine_id, machine.expires_at)
                 return
-            now = self.clock.now()
             if machine.expiry == "sleep":
                 await asyncio.shield(
                     self.desk.submit(
@@ -828,15 +827,29 @@ class Engine:
                     )
                 )
                 return
-            await self.store.write(
-                lambda c: machines.record(c, machine_id, now, "expired", "its ttl has passed")
-            )
-            await self.destroy(machine_id)
+            self.desk.check()
+            ended = await self.store.write(lambda c: self._overdue(c, machine_id))
+            if ended is None:  # it was given more time, or another end, just now
+                self.amended(await self.load(machine_id))
+                return
+            await self.condemned(*ended, wait=True)
         except RoostError as error:
             log.warning("machine %s expired and could not be ended: %s", machine_id, error)
             again = ("DATABASE_UNAVAILABLE", "STORAGE_FULL", "TIMEOUT", "MACHINE_FAILED")
             if error.code in again:
                 self.timers.set(machine_id, self.clock.now() + timedelta(seconds=30))
+
+    def _overdue(
+        self, connection: sa.Connection, machine_id: str
+    ) -> tuple[Change, Operation | None] | None:
+        """Condemned because its time is over, unless it no longer is: seen and done in one transaction."""
+        machine, now = load(connection, machine_id), self.clock.now()
+        gone = machine.phase in (Phase.DESTROYING, Phase.DESTROYED)
+        over = machine.expires_at is not None and machine.expires_at <= now
+        if gone or not over or machine.expiry != "destroy":
+            return None
+        machines.record(connection, machine_id, now, "expired", "its ttl has passed")
+        return self.condemn(connection, machine_id)
 
     async def _doze_off(self, machine_id: str) -> Machine:
         """Its time is over, and it goes to sleep rather than away: asleep it has no end any more."""

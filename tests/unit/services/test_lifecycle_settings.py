@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from roost.clock import FakeClock
+from roost.drivers.fake import FakeDriver
+from roost.drivers.interface import Exit
 from roost.engine import samples
+from roost.engine.machine import Machine
 from roost.errors import ConflictError, InvalidRequestError, MachineError
 from roost.services.models import ForkMachine, PatchMachine
 from tests.unit.engine.kit import TENANT, Daemon, Host, daemon, small, until
@@ -16,6 +20,10 @@ from tests.unit.engine.kit import TENANT, Daemon, Host, daemon, small, until
 
 async def phase(d: Daemon, machine_id: str) -> str:
     return (await d.machines.get(TENANT, machine_id)).phase
+
+
+async def _is(d: Daemon, machine_id: str, wanted: str) -> bool:
+    return await phase(d, machine_id) == wanted
 
 
 @pytest.mark.parametrize("memory", [False, True])
@@ -119,6 +127,61 @@ async def test_one_that_nothing_wakes_but_wake(tmp_path: Path, tier: str) -> Non
         await d.machines.sleep(TENANT, m.id, tier)
         found, made = await d.machines.ensure(TENANT, "user-1", small())
         assert (found.id, found.phase, made) == (m.id, "running", False), "who ensures it asks"
+
+
+async def test_one_that_nothing_wakes_is_captured_while_it_is_frozen(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as d:
+        m = await d.machines.create(TENANT, small(autowake=False))
+        await d.machines.sleep(TENANT, m.id, "frozen")
+        await d.snapshots.create(TENANT, m.id, "then")
+        (child,) = await d.machines.fork(TENANT, m.id, ForkMachine())
+        assert child.phase == "running"
+        now = await d.machines.get(TENANT, m.id)
+        assert (now.phase, now.tier) == ("sleeping", "frozen"), "as it was"
+
+
+async def test_one_that_nothing_wakes_reboots_itself_all_the_same(tmp_path: Path) -> None:
+    host = Host(tmp_path, driver=FakeDriver(raw_disk=True))
+    d = await Daemon.start(host)
+    m = await d.machines.create(TENANT, small(autowake=False))
+    host.driver.die(m.id, Exit("rebooted"))
+
+    async def again() -> bool:
+        now = await d.machines.get(TENANT, m.id)
+        return now.phase == "running" and now.generation > m.generation
+
+    await until(again)
+    await d.stop()
+    await host.close()
+
+
+@pytest.mark.parametrize("patch", [PatchMachine(ttl_seconds=60), PatchMachine(expiry="sleep")])
+async def test_more_time_at_the_last_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patch: PatchMachine
+) -> None:
+    """Between the look at the machine and its end."""
+    clock = FakeClock()
+    async with daemon(tmp_path, clock=clock) as d:
+        m = await d.machines.create(TENANT, small(ttl_seconds=60))
+        load = d.engine.load
+
+        async def slow(machine_id: str) -> Machine:
+            seen = await load(machine_id)
+            monkeypatch.setattr(d.engine, "load", load)
+            await d.machines.patch(TENANT, m.id, patch)
+            return seen
+
+        monkeypatch.setattr(d.engine, "load", slow)
+        await clock.advance(61)
+
+        async def seen() -> bool:
+            return (await d.machines.get(TENANT, m.id)).revision > m.revision
+
+        await until(seen)
+
+        await until(lambda: _is(d, m.id, "sleeping" if patch.expiry == "sleep" else "running"))
+        await asyncio.sleep(0.2)
+        assert await phase(d, m.id) in ("running", "sleeping"), "it is not destroyed"
 
 
 # --- metrics --------------------------------------------------------------------------------------
