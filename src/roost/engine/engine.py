@@ -631,7 +631,9 @@ class Engine:
             return machine, self.journal.open(connection, "snapshot", machine_id, context, step=1)
 
         frozen = (await self.load(machine_id)).frozen
-        if frozen:  # whoever asked for the capture asked for this, also where nothing else may wake it
+        if (
+            frozen
+        ):  # whoever asked for the capture asked for this, also where nothing else may wake it
             await self._wake(machine_id, True, asyncio.Event())
         try:
             return await self._kept(machine_id, snapshot_id, values, fn)
@@ -771,7 +773,9 @@ class Engine:
         if operation is not None:
             end = flows.End(self.parts, now, hush=False)
             await self._run(operation, flows.reap(end))
-            if how.reason == "rebooted":  # it did not go to sleep: ``autowake`` says nothing of this
+            if (
+                how.reason == "rebooted"
+            ):  # it did not go to sleep: ``autowake`` says nothing of this
                 return await self._wake(machine.id, True, interrupt)
         return now
 

@@ -7,9 +7,11 @@ that starts knows nothing of what was before it.
 from __future__ import annotations
 
 import asyncio
+import math
+import struct
 from collections import deque
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import astuple, dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from roost.clock import Clock
@@ -20,6 +22,7 @@ from roost.errors import RoostError
 from roost.store.keys import NOBODY
 
 KEPT = 1440  # of a machine: a day at one a minute
+OLDEST = timedelta(days=1)
 AT_ONCE = 8
 FRESH_S = 1.0  # younger than that is this moment
 STATS_S = 2.0
@@ -40,9 +43,29 @@ class Sample:
     disk_total_bytes: int | None
 
 
+_PACKED = struct.Struct(
+    "<8d"
+)  # a quarter of the object: there may be a thousand of each of a thousand machines
+
+
+def _pack(sample: Sample) -> bytes:
+    at, *numbers = astuple(sample)
+    return _PACKED.pack(at.timestamp(), *(math.nan if n is None else n for n in numbers))
+
+
+def _unpack(packed: bytes) -> Sample:
+    at, count, used, *sizes = _PACKED.unpack(packed)
+    told = [None if math.isnan(n) else int(n) for n in sizes]
+    return Sample(datetime.fromtimestamp(at, UTC), count, used, *told)  # type: ignore[arg-type]
+
+
+def _at(packed: bytes) -> float:
+    return float(_PACKED.unpack(packed)[0])
+
+
 @dataclass(slots=True)
 class _Series:
-    samples: deque[Sample]
+    samples: deque[bytes]  # packed
     generation: int = -1  # of the start that ``cpu_us`` is counted from
     cpu_us: int = 0
     since: float = 0.0  # monotonic seconds
@@ -56,7 +79,8 @@ class Samples:
         self._series: dict[str, _Series] = {}
 
     async def take(self) -> None:
-        """One of each that runs. What does not answer is left out."""
+        """One of each that runs. What does not answer is left out; what is older than a day is known no more."""
+        self._prune()
         limit = asyncio.Semaphore(AT_ONCE)
 
         async def one(running: Running) -> None:
@@ -82,15 +106,24 @@ class Samples:
     ) -> list[Sample]:
         """Oldest first, both ends included."""
         series = self._series.get(machine_id)
+        found = [_unpack(each) for each in (series.samples if series is not None else ())]
         return [
             each
-            for each in (series.samples if series is not None else ())
+            for each in found
             if (start is None or each.at >= start) and (end is None or each.at <= end)
         ]
 
     def forget(self, machine_id: str) -> None:
         """It is destroyed."""
         self._series.pop(machine_id, None)
+
+    def _prune(self) -> None:
+        oldest = (self._clock.now() - OLDEST).timestamp()
+        for machine_id, series in list(self._series.items()):
+            while series.samples and _at(series.samples[0]) < oldest:
+                series.samples.popleft()
+            if not series.samples and self._roster.peek(machine_id) is None:
+                del self._series[machine_id]
 
     async def _one(self, running: Running) -> None:
         driver = self._rungs.driver(running.machine.driver)
@@ -99,6 +132,9 @@ class Samples:
         except (RoostError, OSError):
             return
         stats = await _stats(running.agent)
+        now = self._roster.peek(running.machine.id)
+        if now is None or now.machine.generation != running.machine.generation:
+            return  # that start of it ended meanwhile, maybe the machine for good
         self._add(running, usage, stats)
 
     def _add(self, running: Running, usage: Usage, stats: Any) -> None:
@@ -113,15 +149,17 @@ class Samples:
         total = machine.memory_mib << 20
         said = stats is not None
         series.samples.append(
-            Sample(
-                at=at,
-                cpu_count=machine.vcpu,
-                cpu_used_pct=round(100 * used, 2),
-                memory_used_bytes=stats.memory_used_bytes if said else usage.memory_bytes,
-                memory_total_bytes=stats.memory_total_bytes if said else total,
-                memory_cache_bytes=stats.memory_cache_bytes if said else 0,
-                disk_used_bytes=stats.disk_used_bytes if said else None,
-                disk_total_bytes=stats.disk_total_bytes if said else None,
+            _pack(
+                Sample(
+                    at=at,
+                    cpu_count=machine.vcpu,
+                    cpu_used_pct=round(100 * used, 2),
+                    memory_used_bytes=stats.memory_used_bytes if said else usage.memory_bytes,
+                    memory_total_bytes=stats.memory_total_bytes if said else total,
+                    memory_cache_bytes=stats.memory_cache_bytes if said else 0,
+                    disk_used_bytes=stats.disk_used_bytes if said else None,
+                    disk_total_bytes=stats.disk_total_bytes if said else None,
+                )
             )
         )
 

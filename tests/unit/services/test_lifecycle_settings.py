@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -241,6 +242,41 @@ async def test_samples_wake_nothing_are_bounded_and_end(
         assert await phase(d, m.id) == "sleeping"
         await d.machines.delete(TENANT, m.id)
         assert await d.machines.metrics(TENANT, m.id) == []
+
+
+async def test_one_destroyed_while_it_is_looked_at_leaves_no_samples(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as d:
+        m = await d.machines.create(TENANT, small())
+        answers = d.agents.hang("stats")
+        looking = asyncio.ensure_future(d.engine.samples.take())
+
+        async def asked() -> bool:
+            return d.agents.calls["stats"] > 0
+
+        await until(asked)
+        await d.machines.delete(TENANT, m.id)
+        answers.set()
+        await looking
+        assert d.engine.samples.of(m.id) == []
+
+
+async def test_samples_are_of_a_day_and_take_little(tmp_path: Path) -> None:
+    clock = FakeClock()
+    async with daemon(tmp_path, clock=clock, usage_interval_s=1e9) as d:
+        m = await d.machines.create(TENANT, small())
+        await clock.advance(1.5)
+        (first,) = await d.machines.metrics(TENANT, m.id)
+        assert first.at == clock.now()
+        await d.machines.sleep(TENANT, m.id)
+        await clock.advance(86_000)
+        await d.engine.samples.take()
+        assert d.engine.samples.of(m.id) == [first]
+        await clock.advance(1000)
+        await d.engine.samples.take()
+        assert d.engine.samples.of(m.id) == []
+        packed = samples._pack(first)
+        assert samples._unpack(packed) == first
+        assert sys.getsizeof(packed) <= 128
 
 
 # --- lists ----------------------------------------------------------------------------------------
