@@ -469,9 +469,9 @@ class ContainerDriver(Driver):
             mounting.wait_free(Path(volume))
         self.cgroups.remove(group)
         if directory.exists():
-            with contextlib.suppress(FileNotFoundError):
-                # Not with its content, should one ever be mounted there.
-                for each in (directory / "rootfs", *(directory / "volumes").glob("*")):
+            # Not with its content, should one ever be mounted there.
+            for each in (directory / "rootfs", *(directory / "volumes").glob("*")):
+                with contextlib.suppress(FileNotFoundError):
                     each.rmdir()
             shutil.rmtree(directory)
 

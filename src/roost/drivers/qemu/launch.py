@@ -16,7 +16,7 @@ from roost.drivers.qemu.runtime import Runtime
 from roost.errors import ConflictError
 from roost.guest import Guest
 from roost.host import apart, console, files, netns
-from roost.storage import disks, volumes
+from roost.storage import disks, mounting, volumes
 
 RECORD = "machine.json"
 _BACKLOG = 16
@@ -78,8 +78,8 @@ class Launched:
 
 
 def launch(plan: Plan) -> Launched:
-    """Blocking. The directory is made here and is the caller's to take away, also after a failure. Raises
-    OSError."""
+    """Blocking. The directory is made here and is the caller's to take away, also after a failure. Raises OSError,
+    INVALID_STATE (a volume that is to be read needs repair), INTERNAL (one to be written is mounted on the host)."""
     plan.place.directory.mkdir(mode=0o700)
     assert plan.spec.root.image is not None
     for each in plan.spec.volumes:
@@ -93,6 +93,9 @@ def launch(plan: Plan) -> Launched:
                 " once, which repairs it.",
                 details={"path": each.path},
             )
+    for each in plan.spec.volumes:
+        if not each.read_only:  # the last container that read it may still be about to unmount it
+            mounting.wait_free(each.image)
     with contextlib.ExitStack() as held:
         fds = _descriptors(plan, held)
         vmm = options.Vmm(
