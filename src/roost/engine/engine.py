@@ -252,10 +252,15 @@ class Engine:
         return machine.phase == Phase.SLEEPING
 
     async def snapshot(
-        self, machine_id: str, values: Mapping[str, Any], snapshot_id: str | None = None
+        self,
+        machine_id: str,
+        values: Mapping[str, Any],
+        snapshot_id: str | None = None,
+        memory: bool = True,
     ) -> str:
         """Keeps a running or sleeping machine at one instant; the snapshot's id once it is durable. ``values``
         are the caller's columns (tenant_id, name, for_fork). ``snapshot_id``: a new one that the caller holds.
+        Without ``memory`` the disk alone, synced first where it runs.
 
         Raises INVALID_STATE, UNSUPPORTED, STORAGE_FULL, MACHINE_FAILED, TIMEOUT (nothing is kept, the machine
         runs on); sqlalchemy's IntegrityError for a name in use."""
@@ -264,7 +269,7 @@ class Engine:
             self.desk.submit(
                 machine_id,
                 "snapshot",
-                lambda _: self._snapshot(machine_id, made, values),
+                lambda _: self._snapshot(machine_id, made, values, memory),
                 join=False,
             )
         )
@@ -604,7 +609,7 @@ class Engine:
             log.warning("the memory of %s could not be deleted: %s", machine_id, error)
 
     async def _snapshot(
-        self, machine_id: str, snapshot_id: str, values: Mapping[str, Any]
+        self, machine_id: str, snapshot_id: str, values: Mapping[str, Any], memory: bool
     ) -> Machine:
         def fn(connection: sa.Connection) -> tuple[Machine, Operation]:
             machine = load(connection, machine_id)
@@ -636,7 +641,7 @@ class Engine:
         ):  # whoever asked for the capture asked for this, also where nothing else may wake it
             await self._wake(machine_id, True, asyncio.Event())
         try:
-            return await self._kept(machine_id, snapshot_id, values, fn)
+            return await self._kept(machine_id, snapshot_id, values, fn, memory)
         finally:
             if frozen:
                 await self._again(machine_id)
@@ -654,22 +659,23 @@ class Engine:
         snapshot_id: str,
         values: Mapping[str, Any],
         fn: Callable[[sa.Connection], tuple[Machine, Operation]],
+        memory: bool,
     ) -> Machine:
         machine, operation = await self.store.write(fn)
         durable = not values.get("for_fork", False)
-        keep = keeping.Keep(self.parts, machine, snapshot_id, durable)
-        async with self._quiet(machine):
+        keep = keeping.Keep(self.parts, machine, snapshot_id, durable, memory)
+        async with self._quiet(machine, keep.memory):
             await self.journal.run(operation, keeping.snapshot(keep))
         self.meter.soon()
         return await self.load(machine_id)
 
     @contextlib.asynccontextmanager
-    async def _quiet(self, machine: Machine) -> AsyncIterator[None]:
-        """Where its driver needs that, nobody speaks to the agent meanwhile: calls wait in the machine's line."""
+    async def _quiet(self, machine: Machine, memory: bool) -> AsyncIterator[None]:
+        """Where its driver needs that to keep memory, nobody speaks to the agent meanwhile: calls wait in the machine's
+        line."""
         running = self.roster.peek(machine.id)
         hangs_up = self.rungs.driver(machine.driver).hangs_up and machine.memory_kept
-        speaks = hangs_up and not machine.volumes  # of those the disk alone is kept
-        if running is None or not speaks:
+        if running is None or not (hangs_up and memory):
             yield
             return
         self.roster.remove(machine.id)

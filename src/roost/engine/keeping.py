@@ -45,12 +45,19 @@ class Keep:
     """What the steps of one snapshot share."""
 
     def __init__(
-        self, parts: Parts, machine: Machine, snapshot_id: str, durable: bool = True
+        self,
+        parts: Parts,
+        machine: Machine,
+        snapshot_id: str,
+        durable: bool = True,
+        memory: bool = True,
     ) -> None:
         self.parts = parts
         self.machine = machine
         self.snapshot_id = snapshot_id
         self.durable = durable  # the capture; one for a fork is of no use after a restart
+        # Memory knows the machine's volumes, and what goes on from it would not have them, or not as they were.
+        self.memory = memory and not machine.volumes
         self.values: dict[str, Any] = {}
 
     async def capture(self, context: Context) -> None:
@@ -60,12 +67,10 @@ class Keep:
         capture: Capture | None = None
         if machine.handle is not None:
             driver = self.parts.rungs.driver(machine.driver)
-            # Memory knows the machine's volumes, and what goes on from it would not have them, or not as they were.
-            memory = not machine.volumes
-            if not memory:
+            if not self.memory:
                 await sync(self.parts, machine)
             capture = await driver.capture(
-                machine.handle, place.memory, place.disk, durable=self.durable, memory=memory
+                machine.handle, place.memory, place.disk, durable=self.durable, memory=self.memory
             )
             if capture.memory:
                 token_of = (machine.id, machine.generation)
@@ -74,7 +79,7 @@ class Keep:
             await storage.copy_disk(machine.id, self.snapshot_id)
             kept = machine.memory_image
             whole = kept is not None and not kept.used and kept.snapshot_id is None
-            if kept is not None and whole and not machine.volumes:
+            if kept is not None and whole and self.memory:
                 await storage.copy_memory(machine.id, self.snapshot_id)
                 image = replace(kept, snapshot_id=self.snapshot_id)
         size = await storage.seal_snapshot(self.snapshot_id, machine.id)

@@ -154,6 +154,8 @@ class Machines:
             raise limits.bad("count", f"is from 1 to {MAX_CHILDREN}")
         if req.key is not None and req.count != 1:
             raise limits.bad("key", "is of one child: leave it out, or count")
+        if req.count != 1 and not all(each.read_only for each in req.volumes or ()):
+            raise limits.bad("volumes", "are read-only where there are several children")
         parent = await self.get(tenant, machine_id)
         captured.require_fork(parent)
         row = None
@@ -194,7 +196,9 @@ class Machines:
             try:
                 # From before it is there: another fork that ends collects what nobody holds.
                 with self._engine.holding(snapshot_id):
-                    await self._engine.snapshot(machine_id, values, snapshot_id)
+                    # Children with volumes boot: what they begin with has to be on the disk.
+                    memory = not wanted.volumes
+                    await self._engine.snapshot(machine_id, values, snapshot_id, memory)
                     if req.egress is None:  # it may have been changed before that instant
                         now = await self._engine.load(machine_id)
                         wanted = replace(wanted, egress=now.egress)

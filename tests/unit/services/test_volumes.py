@@ -246,6 +246,35 @@ async def test_memory_of_another_machine_is_not_gone_on_from(tmp_path: Path) -> 
         assert d.host.driver.machines[plain.id].restored_from is not None
 
 
+async def test_children_that_boot_find_what_their_parent_wrote(tmp_path: Path) -> None:
+    """Its disk alone, without what only its memory knows, would be as after a power cut."""
+    async with daemon(tmp_path, memory=True) as d:
+        await d.volumes.create(TENANT, "data", 1)
+        parent = await d.machines.create(TENANT, small())
+        d.agents.calls.clear()
+        (child,) = await d.machines.fork(TENANT, parent.id, ForkMachine(volumes=data()))
+        assert d.agents.calls["sync"] == 1
+        assert d.host.driver.machines[child.id].restored_from is None
+        (plain,) = await d.machines.fork(TENANT, parent.id, ForkMachine())
+        assert d.agents.calls["sync"] == 1
+        assert d.host.driver.machines[plain.id].restored_from is not None
+
+
+async def test_several_children_write_no_volume(tmp_path: Path) -> None:
+    """Not the first of them either, which would make it a microVM's for good before the second is refused."""
+    host = Host(tmp_path, driver=FakeDriver(raw_disk=True))
+    d = await Daemon.start(host)
+    await d.volumes.create(TENANT, "data", 1)
+    parent = await d.machines.create(TENANT, small())
+    fork = d.machines.fork(TENANT, parent.id, ForkMachine(count=2, volumes=data()))
+    await refused("VALIDATION_FAILED", fork)
+    assert not (await d.volumes.get(TENANT, "data")).raw_written
+    both = ForkMachine(count=2, volumes=data(read_only=True))
+    assert len(await d.machines.fork(TENANT, parent.id, both)) == 2
+    await d.stop()
+    await host.close()
+
+
 async def test_what_was_written_is_there_before_the_machine_is_gone(tmp_path: Path) -> None:
     async with daemon(tmp_path) as d:
         await d.volumes.create(TENANT, "data", 1)
