@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -89,12 +89,15 @@ class Volumes:
                 },
             )
 
-        try:
-            await self._store.write(begin)
-        except IntegrityError as error:
-            raise await self._taken(tenant, name) from error
+        async def make() -> Volume:
+            try:
+                await self._store.write(begin)
+            except IntegrityError as error:
+                raise await self._taken(tenant, name) from error
+            return await self._make(tenant, volume_id, size_gib)
+
         # Who asked may go away: half a volume would keep its name until the next start.
-        return await asyncio.shield(self._make(tenant, volume_id, size_gib))
+        return await asyncio.shield(make())
 
     async def _make(self, tenant: str, volume_id: str, size_gib: int) -> Volume:
         try:
@@ -138,10 +141,11 @@ class Volumes:
         return Page([*items], cursor)
 
     async def delete(self, tenant: str, which: str) -> None:
-        """With what is in it. Raises VOLUME_NOT_FOUND; VOLUME_IN_USE while a machine has it, asleep or failed too."""
+        """With what is in it; again, where that broke off before. Raises VOLUME_NOT_FOUND; VOLUME_IN_USE while a
+        machine has it, asleep or failed too."""
 
         def begin(connection: sa.Connection) -> str:
-            row = _find(connection, tenant, which)
+            row = _find(connection, tenant, which, ("ready", "deleting"))
             found = rows.attachments(connection, [row["id"]])
             if found:
                 holders = [each["machine_id"] for each in found]
@@ -158,9 +162,10 @@ class Volumes:
             metering.end(connection, row["id"], self._engine.clock.now())
             return str(row["id"])
 
-        await asyncio.shield(self._delete(await self._store.write(begin)))
+        await asyncio.shield(self._delete(begin))
 
-    async def _delete(self, volume_id: str) -> None:
+    async def _delete(self, begin: Callable[[sa.Connection], str]) -> None:
+        volume_id = await self._store.write(begin)
         await self._engine.parts.storage.delete_volume(volume_id)
         await self._store.write(lambda c: rows.delete(c, volume_id))
 
@@ -216,9 +221,11 @@ def attach(
             rows.update(connection, mount.volume_id, {"raw_written": True})
 
 
-def _find(connection: sa.Connection, tenant: str, which: str) -> rows.Row:
+def _find(
+    connection: sa.Connection, tenant: str, which: str, states: Collection[str] = ("ready",)
+) -> rows.Row:
     row = rows.find(connection, tenant, which)
-    if row is None or row["status"] != "ready":
+    if row is None or row["status"] not in states:
         raise NotFoundError(f"There is no volume {which[:64]}.", code="VOLUME_NOT_FOUND")
     return row
 

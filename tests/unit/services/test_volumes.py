@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from roost.prices import Prices
 from roost.services.models import Attach, ForkMachine
 from roost.services.usage import Usage
 from roost.store import volumes as rows
-from tests.unit.engine.kit import OTHER, TENANT, Daemon, Host, daemon, small
+from tests.unit.engine.kit import OTHER, TENANT, Daemon, Host, daemon, small, until
 
 
 def data(path: str = "/data", read_only: bool = False) -> list[Attach]:
@@ -337,6 +339,46 @@ async def test_a_kill_while_one_is_deleted(tmp_path: Path) -> None:
     await d.volumes.create(TENANT, "data", 1)
     await d.stop()
     await host.close()
+
+
+async def test_who_asked_may_go_away(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as d:
+        for ask, there in (
+            (lambda: d.volumes.create(TENANT, "data", 1), 1),
+            (lambda: d.volumes.delete(TENANT, "data"), 0),
+        ):
+            hold, held = threading.Event(), threading.Event()
+
+            def wait(_: Any, hold: threading.Event = hold, held: threading.Event = held) -> None:
+                held.set()
+                hold.wait(5)
+
+            before = asyncio.ensure_future(d.store.write(wait))
+            await asyncio.to_thread(held.wait, 5)
+            asked = asyncio.ensure_future(ask())
+            while not d.store.queued:
+                await asyncio.sleep(0.001)
+            asked.cancel()
+            hold.set()
+            await before
+
+            async def settled(there: int = there) -> bool:
+                states = await d.store.read(rows.states)
+                ready = [*states.values()] == ["ready"] * there
+                return ready and len(d.host.storage.volumes) == there
+
+            await until(settled)
+
+
+async def test_a_deletion_that_broke_off_is_begun_again(tmp_path: Path) -> None:
+    async with daemon(tmp_path) as d:
+        await d.volumes.create(TENANT, "data", 1)
+        d.host.storage.fail("delete_volume", OSError("no luck"))
+        with pytest.raises(OSError, match="no luck"):
+            await d.volumes.delete(TENANT, "data")
+        await d.volumes.delete(TENANT, "data")
+        assert d.host.storage.volumes == set()
+        await d.volumes.create(TENANT, "data", 1)  # its name is free
 
 
 async def test_a_disk_of_no_row_is_swept(tmp_path: Path) -> None:
