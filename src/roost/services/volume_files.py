@@ -9,6 +9,8 @@ small one made for it, which ends by itself a while after it was last asked.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import timedelta
 from weakref import WeakValueDictionary
@@ -58,6 +60,19 @@ class VolumeFiles:
                 return Reached(each.machine_id, each.path)
             made = await self._machines.create(tenant, _keeper(volume))
             return Reached(made.id, PATH)
+
+    async def staying(
+        self, tenant: str, which: str, data: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
+        """``data``, for as long as which comes the machine that it is of stays, too."""
+        clock = self._machines.clock
+        asked = clock.monotonic()
+        async with contextlib.aclosing(data):
+            async for piece in data:
+                if clock.monotonic() - asked >= TTL_S / 4:
+                    asked = clock.monotonic()
+                    await self.reach(tenant, which)
+                yield piece
 
     async def release(self, tenant: str, which: str) -> None:
         """Nobody but users' machines has it any more. Raises VOLUME_NOT_FOUND."""

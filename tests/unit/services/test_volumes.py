@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from roost.errors import (
 from roost.prices import Prices
 from roost.services.models import Attach, ForkMachine
 from roost.services.usage import Usage
+from roost.services.volume_files import TTL_S, VolumeFiles
 from roost.store import volumes as rows
 from tests.unit.engine.kit import OTHER, TENANT, Daemon, Host, daemon, small, until
 
@@ -339,6 +340,31 @@ async def test_a_kill_while_one_is_deleted(tmp_path: Path) -> None:
     await d.volumes.create(TENANT, "data", 1)
     await d.stop()
     await host.close()
+
+
+async def test_whoever_is_made_for_its_files_stays_while_they_come(tmp_path: Path) -> None:
+    clock = FakeClock()
+    rung = FakeDriver(own_network=True, egress_enforced=True)
+    async with daemon(tmp_path, clock=clock, driver=rung) as d:
+        await d.volumes.create(TENANT, "data", 1)
+        files = VolumeFiles(d.machines, d.volumes)
+        keeper = (await files.reach(TENANT, "data")).machine_id
+
+        async def slow() -> AsyncGenerator[bytes, None]:
+            for _ in range(8):
+                await clock.advance(40)
+                await asyncio.sleep(0.05)  # what is overdue by now goes
+                yield b"x"
+
+        data = [each async for each in files.staying(TENANT, "data", slow())]
+        assert len(data) == 8
+        assert (await d.machines.get(TENANT, keeper)).phase == "running"
+        await clock.advance(TTL_S + 1)
+
+        async def gone() -> bool:
+            return await holders(d) == []
+
+        await until(gone)
 
 
 async def test_who_asked_may_go_away(tmp_path: Path) -> None:

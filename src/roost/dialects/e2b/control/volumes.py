@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import posixpath
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -175,12 +175,14 @@ class Volumes:
         machine, _, path = await self._place(request)
         found = await _known(self._s.files.read(tenant(request), machine, path))
         headers = {"content-length": str(found.length)}
-        return Streamed(found.data, 200, headers, "application/octet-stream")
+        data = self._staying(request, found.data)
+        return Streamed(data, 200, headers, "application/octet-stream")
 
     async def write(self, request: Request) -> Response:
         machine, base, path = await self._place(request)
         spec = Write(path, mode=_whole(request, "mode", 0, 0o7777), owner=_owner(request))
-        info = await self._s.files.write(tenant(request), machine, spec, pieces(request))
+        data = self._staying(request, pieces(request))
+        info = await self._s.files.write(tenant(request), machine, spec, data)
         return Json(_entry(info, base), 201)
 
     async def change(self, request: Request) -> Response:
@@ -209,6 +211,12 @@ class Volumes:
         found = self._s.files.stat(tenant(request), machine, path, follow=False)
         info: FileInfo = await _known(found)
         return info
+
+    def _staying(
+        self, request: Request, data: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
+        which = request.path_params["id"]
+        return self._s.volume_files.staying(tenant(request), which, data)
 
     async def _place(self, request: Request) -> tuple[str, str, bytes]:
         """The machine, where the volume is there, and the path asked for there: never one beside the volume. (Links in
