@@ -382,8 +382,8 @@ class End:
         """``settle``: what its programs wrote to its volumes is there when it has ended."""
         self.parts = parts
         self.machine = machine
-        writes = any(not each.read_only for each in machine.volumes)
-        self._settle = settle and writes and machine.handle is not None
+        self._writes = any(not each.read_only for each in machine.volumes)
+        self._settle = settle and self._writes and machine.handle is not None
         self._hush = hush and machine.handle is not None
         self._keep_memory = keep_memory
         self._frozen = frozen
@@ -397,12 +397,14 @@ class End:
         if self._frozen:
             with _unless_gone():
                 await self.parts.rungs.driver(self.machine.driver).thaw(handle)
-        if self._keep_memory:
+        # Once it is lost its programs are being ended: where this step is repeated there is none left to keep.
+        if self._keep_memory and "memory_lost" not in context.data:
             if self.machine.volumes:  # which outlive this memory
                 await sync(self.parts, self.machine)
             if await self._hibernate(context, handle):
                 return
         await self._shut_down(handle, GRACE_S)
+        await self._unmounted(handle)
 
     async def _shut_down(self, handle: Handle, grace_s: float) -> None:
         token = self.parts.identity.agent_token(self.machine.id, self.machine.generation)
@@ -412,6 +414,14 @@ class End:
                 await agent.shutdown(grace_s)
         except (RoostError, TimeoutError) as error:
             log.info("machine %s did not shut down by itself: %s", self.machine.id, error)
+
+    async def _unmounted(self, handle: Handle) -> None:
+        """Of a kernel of its own, which unmounts and then powers itself off: else who has its volumes next would have to
+        repair them, which who only reads cannot."""
+        if self._writes and self.machine.capabilities.raw_disk:
+            driver = self.parts.rungs.driver(self.machine.driver)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(driver.wait(handle), SETTLE_S)
 
     async def _hibernate(self, context: Context, handle: Handle) -> bool:
         if "memory_image" in context.data:  # this step is being repeated
@@ -444,9 +454,7 @@ class End:
             with contextlib.suppress(RoostError, OSError):
                 await driver.thaw(handle)
             await self._shut_down(handle, SETTLE_GRACE_S)
-            if self.machine.capabilities.raw_disk:  # it unmounts, then powers itself off
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(driver.wait(handle), SETTLE_S)
+            await self._unmounted(handle)
         self.parts.agents.drop(context.machine_id)
         await driver.remove(context.machine_id)
 

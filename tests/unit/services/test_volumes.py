@@ -12,11 +12,13 @@ import pytest
 
 from roost.clock import FakeClock
 from roost.drivers.fake import FakeDriver
+from roost.engine import flows
 from roost.errors import (
     ConflictError,
     InternalError,
     InvalidRequestError,
     LimitError,
+    MachineError,
     NotFoundError,
     RoostError,
     UnsupportedError,
@@ -261,6 +263,45 @@ async def test_children_that_boot_find_what_their_parent_wrote(tmp_path: Path) -
         (plain,) = await d.machines.fork(TENANT, parent.id, ForkMachine())
         assert d.agents.calls["sync"] == 1
         assert d.host.driver.machines[plain.id].restored_from is not None
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_one_that_is_stopped_unmounts_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_only: bool
+) -> None:
+    """It may be destroyed while it sleeps, and its volumes be read next."""
+    monkeypatch.setattr(flows, "SETTLE_S", 0.05)
+    async with daemon(tmp_path, driver=FakeDriver(raw_disk=True)) as d:
+        await d.volumes.create(TENANT, "data", 1)
+        m = await d.machines.create(TENANT, small(volumes=data(read_only=read_only)))
+        calls: list[str] = []
+        wait, remove = d.host.driver.wait, d.host.driver.remove
+
+        async def waits(handle: Any) -> Any:
+            calls.append("wait")
+            return await wait(handle)
+
+        async def removes(machine_id: str) -> None:
+            calls.append("remove")
+            await remove(machine_id)
+
+        monkeypatch.setattr(d.host.driver, "wait", waits)
+        monkeypatch.setattr(d.host.driver, "remove", removes)
+        await d.machines.sleep(TENANT, m.id, "stopped")
+        assert calls == (["remove"] if read_only else ["wait", "remove"])
+
+
+async def test_memory_that_was_given_up_is_not_kept_when_the_step_is_repeated(
+    tmp_path: Path,
+) -> None:
+    """Its programs were told to end by then."""
+    async with daemon(tmp_path, memory=True) as d:
+        m = await d.machines.create(TENANT, small())
+        d.host.driver.fail("hibernate", MachineError("too slow", code="TIMEOUT"))
+        d.agents.fail("shutdown", RuntimeError("and the step took too long"))
+        now = await d.machines.sleep(TENANT, m.id)
+        assert (now.phase, now.tier) == ("sleeping", "stopped")
+        assert d.host.driver.calls["hibernate"] == 1
 
 
 async def test_several_children_write_no_volume(tmp_path: Path) -> None:
