@@ -513,6 +513,10 @@ class Engine:
                 retryable=False,
                 details={"machine_id": machine_id, "reason": machine.reason},
             )
+        if machine.phase == Phase.SLEEPING and not (from_failed or machine.autowake):
+            raise sleeping(
+                machine
+            )  # every visitor of its previews may come here: nothing is written
         await recovery.unstick(self, machine_id)
 
         def fn(connection: sa.Connection) -> tuple[Change, Operation | None, dict[str, Any]]:

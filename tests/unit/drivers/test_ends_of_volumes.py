@@ -12,6 +12,7 @@ from roost.drivers import container
 from roost.drivers.interface import Root, Size, StartSpec, Volume
 from roost.drivers.qemu import launch, options
 from roost.errors import InternalError
+from roost.host import ending
 from roost.storage import disks, mounting
 
 
@@ -61,7 +62,7 @@ def test_a_machines_directory_does_not_go_with_a_volume_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where its root is gone already, as after a removal that came half way."""
-    monkeypatch.setattr(container.ending, "end_group", lambda *_: None)
+    monkeypatch.setattr(ending, "end_group", lambda *_: None)
     kept = tmp_path / "volumes" / "0" / "kept"
     kept.parent.mkdir(parents=True)
     kept.touch()

@@ -114,12 +114,15 @@ async def test_expiry_is_changed_and_inherited(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tier", ["frozen", "stopped"])
-async def test_one_that_nothing_wakes_but_wake(tmp_path: Path, tier: str) -> None:
+async def test_one_that_nothing_wakes_but_wake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tier: str
+) -> None:
     async with daemon(tmp_path) as d:
         m = await d.machines.create(TENANT, small(autowake=False, key="user-1"))
         assert (await d.machines.awake(TENANT, m.id)).machine.id == m.id, "it runs"
         await d.machines.sleep(TENANT, m.id, tier)
-        with pytest.raises(ConflictError) as failure:
+        with monkeypatch.context() as patched, pytest.raises(ConflictError) as failure:
+            patched.setattr(d.store, "write", None)  # it costs a look
             await d.machines.awake(TENANT, m.id)
         assert failure.value.code == "MACHINE_SLEEPING"
         assert await phase(d, m.id) == "sleeping"
