@@ -229,12 +229,8 @@ class Machines:
 
     async def reboot(self, call: Call, asked: pb.VmRef) -> pb.Empty:
         machine = await self._named(call, asked.vm_id)
-        await self._restart(call.tenant, machine)
+        await self._s.machines.reboot(call.tenant, machine.id)
         return _EMPTY
-
-    async def _restart(self, tenant: str, machine: Machine) -> None:
-        await self._s.machines.sleep(tenant, machine.id, Tier.STOPPED)
-        await self._s.machines.wake(tenant, machine.id)
 
     # --- changing -------------------------------------------------------------------------------
 
