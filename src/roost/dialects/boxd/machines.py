@@ -16,6 +16,7 @@ from roost.engine.lifecycle import Tier
 from roost.engine.machine import Machine
 from roost.errors import InvalidRequestError, RoostError
 from roost.gateway.calls import Call, Method
+from roost.services import limits
 from roost.services.models import CreateMachine, ForkMachine, PatchMachine, Snapshot
 
 PAGE = 500
@@ -115,6 +116,7 @@ class Machines:
         parent = await self._named(call, asked.source_vm_id)
         shapes.as_captured(asked.config, parent, "fork")
         idle = shapes.idle(asked.config)
+        limits.seconds("autosleep", idle.get("autosleep_seconds"))  # before there is a machine
         name = asked.name or names.invented()
         self._proxies.check(name, asked.config)
         wanted = ForkMachine(
