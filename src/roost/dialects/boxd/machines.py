@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from roost.dialects.serving import not_served
 from roost.egress.policy import Policy
 from roost.engine.lifecycle import Tier
 from roost.engine.machine import Machine
-from roost.errors import InvalidRequestError, RoostError
+from roost.errors import ConflictError, InvalidRequestError, NotFoundError, RoostError
 from roost.gateway.calls import Call, Method
 from roost.services import limits
 from roost.services.models import CreateMachine, ForkMachine, PatchMachine, Snapshot
@@ -192,7 +193,8 @@ class Machines:
             page = await self._s.snapshots.list(call.tenant, machine.id, PAGE, cursor)
             for each in page.items:
                 if each.name is not None and names.of_checkpoint(each.name):
-                    await self._s.snapshots.delete(call.tenant, each.id)
+                    with contextlib.suppress(ConflictError, NotFoundError):  # in use: it stays
+                        await self._s.snapshots.delete(call.tenant, each.id)
             cursor = page.next_cursor
             if cursor is None:
                 return _EMPTY

@@ -11,7 +11,7 @@ import pytest
 from roost.dialects.boxd import names, proxies, shapes
 from roost.dialects.boxd.wire import boxd_pb2 as pb
 from roost.egress.policy import Policy
-from roost.errors import InvalidRequestError
+from roost.errors import InvalidRequestError, error
 from roost.services.models import CreateMachine
 from roost.services.ports import OWN
 from tests.unit.api.kit import OTHER, TENANT
@@ -208,6 +208,19 @@ async def test_the_end_of_a_machine_and_its_checkpoints(box: Box, vm: str) -> No
     await box("DestroyVm", pb.VmRef(vm_id="one"))
     kept = box.served.services.snapshots.kept  # type: ignore[attr-defined]
     assert [each.name for each in kept.values()] == ["kept"]
+
+
+async def test_a_checkpoint_in_use_does_not_make_the_end_a_failure(
+    box: Box, vm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = pb.CaptureRequest(vm="one", name="a")
+    await box("CreateCheckpoint", asked, pb.CreateCheckpointResponse)
+
+    async def used(*args: object) -> None:
+        raise error("IN_USE", "A machine is being made from it.")
+
+    monkeypatch.setattr(box.served.services.snapshots, "delete", used)
+    await box("DestroyVm", pb.VmRef(vm_id=vm))
 
 
 async def test_what_a_machine_may_reach(box: Box, vm: str) -> None:
