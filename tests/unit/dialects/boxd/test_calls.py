@@ -61,6 +61,7 @@ async def test_a_key_is_exchanged_for_a_token_that_calls(box: Box) -> None:
         ({"api_key": "nonsense"}, 401),
         ({}, 422),
         ({"api_key": 7}, 422),
+        ({"api_key": "x" * 20_000}, 413),  # nobody has said who they are yet
     ],
 )
 async def test_what_cannot_be_exchanged(box: Box, body: dict[str, object], status: int) -> None:
