@@ -30,7 +30,14 @@ from roost.dialects.e2b.control.recipe import Recipe, recipe
 from roost.dialects.e2b.control.sandboxes import Sandboxes
 from roost.dialects.e2b.control.shapes import ENVD_VERSION
 from roost.dialects.serving import Json, Services, body, empty, key_id, tenant
-from roost.errors import ConflictError, InvalidRequestError, NotFoundError, RoostError
+from roost.errors import (
+    ConflictError,
+    ForbiddenError,
+    InvalidRequestError,
+    NotFoundError,
+    RoostError,
+)
+from roost.services import asking
 from roost.services.builds import StartBuild
 from roost.services.models import Build, Template
 from roost.templates import reference
@@ -110,6 +117,8 @@ class Templates:
         whose, digest = tenant(request), request.path_params["hash"]
         answer: dict[str, Any] = {"present": await self._s.build_files.has(whose, digest)}
         if not answer["present"]:
+            if not asking.may_change():
+                raise ForbiddenError("This key may only read: it sends no files.")
             said = self._s.build_files.pass_of(whose, digest)
             scheme = request.url.scheme
             host = request.headers.get("host", "")

@@ -23,6 +23,7 @@ from roost.dialects.e2b.errors import problem
 from roost.dialects.serving import App, Json, Services, Streamed, body, empty, key_id, tenant
 from roost.errors import AuthError, ConflictError, InvalidRequestError, NotFoundError, RoostError
 from roost.gateway.dispatch import Target
+from roost.services import asking
 from roost.services.files import FileInfo, Write
 from roost.services.models import Principal, Volume
 
@@ -99,7 +100,8 @@ class Volumes:
         return {
             "volumeID": volume.id,
             "name": volume.name,
-            "token": self._token(volume.tenant_id, volume.id),
+            # It lets whoever has it write: who may only read is told none.
+            "token": self._token(volume.tenant_id, volume.id) if asking.may_change() else "",
             "domain": self._exposure.domain(request),
         }
 
