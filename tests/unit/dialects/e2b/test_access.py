@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from roost.dialects.e2b.access import Access
+from roost.dialects.e2b.envd.place import Admission
 from roost.errors import RoostError
 from tests.unit.api.kit import OTHER, TENANT, Served
 from tests.unit.engine.kit import Daemon, small
@@ -110,8 +111,27 @@ async def test_a_signed_url_is_of_whose_token_it_was_made_with(
     assert "missing signature" in (await refused(access, scope("/files", "path=x"))).message
 
 
+async def test_a_signed_url_is_for_the_user_it_names(engine: Daemon, access: Access) -> None:
+    """The signature has the user in it: a header beside it makes nobody root."""
+    one = await engine.machines.create(TENANT, small())
+    root = "Basic " + base64.b64encode(b"root:").decode()
+    query = signed(access.token(one), "x", "write")
+    for more in ({}, {"e2b_sandbox_id": one.id}, {"x_access_token": "any"}):
+        asked = scope("/files", query, "POST", authorization=root, **more)
+        await Admission(access)(asked)
+        assert asked["e2b.user"] is None, more
+    token = {"e2b_sandbox_id": one.id, "x_access_token": access.token(one)}
+    asked = scope("/files", "path=x", "POST", authorization=root, **token)
+    await Admission(access)(asked)
+    assert asked["e2b.user"] == "root"
+
+
 async def test_searches_are_bounded(engine: Daemon, access: Access) -> None:
     await engine.machines.create(TENANT, small())
-    wrong = scope("/files", "path=x&signature=v1_x")
+    for _ in range(200):  # what is no signature costs none
+        assert (await refused(access, scope("/files", "path=x&signature=v1_x"))).code == (
+            "AUTH_INVALID"
+        )
+    wrong = scope("/files", signed("0" * 64, "x", "read"))
     codes = {(await refused(access, wrong)).code for _ in range(200)}
     assert codes == {"AUTH_INVALID", "RATE_LIMITED"}
