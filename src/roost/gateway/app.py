@@ -195,7 +195,12 @@ class Gateway:
             await target.app(child, receive, out.send)
             return
         print_ = idempotent.fingerprint(
-            method, scope["raw_path"], scope["query_string"], body, scope["headers"]
+            method,
+            scope["raw_path"],
+            scope["query_string"],
+            body,
+            scope["headers"],
+            caller.principal.machine_id,
         )
         tenant = caller.principal.tenant
         found = await idempotent.claim(self._idempotency, tenant, key, print_)

@@ -345,6 +345,17 @@ async def test_who_may_not(served: Served) -> None:
         assert answer.status_code == 401 and answer.json()["code"] == 401
 
 
+async def test_an_idempotency_key_is_one_sandboxs(box: Sandbox, served: Served) -> None:
+    """Which sandbox is meant stands in a header, or in the host: another one's answer is nobody's."""
+    one = await box.call(P + "List", idempotency_key="k")
+    assert one.status_code == 200
+    again = await box.call(P + "List", idempotency_key="k")
+    assert again.headers["idempotent-replayed"] == "true"
+    two = Sandbox(served.url, served.machine())
+    async with two.http:
+        assert (await two.call(P + "List", idempotency_key="k")).status_code == 409
+
+
 def test_what_basic_authorization_names() -> None:
     def of(value: bytes) -> str | None:
         return basic_user([(b"authorization", value)])
