@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from roost.dialects.e2b import app
 from roost.dialects.e2b.access import Access
 from roost.dialects.e2b.envd.place import Admission
 from roost.errors import RoostError
+from roost.services.rates import Rates
 from tests.unit.api.kit import OTHER, TENANT, Served
 from tests.unit.engine.kit import Daemon, small
 
@@ -124,6 +126,27 @@ async def test_a_signed_url_is_for_the_user_it_names(engine: Daemon, access: Acc
     asked = scope("/files", "path=x", "POST", authorization=root, **token)
     await Admission(access)(asked)
     assert asked["e2b.user"] == "root"
+
+
+async def test_who_has_no_token_takes_nothing_from_who_has_one(
+    engine: Daemon, access: Access, served: Served
+) -> None:
+    one = await engine.machines.create(TENANT, small())
+    await served.ports.create(TENANT, one.id, 0, visibility="public")
+    kernel = next(each for each in app.targets(served.services) if each.name == "e2b-kernel")
+    rates = Rates(lambda: 0.0, 5.0)
+    rates.set(TENANT, {"requests_per_second": 100, "request_burst": 100})
+    for path, admit in (("/health", access.principal_of), ("/contexts", kernel.admit)):
+        nobody = await admit(scope(path, e2b_sandbox_id=one.id))
+        token = access.token(one)
+        who = await admit(scope(path, e2b_sandbox_id=one.id, x_access_token=token))
+        assert nobody is not None and who is not None
+        assert nobody.is_token and not who.is_token and nobody.key_id != who.key_id
+        with pytest.raises(RoostError):
+            for _ in range(100):
+                rates.take(nobody)
+        for _ in range(50):
+            rates.take(who)
 
 
 async def test_searches_are_bounded(engine: Daemon, access: Access) -> None:
