@@ -2,7 +2,7 @@
 
     POST /v3/templates             names a build that is to come; nothing is done yet
     GET  .../files/{hash}          where an archive of a COPY goes, unless it is there
-    PUT  /e2b/files/{...}          the archive, by a signed URL
+    PUT  /e2b/files?pass=          the archive, by a signed URL
     POST /v2/templates/.../builds  a Dockerfile made of the steps, and a context made of the archives
     GET  .../builds/{id}/status    how it goes, and what it says
 
@@ -42,6 +42,7 @@ from roost.services.builds import StartBuild
 from roost.services.models import Build, Template
 from roost.templates import reference
 
+FILES = "/e2b/files"
 PAGE = 100  # log entries of one answer
 PENDING = 50  # builds of a tenant that are remembered: named and not begun, under way, ended
 KEPT = 512 * 1024  # characters of a build's log entries
@@ -122,7 +123,7 @@ class Templates:
             said = self._s.build_files.pass_of(whose, digest)
             scheme = request.url.scheme
             host = request.headers.get("host", "")
-            answer["url"] = f"{scheme}://{host}/e2b/files/{quote(said)}"
+            answer["url"] = f"{scheme}://{host}{FILES}?pass={quote(said)}"
         return Json(answer, 201)
 
     async def start(self, request: Request) -> Response:
