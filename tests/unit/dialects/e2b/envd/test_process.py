@@ -10,6 +10,7 @@ import pytest
 
 from roost.dialects.e2b.envd import connect, process
 from roost.dialects.e2b.envd.place import Place, basic_user
+from roost.errors import error
 from tests.unit.api.kit import TENANT, Served, until
 from tests.unit.dialects.e2b.envd.kit import (
     Sandbox,
@@ -331,6 +332,38 @@ async def test_what_came_with_the_memory_of_another_machine_is_met(
         said = {"process": {"pid": pid}, "input": {"stdin": b64(b"4\n")}}
         await other.ok(P + "SendInput", said)
         assert end([each async for each in again])["exitCode"] == 4
+
+
+async def test_what_an_agent_speaks_of_is_bounded(
+    box: Sandbox, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.services.executions.MET", 1)
+    for _ in range(3):
+        await anext(box.stream(P + "Start", command("sleep 60")))
+    other = Sandbox(served.url, served.machine())
+    async with other.http:
+        for _ in range(2):
+            assert len((await other.ok(P + "List"))["processes"]) == 1
+        assert len((await served.executions.list(TENANT, other.id)).items) == 1
+
+
+async def test_one_whose_row_could_not_be_written_is_met_again(
+    box: Sandbox, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: Any = served.executions._rows
+    insert, failed = rows.insert, []
+
+    async def once(row: Any) -> None:
+        if not failed:
+            failed.append(row.id)
+            raise error("STORAGE_FULL", "No room.")
+        await insert(row)
+
+    monkeypatch.setattr(rows, "insert", once)
+    pid = (await anext(box.stream(P + "Start", command("sleep 60"))))[1]["event"]["start"]["pid"]
+    await until(lambda: bool(failed) and failed[0] not in served.executions._live)
+    listed = (await box.ok(P + "List"))["processes"]
+    assert [each["pid"] for each in listed] == [pid]
 
 
 async def test_who_may_not(served: Served) -> None:
