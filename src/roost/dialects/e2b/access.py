@@ -29,6 +29,7 @@ from starlette.types import Scope
 
 from roost.engine.lifecycle import Phase
 from roost.errors import AuthError, InvalidRequestError, LimitError, NotFoundError
+from roost.gateway.dispatch import Action
 from roost.services.models import Machine, Principal
 from roost.services.places import Places
 from roost.services.rates import Bucket
@@ -43,6 +44,11 @@ _SEARCHES = 20.0  # a second, for the sandbox of a signed URL that names none
 _AT_ONCE = 500  # tokens that are tried before others have their turn
 _ID = re.compile(r"[a-z0-9]{26,40}", re.ASCII)
 _SIGNATURE = re.compile(r"v1_[A-Za-z0-9+/]{43}", re.ASCII)
+_LOOKS = frozenset(
+    {"List", "Connect", "Update", "SendInput", "Stat", "ListDir", "WatchDir"}
+    | {"CreateWatcher", "GetWatcherEvents", "RemoveWatcher"}
+)
+_CHANGES = frozenset({"files", "execute", "contexts"})
 _OPERATIONS = {"GET": "read", "HEAD": "read", "POST": "write", "PUT": "write"}
 
 
@@ -209,6 +215,18 @@ def awake(machine: Machine) -> Machine:
     if machine.phase in (Phase.SLEEPING, Phase.FAILED) and not machine.autowake:
         raise gone(machine.id)
     return machine
+
+
+def action(scope: Scope) -> Action | None:
+    """In the audit log: what changes something in a sandbox. Not what looks, nor each key that is pressed in what was
+    started there."""
+    if scope.get("path_params") is None:
+        return None
+    _, first, *more = scope["path"].split("/")
+    method = more[0] if more and "." in first else ""
+    if method in _LOOKS or not (method or first in _CHANGES):
+        return None
+    return Action(f"e2b_{method or first}"[:64], False, scope["roost"].principal.machine_id)
 
 
 def principal(machine: Machine) -> Principal:

@@ -75,7 +75,8 @@ def elsewhere(label: str) -> bool:
 
 def _pass(scope: Scope) -> str:
     """It is in the query, which no log has."""
-    return dict(parse_qsl(scope["query_string"].decode("latin-1"))).get("pass", "")
+    query: dict[str, str] = dict(parse_qsl(scope["query_string"].decode("latin-1")))
+    return query.get("pass", "")
 
 
 def _files(services: Services) -> Target:

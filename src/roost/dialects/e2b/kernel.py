@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import Scope
 
 from roost import ids
-from roost.dialects.e2b.access import Access, awake, guest, principal, sandbox_id
+from roost.dialects.e2b.access import Access, action, awake, guest, principal, sandbox_id
 from roost.dialects.e2b.control.bodies import Asked
 from roost.dialects.e2b.envd.refusals import problem
 from roost.dialects.serving import App, Json, Services, Streamed, body, empty, not_served, tenant
@@ -76,7 +76,14 @@ class Kernel:
             Route("/contexts/{id}", self.delete, methods=["DELETE"]),
             Route("/contexts/{id}/restart", self.restart, methods=["POST"]),
         ]
-        return Target("e2b-kernel", App(routes), paths=PATHS, admit=self._admit, problem=problem)
+        return Target(
+            "e2b-kernel",
+            App(routes),
+            paths=PATHS,
+            action=action,
+            admit=self._admit,
+            problem=problem,
+        )
 
     async def _admit(self, scope: Scope) -> Principal:
         """Raises MACHINE_NOT_FOUND, AUTH_REQUIRED, AUTH_INVALID."""

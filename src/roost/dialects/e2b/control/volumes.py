@@ -22,7 +22,7 @@ from roost.dialects.e2b.control.exposure import Exposure
 from roost.dialects.e2b.errors import problem
 from roost.dialects.serving import App, Json, Services, Streamed, body, empty, key_id, tenant
 from roost.errors import AuthError, ConflictError, InvalidRequestError, NotFoundError, RoostError
-from roost.gateway.dispatch import Target
+from roost.gateway.dispatch import Action, Target
 from roost.services import asking
 from roost.services.files import FileInfo, Write
 from roost.services.models import Principal, Volume
@@ -64,6 +64,7 @@ class Volumes:
             App(routes),
             paths=(CONTENT,),
             streams=lambda method, path: method == "PUT",
+            action=_action,
             admit=self._admit,
             problem=problem,
         )
@@ -222,6 +223,12 @@ class Volumes:
         inner = posixpath.normpath("/" + asked)
         whole = reached.path + ("" if inner in ("/", "//") else "/" + inner.lstrip("/"))
         return reached.machine_id, reached.path, whole.encode()
+
+
+def _action(scope: Scope) -> Action | None:
+    if scope.get("path_params") is None:
+        return None
+    return Action(f"e2b_volume_{scope['path'].rpartition('/')[2]}"[:64], False)
 
 
 async def _known(work: Any) -> Any:

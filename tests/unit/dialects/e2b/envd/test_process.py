@@ -11,6 +11,7 @@ import pytest
 from roost.dialects.e2b.envd import connect, process
 from roost.dialects.e2b.envd.place import Place, basic_user
 from roost.errors import error
+from roost.store.audit import Wanted
 from tests.unit.api.kit import TENANT, Served, until
 from tests.unit.dialects.e2b.envd.kit import (
     Sandbox,
@@ -364,6 +365,19 @@ async def test_one_whose_row_could_not_be_written_is_met_again(
     await until(lambda: bool(failed) and failed[0] not in served.executions._live)
     listed = (await box.ok(P + "List"))["processes"]
     assert [each["pid"] for each in listed] == [pid]
+
+
+async def test_what_changes_something_is_in_the_audit_log(box: Sandbox, served: Served) -> None:
+    await box.all(P + "Start", command("true"))
+    await box.ok(P + "List")
+    await box.http.post("/files", params={"path": "/tmp/audited"}, content=b"x")
+    await box.http.get("/files", params={"path": "/tmp/audited"})
+    await box.ok("/filesystem.Filesystem/Stat", {"path": "/tmp/audited"})
+    await box.ok("/filesystem.Filesystem/Remove", {"path": "/tmp/audited"})
+    await box.http.post("/health")
+    found = (await served.audit.query(Wanted(machine_id=box.id), 10, None)).items
+    assert [each.action for each in found] == ["e2b_Remove", "e2b_files", "e2b_Start"]
+    assert found[0].status == 200 and found[0].tenant_id == TENANT
 
 
 async def test_who_may_not(served: Served) -> None:
