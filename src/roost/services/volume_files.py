@@ -9,6 +9,8 @@ small one made for it, which ends by itself a while after it was last asked.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import timedelta
 from weakref import WeakValueDictionary
@@ -31,6 +33,7 @@ class Reached:
 
     machine_id: str
     path: str
+    kept: bool = False  # by a keeper
 
 
 class VolumeFiles:
@@ -53,11 +56,25 @@ class VolumeFiles:
                     machine = await self._machines.get(tenant, each.machine_id)
                 except NotFoundError:
                     continue
-                if LABEL in machine.labels:
+                kept = LABEL in machine.labels
+                if kept:
                     await self._stay(tenant, machine.id)
-                return Reached(each.machine_id, each.path)
+                return Reached(each.machine_id, each.path, kept)
             made = await self._machines.create(tenant, _keeper(volume))
-            return Reached(made.id, PATH)
+            return Reached(made.id, PATH, True)
+
+    async def during(
+        self, tenant: str, reached: Reached, data: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
+        """The same, for as long as it takes: a keeper stays."""
+        asked = self._machines.clock.monotonic()
+        async with contextlib.aclosing(data):
+            async for piece in data:
+                now = self._machines.clock.monotonic()
+                if reached.kept and now - asked > TTL_S / 8:
+                    await self._stay(tenant, reached.machine_id)
+                    asked = now
+                yield piece
 
     async def release(self, tenant: str, which: str) -> None:
         """Nobody but users' machines has it any more. Raises VOLUME_NOT_FOUND."""

@@ -26,6 +26,7 @@ from roost.gateway.dispatch import Action, Target
 from roost.services import asking
 from roost.services.files import FileInfo, Write
 from roost.services.models import Principal, Volume
+from roost.services.volume_files import Reached
 
 SIZE_GIB = 10
 CONTENT = "/volumecontent"
@@ -175,16 +176,20 @@ class Volumes:
         return Json(_entry(await self._info(request, machine, path), base), 201)
 
     async def read(self, request: Request) -> Response:
-        machine, _, path = await self._place(request)
-        found = await _known(self._s.files.read(tenant(request), machine, path))
+        reached, path = await self._reached(request)
+        whose = tenant(request)
+        found = await _known(self._s.files.read(whose, reached.machine_id, path))
         headers = {"content-length": str(found.length)}
-        return Streamed(found.data, 200, headers, "application/octet-stream")
+        data = self._s.volume_files.during(whose, reached, found.data)
+        return Streamed(data, 200, headers, "application/octet-stream")
 
     async def write(self, request: Request) -> Response:
-        machine, base, path = await self._place(request)
+        reached, path = await self._reached(request)
+        whose = tenant(request)
         spec = Write(path, mode=_whole(request, "mode", 0, 0o7777), owner=_owner(request))
-        info = await self._s.files.write(tenant(request), machine, spec, pieces(request))
-        return Json(_entry(info, base), 201)
+        data = self._s.volume_files.during(whose, reached, pieces(request))
+        info = await self._s.files.write(whose, reached.machine_id, spec, data)
+        return Json(_entry(info, reached.path), 201)
 
     async def change(self, request: Request) -> Response:
         machine, base, path = await self._place(request)
@@ -214,6 +219,10 @@ class Volumes:
         return info
 
     async def _place(self, request: Request) -> tuple[str, str, bytes]:
+        reached, path = await self._reached(request)
+        return reached.machine_id, reached.path, path
+
+    async def _reached(self, request: Request) -> tuple[Reached, bytes]:
         """The machine, where the volume is there, and the path asked for there: never one beside the volume. (Links in
         it lead where they lead, but only in that machine.) Raises VOLUME_NOT_FOUND, INVALID_PATH."""
         reached = await self._s.volume_files.reach(tenant(request), request.path_params["id"])
@@ -222,7 +231,7 @@ class Volumes:
             raise InvalidRequestError("A path has no NUL in it.", code="INVALID_PATH")
         inner = posixpath.normpath("/" + asked)
         whole = reached.path + ("" if inner in ("/", "//") else "/" + inner.lstrip("/"))
-        return reached.machine_id, reached.path, whole.encode()
+        return reached, whole.encode()
 
 
 def _action(scope: Scope) -> Action | None:
