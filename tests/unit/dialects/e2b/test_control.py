@@ -12,7 +12,7 @@ import httpx
 from roost.services.models import Role
 from tests.unit.api.kit import TENANT, Served
 from tests.unit.dialects.e2b.conftest import as_e2b
-from tests.unit.engine.kit import Daemon
+from tests.unit.engine.kit import Daemon, small
 
 
 async def made(e2b: httpx.AsyncClient, **asked: Any) -> dict[str, Any]:
@@ -286,3 +286,18 @@ async def test_who_may_only_read_is_told_nothing_to_change_with(
         assert shown.status_code == 200 and volume["token"] not in shown.text
         assert (await reader.get(files)).status_code == 403
     assert (await e2b.get(files)).json()["url"]
+
+
+async def test_resuming_opens_nobodys_ports_to_everybody(
+    e2b: httpx.AsyncClient, engine: Daemon, served: Served
+) -> None:
+    own = await engine.machines.create(TENANT, small())  # natively: none of its ports is shown
+    await engine.machines.sleep(TENANT, own.id)
+    resumed = await e2b.post(f"/sandboxes/{own.id}/connect", json={"timeout": 60})
+    assert resumed.status_code == 201
+    every = served.ports.every(own.id)
+    assert every is not None and not every.public and resumed.json()["trafficAccessToken"]
+    box = await made(e2b)  # here it stays as it was asked
+    await e2b.post(f"/sandboxes/{box['sandboxID']}/pause")
+    again = await e2b.post(f"/sandboxes/{box['sandboxID']}/connect", json={"timeout": 60})
+    assert again.status_code == 201 and again.json()["trafficAccessToken"] is None
