@@ -122,6 +122,8 @@ async def test_a_build_that_fails_says_why(e2b: httpx.AsyncClient) -> None:
     answer = await e2b.post(one, json={"fromImage": "e2bdev/base", "steps": [missing]})
     assert answer.status_code == 404 and "send them again" in answer.json()["message"]
     assert (await e2b.post("/v3/templates", json={"name": "Not A Name"})).status_code == 400
+    tags = {"name": "mine", "tags": [f"t{each}" for each in range(101)]}
+    assert (await e2b.post("/v3/templates", json=tags)).status_code == 400
     assert (await e2b.get("/templates/x/builds/none/status")).status_code == 404
 
 

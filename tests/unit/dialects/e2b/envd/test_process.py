@@ -281,6 +281,9 @@ async def test_what_is_kept_of_starts_is_bounded(monkeypatch: pytest.MonkeyPatch
         kept._end_later(Place(TENANT, "m"), str(each), 1e6)
     assert list(kept._notes) == ["6", "7", "8"] and list(kept._ending) == ["7", "8"]
     assert all(not note.envs and len(note.command) == 8 for note in kept._notes.values())
+    many = process.Note(None, {}, [""] * 9999, None)  # of no length, and yet much
+    kept._keep("8", many)
+    assert len(many.command) == 8
     kept._ended("7")
     kept._ended("8")
     assert not kept._ending and list(kept._notes) == ["6"]
