@@ -184,7 +184,8 @@ class AgentClient:
 
     async def list_executions(self) -> Sequence[pb.Execution]:
         call = self._stub.ListExecutions(_EMPTY, timeout=UNARY_S, metadata=self._metadata)
-        return (await self._calls.one("ListExecutions", call)).executions
+        said = (await self._calls.one("ListExecutions", call)).executions
+        return [check.execution(each, each.execution_id) for each in said]
 
     async def forget(self, execution_id: str) -> None:
         call = self._stub.Forget(self._ref(execution_id), timeout=UNARY_S, metadata=self._metadata)

@@ -43,6 +43,7 @@ from roost.store.idempotency import Idempotency
 log = structlog.get_logger("roost.access")
 
 JSON_BYTES = 4 * 2**20
+PUBLIC_BYTES = 16 * 1024  # of a body that anybody may send, who is counted nowhere
 BODY_S = 30.0
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -179,7 +180,7 @@ class Gateway:
         if target.streams(method, scope["path"]):
             body = None
         elif _has_body(scope):
-            body = await _read(receive, scope)
+            body = await _read(receive, scope, JSON_BYTES if caller.principal else PUBLIC_BYTES)
             _check_utf8(scope, body)
             receive = _again(body, receive)
         child = {
@@ -194,7 +195,12 @@ class Gateway:
             await target.app(child, receive, out.send)
             return
         print_ = idempotent.fingerprint(
-            method, scope["raw_path"], scope["query_string"], body, scope["headers"]
+            method,
+            scope["raw_path"],
+            scope["query_string"],
+            body,
+            scope["headers"],
+            caller.principal.machine_id,
         )
         tenant = caller.principal.tenant
         found = await idempotent.claim(self._idempotency, tenant, key, print_)
@@ -396,13 +402,15 @@ def _has_body(scope: Scope) -> bool:
     return False
 
 
-async def _read(receive: Receive, scope: Scope) -> bytes:
+async def _read(receive: Receive, scope: Scope, most: int) -> bytes:
     """The whole body. Raises PAYLOAD_TOO_LARGE, TIMEOUT."""
     too_large = InvalidRequestError(
-        "A JSON body is at most 4 MiB.", code="PAYLOAD_TOO_LARGE", details={"limit": JSON_BYTES}
+        f"A JSON body is at most {'4 MiB' if most == JSON_BYTES else '16 KiB'} here.",
+        code="PAYLOAD_TOO_LARGE",
+        details={"limit": most},
     )
     for name, value in scope["headers"]:
-        if name == b"content-length" and (not value.isdigit() or int(value) > JSON_BYTES):
+        if name == b"content-length" and (not value.isdigit() or int(value) > most):
             raise too_large
     parts: list[bytes] = []
     size = 0
@@ -414,7 +422,7 @@ async def _read(receive: Receive, scope: Scope) -> bytes:
                     raise InvalidRequestError("The request broke off.", code="INVALID_BODY")
                 part = message.get("body", b"")
                 size += len(part)
-                if size > JSON_BYTES:
+                if size > most:
                     raise too_large
                 parts.append(part)
                 if not message.get("more_body", False):

@@ -26,6 +26,7 @@ from roost.errors import (
     AuthError,
     InvalidRequestError,
     RoostError,
+    TimeoutExpired,
     UnavailableError,
     UnsupportedError,
     error,
@@ -40,6 +41,7 @@ from roost.services.rates import Rates
 log = structlog.get_logger("roost.access")
 
 S = grpc.StatusCode
+MESSAGE_S = 30.0  # in which the one message of a call comes
 DETAILS = 2000  # characters of a status' message: it travels in a header
 _LEFT = 499  # in log and audit: who asked went away
 
@@ -86,6 +88,7 @@ class Call:
     machine_id: str | None = None
     error_code: str | None = None
     noted: bool = True  # nothing is to be written down (any more)
+    asked: bool = False  # all of it has come: until then the end of its key ends it
 
     @property
     def who(self) -> Principal:
@@ -136,7 +139,9 @@ class Calls:
 
             async def serve() -> None:
                 nonlocal answer
-                made = await method.serve(call, await _read(method, source))
+                asked = await _read(method, source)
+                call.asked = not method.many
+                made = await method.serve(call, asked)
                 await self._note(method, call, 200)
                 answer = made.SerializeToString()
 
@@ -170,7 +175,7 @@ class Calls:
         status, failure = 200, None
         try:
             await self._admit(method, call, context)
-            with self.sessions.of(call.who, lambda: stream) as own:
+            with self.sessions.of(call.who, lambda: stream or not call.asked) as own:
                 try:
                     await serve()
                 except asyncio.CancelledError as stop:
@@ -299,10 +304,14 @@ def _why(own: Session, stop: asyncio.CancelledError) -> BaseException:
 
 
 async def _read(method: Method, source: AsyncIterator[bytes]) -> Any:
-    """Raises INVALID_BODY."""
+    """Raises INVALID_BODY, TIMEOUT."""
     if method.many:
         return _each(method, source)
-    raw = await anext(aiter(source), None)
+    try:
+        async with asyncio.timeout(MESSAGE_S):
+            raw = await anext(aiter(source), None)
+    except TimeoutError as failure:
+        raise TimeoutExpired(f"The message did not come within {MESSAGE_S:g} s.") from failure
     if raw is None:
         raise InvalidRequestError("A message is missing.", code="INVALID_BODY")
     return _parse(method, raw)

@@ -52,8 +52,10 @@ def fingerprint(
     query: bytes,
     body: bytes | None,
     headers: Iterable[tuple[bytes, bytes]],
+    machine_id: str | None = None,
 ) -> str:
-    """``body`` None: it is streamed."""
+    """``body`` None: it is streamed. ``machine_id``: of who may ask one machine only, which neither path nor body may
+    name."""
     digest = hashlib.sha256()
     parts = [method.encode(), path, query]
     if body is None:
@@ -61,6 +63,8 @@ def fingerprint(
         parts += [b"streamed", *(found.get(name, b"") for name in _OF_BODY)]
     else:
         parts.append(body)
+    if machine_id is not None:
+        parts.append(machine_id.encode())
     for part in parts:
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)

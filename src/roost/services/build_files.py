@@ -26,9 +26,11 @@ from roost.templates.context import DIRECTORY, LINK, Context, Entry
 
 KEEP_S = 86_400.0
 PASS_S = 3600
+FILES = 10_000  # archives of a tenant
 _HASH = re.compile(r"[0-9a-f]{64}")
 _PIECE = 1 << 20
 _BLOCK = 512
+_STEP = 16 << 20  # bytes after which it is looked whether there is room for more
 
 
 class BuildFiles:
@@ -85,11 +87,7 @@ class BuildFiles:
         """A tar, gzip or not. Raises INVALID_BODY, PAYLOAD_TOO_LARGE, LIMIT_EXCEEDED, STORAGE_FULL."""
         path = self._path(tenant, digest)
         await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True, mode=0o700)
-        if await asyncio.to_thread(_size, path.parent) > 10 * self._most:
-            raise LimitError(
-                "Too many files of yours wait for builds: those of a day ago go by themselves.",
-                code="LIMIT_EXCEEDED",
-            )
+        await self._check_room(path.parent)
         draft = path.with_suffix(f".{secrets.token_hex(8)}")
         try:
             await self._write(draft, pieces)
@@ -97,6 +95,15 @@ class BuildFiles:
             draft.rename(path)
         finally:
             draft.unlink(missing_ok=True)
+
+    async def _check_room(self, directory: Path) -> None:
+        """Drafts count, too: several may come at once. Raises LIMIT_EXCEEDED."""
+        size, count = await asyncio.to_thread(_taken, directory)
+        if size > 10 * self._most or count > FILES:
+            raise LimitError(
+                "Too many files of yours wait for builds: those of a day ago go by themselves.",
+                code="LIMIT_EXCEEDED",
+            )
 
     async def _write(self, path: Path, pieces: AsyncIterator[bytes]) -> None:
         size = 0
@@ -110,8 +117,9 @@ class BuildFiles:
                             code="PAYLOAD_TOO_LARGE",
                             details={"limit": self._most},
                         )
-                    if size % (64 << 20) < len(piece):
-                        await self._require(64 << 20)
+                    if size == len(piece) or size % _STEP < len(piece):
+                        await self._require(_STEP)
+                        await self._check_room(path.parent)
                     await asyncio.to_thread(file.write, piece)
 
     async def context(self, archives: Mapping[str, Path]) -> AsyncGenerator[bytes, None]:
@@ -199,8 +207,14 @@ def _touched(path: Path) -> bool:
     return True
 
 
-def _size(directory: Path) -> int:
-    return sum(each.stat().st_size for each in directory.iterdir())
+def _taken(directory: Path) -> tuple[int, int]:
+    """Bytes, files. What goes meanwhile (a draft takes its name) is not there."""
+    size = count = 0
+    for each in directory.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            size += each.stat().st_size
+            count += 1
+    return size, count
 
 
 def _tidy(directory: Path, before: float) -> None:

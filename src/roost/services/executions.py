@@ -55,6 +55,7 @@ REACHED_S = 5.0  # a call that lasted for so long had a connection
 READER_S = 2.0  # who may never come
 STREAM_READER_S = 30.0  # who comes at once
 PRUNE_EVERY = 200
+MET = 1000  # executions of a machine that run, beyond which its agent's word makes no more of them
 _STARTED = re.compile(rf"{starting.NAME}[a-z2-7]{{26}}", re.ASCII)
 
 
@@ -218,7 +219,7 @@ class Executions:
             async with self._meeting:
                 known = {row.agents_id: row for row in await self._rows.running(machine_id)}
                 for each in running:
-                    if self._unknown(machine_id, each, known):
+                    if len(known) < MET and self._unknown(machine_id, each, known):
                         known[each.execution_id] = await self._met(live, each)
         fresh = [row for row in self._fresh.values() if row.machine_id == machine_id]
         known.update({row.id: row for row in fresh})
@@ -485,6 +486,7 @@ class Executions:
     async def _until_settled(self, live: Live, row: ExecutionRow) -> None:
         """Its one row where it ends within a moment; else as of any that is followed."""
         values: Mapping[str, Any] | None = None
+        written = False
         try:
             with self._awake(row):
                 call = asyncio.ensure_future(live.agent.wait(row.agents_id))
@@ -496,9 +498,10 @@ class Executions:
                     call.cancel()
                     del call
                 await self._rows.insert(dataclasses.replace(row, **(values or {})))
+                written = True
         finally:
             self._fresh.pop(row.id, None)
-            if values is not None and not self._closed:
+            if not (self._closed or (written and values is None)):
                 self._live.pop(row.id, None)
         self._count(row.machine_id)
         if values is None:
@@ -509,8 +512,8 @@ class Executions:
     ) -> bool:
         """Whether the agent speaks of what no row of its machine does, and none is about to."""
         of = self._live.get(said.execution_id)
-        about_to = (of is not None and of[0] == machine_id) or _STARTED.fullmatch(said.execution_id)
-        return said.execution_id not in known and not about_to
+        about_to = of is not None and of[0] == machine_id
+        return said.execution_id not in known and not about_to and ids.formed(said.execution_id)
 
     async def _met(self, live: Live, said: pb.Execution) -> ExecutionRow:
         now = self._clock.now()
@@ -526,6 +529,7 @@ class Executions:
         )
         row = dataclasses.replace(row, **outcome.progress(said))
         await self._rows.insert(row)
+        self._count(row.machine_id)
         self._follow(live, row)
         return row
 

@@ -112,8 +112,13 @@ class Keys:
     async def known(self, key_id: str) -> Principal | None:
         """Whose key this is, where it counts still."""
         now = self._clock.now()
-        row = await self._store.read(lambda c: rows.get(c, key_id, now))
-        return None if row is None else _principal(row)
+        while True:
+            before = self._revocations
+            row = await self._store.read(lambda c: rows.get(c, key_id, now))
+            if row is None:
+                return None
+            if before == self._revocations:  # else it may have been this one
+                return _principal(row)
 
     async def preview(self, secret_form: str, machine_id: str, port: int) -> Principal:
         """For the preview proxy: who may see this port of this machine with this token. Raises AUTH_INVALID, also

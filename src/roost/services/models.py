@@ -356,10 +356,12 @@ class Principal:
     machine_id: str | None = None  # of a token
     port: int | None = None  # of a preview token
     expires_at: datetime | None = None
+    guest: bool = False  # who has proven nothing, and may ask what anybody may
 
     @property
     def is_token(self) -> bool:
-        return self.role in TOKENS
+        """Whether it must not use up what its tenant has."""
+        return self.guest or self.role in TOKENS
 
 
 @dataclass(frozen=True, slots=True)

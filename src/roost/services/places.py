@@ -13,7 +13,7 @@ _PLACE = re.compile(r"([1-9]\d{0,4})-([a-z0-9]{26,40})", re.ASCII)
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 # Names people would take for Roost's own, or that browsers and mailers look up by themselves.
 RESERVED = frozenset(
-    {"admin", "api", "autodiscover", "localhost", "mail", "roost", "wpad", "www"}
+    {"admin", "api", "autodiscover", "localhost", "mail", "roost", "sandbox", "wpad", "www"}
     | {"account", "accounts", "auth", "id", "login", "oauth", "signin", "sso"}
 )
 

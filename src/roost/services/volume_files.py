@@ -33,6 +33,7 @@ class Reached:
 
     machine_id: str
     path: str
+    kept: bool = False  # by a keeper
 
 
 class VolumeFiles:
@@ -55,23 +56,24 @@ class VolumeFiles:
                     machine = await self._machines.get(tenant, each.machine_id)
                 except NotFoundError:
                     continue
-                if LABEL in machine.labels:
+                kept = LABEL in machine.labels
+                if kept:
                     await self._stay(tenant, machine.id)
-                return Reached(each.machine_id, each.path)
+                return Reached(each.machine_id, each.path, kept)
             made = await self._machines.create(tenant, _keeper(volume))
-            return Reached(made.id, PATH)
+            return Reached(made.id, PATH, True)
 
-    async def staying(
-        self, tenant: str, which: str, data: AsyncGenerator[bytes, None]
+    async def during(
+        self, tenant: str, reached: Reached, data: AsyncGenerator[bytes, None]
     ) -> AsyncGenerator[bytes, None]:
-        """``data``, for as long as which comes the machine that it is of stays, too."""
-        clock = self._machines.clock
-        asked = clock.monotonic()
+        """The same, for as long as it takes: a keeper stays."""
+        asked = self._machines.clock.monotonic()
         async with contextlib.aclosing(data):
             async for piece in data:
-                if clock.monotonic() - asked >= TTL_S / 4:
-                    asked = clock.monotonic()
-                    await self.reach(tenant, which)
+                now = self._machines.clock.monotonic()
+                if reached.kept and now - asked > TTL_S / 8:
+                    await self._stay(tenant, reached.machine_id)
+                    asked = now
                 yield piece
 
     async def release(self, tenant: str, which: str) -> None:

@@ -83,6 +83,7 @@ def test_fingerprints() -> None:
     ):  # fmt: skip
         assert made(**other) != first
     assert made(body=None, headers=[(b"content-length", b"1")]) != made(body=None)
+    assert made(machine_id=None) == first != made(machine_id="a") != made(machine_id="b")
 
 
 @pytest.mark.parametrize("char", ["x", "\0", "\u00e9", "\U0001f980", "\ud800", '"', "\\"])

@@ -13,6 +13,7 @@ import pytest
 
 from roost.clock import FakeClock, SystemClock
 from roost.errors import RoostError
+from roost.services import build_files
 from roost.services.build_files import PASS_S, BuildFiles
 from roost.templates.context import Context
 
@@ -91,3 +92,34 @@ async def test_a_pass_is_good_for_an_hour_and_one_archive() -> None:
     await clock.advance(PASS_S + 1)
     with pytest.raises(RoostError, match="for an hour"):
         files.read_pass(said)
+
+
+async def test_several_that_come_at_once_have_the_room_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_files, "_STEP", 64 << 10)
+    files = made(tmp_path)
+    await files.put("t", "a" * 64, once(archive((member("a"), b"1"))))
+    place = next(tmp_path.glob("*"))
+
+    async def slowly(data: bytes) -> AsyncIterator[bytes]:
+        yield data[: 128 << 10]
+        for number in range(11):  # meanwhile
+            (place / f"{number}.draft").write_bytes(bytes(1 << 20))
+        yield data[128 << 10 :]
+
+    with pytest.raises(RoostError) as found:
+        await files.put("t", "b" * 64, slowly(archive((member("a"), bytes(512 << 10)))))
+    assert found.value.code == "LIMIT_EXCEEDED" and not await files.has("t", "b" * 64)
+
+
+async def test_they_are_counted_while_they_come_and_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_files, "FILES", 2)  # with the draft
+    files = made(tmp_path)
+    await files.put("t", "a" * 64, once(archive((member("a"), b"1"))))
+    (next(tmp_path.glob("*")) / "gone").symlink_to("nowhere")  # as a draft that is no more
+    await files.put("t", "b" * 64, once(archive((member("a"), b"1"))))
+    with pytest.raises(RoostError, match="Too many files"):
+        await files.put("t", "c" * 64, once(archive((member("a"), b"1"))))

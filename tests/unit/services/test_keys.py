@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -67,6 +68,25 @@ async def test_the_prefix_chooses_and_proves_nothing(store: Store, tmp_path: Pat
             await keys.authenticate(bad)
         assert caught.value.code == "AUTH_INVALID"
         assert body not in caught.value.message
+
+
+async def test_what_is_revoked_while_it_is_looked_up_is_not_known(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was told of its end had nothing of it open yet."""
+    keys = service(store, tmp_path)
+    await keys.bootstrap()
+    made = await keys.create("default", "a", Role.TENANT)
+    read = store.read
+
+    async def slow(fn: Any) -> Any:
+        found = await read(fn)
+        monkeypatch.setattr(store, "read", read)
+        await keys.revoke("default", made.id)
+        return found
+
+    monkeypatch.setattr(store, "read", slow)
+    assert await keys.known(made.id) is None
 
 
 async def test_revoked_is_revoked_at_once(store: Store, tmp_path: Path) -> None:

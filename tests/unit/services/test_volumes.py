@@ -389,7 +389,7 @@ async def test_whoever_is_made_for_its_files_stays_while_they_come(tmp_path: Pat
     async with daemon(tmp_path, clock=clock, driver=rung) as d:
         await d.volumes.create(TENANT, "data", 1)
         files = VolumeFiles(d.machines, d.volumes)
-        keeper = (await files.reach(TENANT, "data")).machine_id
+        reached = await files.reach(TENANT, "data")
 
         async def slow() -> AsyncGenerator[bytes, None]:
             for _ in range(8):
@@ -397,9 +397,9 @@ async def test_whoever_is_made_for_its_files_stays_while_they_come(tmp_path: Pat
                 await asyncio.sleep(0.05)  # what is overdue by now goes
                 yield b"x"
 
-        data = [each async for each in files.staying(TENANT, "data", slow())]
+        data = [each async for each in files.during(TENANT, reached, slow())]
         assert len(data) == 8
-        assert (await d.machines.get(TENANT, keeper)).phase == "running"
+        assert (await d.machines.get(TENANT, reached.machine_id)).phase == "running"
         await clock.advance(TTL_S + 1)
 
         async def gone() -> bool:

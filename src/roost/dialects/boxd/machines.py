@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +15,9 @@ from roost.dialects.serving import not_served
 from roost.egress.policy import Policy
 from roost.engine.lifecycle import Tier
 from roost.engine.machine import Machine
-from roost.errors import InvalidRequestError, RoostError
+from roost.errors import ConflictError, InvalidRequestError, NotFoundError, RoostError
 from roost.gateway.calls import Call, Method
+from roost.services import limits
 from roost.services.models import CreateMachine, ForkMachine, PatchMachine, Snapshot
 
 PAGE = 500
@@ -115,6 +117,7 @@ class Machines:
         parent = await self._named(call, asked.source_vm_id)
         shapes.as_captured(asked.config, parent, "fork")
         idle = shapes.idle(asked.config)
+        limits.seconds("autosleep", idle.get("autosleep_seconds"))  # before there is a machine
         name = asked.name or names.invented()
         self._proxies.check(name, asked.config)
         wanted = ForkMachine(
@@ -190,7 +193,8 @@ class Machines:
             page = await self._s.snapshots.list(call.tenant, machine.id, PAGE, cursor)
             for each in page.items:
                 if each.name is not None and names.of_checkpoint(each.name):
-                    await self._s.snapshots.delete(call.tenant, each.id)
+                    with contextlib.suppress(ConflictError, NotFoundError):  # in use: it stays
+                        await self._s.snapshots.delete(call.tenant, each.id)
             cursor = page.next_cursor
             if cursor is None:
                 return _EMPTY
@@ -229,12 +233,8 @@ class Machines:
 
     async def reboot(self, call: Call, asked: pb.VmRef) -> pb.Empty:
         machine = await self._named(call, asked.vm_id)
-        await self._restart(call.tenant, machine)
+        await self._s.machines.reboot(call.tenant, machine.id)
         return _EMPTY
-
-    async def _restart(self, tenant: str, machine: Machine) -> None:
-        await self._s.machines.sleep(tenant, machine.id, Tier.STOPPED)
-        await self._s.machines.wake(tenant, machine.id)
 
     # --- changing -------------------------------------------------------------------------------
 

@@ -16,14 +16,14 @@ from roost.dialects.boxd.wire import boxd_pb2 as pb
 from roost.engine.machine import Machine
 from roost.errors import ConflictError, InvalidRequestError, NotFoundError, RoostError
 from roost.gateway.calls import Call, Method
-from roost.network.addresses import AGENT_PORT
 from roost.services.executions import StartExecution
 from roost.services.models import PatchMachine, Port, Role
+from roost.services.ports import OWN
 
 log = structlog.get_logger(__name__)
 
 FIRST = (80, 3000, 8080, 8000, 5173, 5000)  # where web servers usually listen, the likeliest first
-_NEVER = {22, AGENT_PORT}
+_NEVER = OWN | {22}  # by itself, that is: a browser's or a kernel's port would be everybody's
 _LISTENS = "0A"
 _LOOK_MS = 5000
 
@@ -115,7 +115,8 @@ class Proxies:
         own, others = await self._routes(tenant, parent)
         for each in ([own] if own else []) + others:
             try:
-                await self._create(tenant, child, _route(parent, each) or "", each.port)
+                name = _route(parent, each) or ""
+                await self._create(tenant, child, name, each.port, each.visibility)
             except RoostError as failure:
                 log.info("boxd.route_left_out", machine_id=child.id, error_code=failure.code)
 
@@ -145,11 +146,13 @@ class Proxies:
                 return each
         raise NotFoundError(f"This machine has no route {name[:63]!r}.", code="PORT_NOT_FOUND")
 
-    async def _create(self, tenant: str, machine: Machine, route: str, port: int) -> Port:
+    async def _create(
+        self, tenant: str, machine: Machine, route: str, port: int, visibility: str = "public"
+    ) -> Port:
         _require_port(port)
         name = names.port_name(names.label(machine), route)
         make = functools.partial(
-            self._s.ports.create, tenant, machine.id, port, visibility="public"
+            self._s.ports.create, tenant, machine.id, port, visibility=visibility
         )
         try:
             return await make(name=name)
@@ -161,7 +164,7 @@ class Proxies:
     async def _move(
         self, tenant: str, machine: Machine, route: str, found: Port | None, port: int
     ) -> Port:
-        """Onto another port. The new one is there before the old one goes, but for the name they share."""
+        """Onto another port, for whom it was: its owner may have made it private."""
         if found is not None and found.port == port:
             return found
         _require_port(port)
@@ -170,9 +173,10 @@ class Proxies:
                 f"port: {port} has a route already; one port has one here.",
                 details={"field": "port"},
             )
-        if found is not None:
-            await self._s.ports.delete(tenant, machine.id, found.port)
-        return await self._create(tenant, machine, route, port)
+        if found is None:
+            return await self._create(tenant, machine, route, port)
+        await self._s.ports.delete(tenant, machine.id, found.port)
+        return await self._create(tenant, machine, route, port, found.visibility)
 
     async def _follow(self, tenant: str, machine: Machine, own: Port | None) -> Port | None:
         """Its own route onto what listens inside now; as it was where nothing does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,7 +15,7 @@ from roost.dialects.e2b.access import ENVD_PORT, Access
 from roost.dialects.e2b.control.exposure import Exposure
 from roost.dialects.e2b.control.sandboxes import Sandboxes
 from roost.dialects.e2b.control.snapshots import Snapshots
-from roost.dialects.e2b.control.templates import Templates
+from roost.dialects.e2b.control.templates import FILES, Templates
 from roost.dialects.e2b.control.volumes import Volumes
 from roost.dialects.e2b.envd import app as envd
 from roost.dialects.e2b.errors import problem
@@ -28,7 +29,6 @@ from roost.services.models import Principal
 from roost.services.places import Places
 
 PREFIX = "e2b"
-_FILES = "/e2b/files"
 _HOSTS = ("api", "sandbox")
 
 
@@ -73,21 +73,26 @@ def elsewhere(label: str) -> bool:
     return place is not None and place.port in (ENVD_PORT, KERNEL_PORT)
 
 
+def _pass(scope: Scope) -> str:
+    """It is in the query, which no log has."""
+    query: dict[str, str] = dict(parse_qsl(scope["query_string"].decode("latin-1")))
+    return query.get("pass", "")
+
+
 def _files(services: Services) -> Target:
     async def put(request: Request) -> Response:
-        whose, digest = services.build_files.read_pass(request.path_params["said"])
+        whose, digest = services.build_files.read_pass(_pass(request.scope))
         await services.build_files.put(whose, digest, pieces(request))
         return empty(200)
 
     async def admit(scope: Scope) -> Principal:
-        said = scope["path"].removeprefix(f"{_FILES}/")
-        whose, digest = services.build_files.read_pass(said)
+        whose, digest = services.build_files.read_pass(_pass(scope))
         return Principal(whose, f"e2b-files-{digest[:16]}", PREFIX)
 
     return Target(
         "e2b-files",
-        App([Route(f"{_FILES}/{{said}}", put, methods=["PUT"])]),
-        paths=(_FILES,),
+        App([Route(FILES, put, methods=["PUT"])]),
+        paths=(FILES,),
         streams=lambda method, path: method == "PUT",
         admit=admit,
         problem=problem,

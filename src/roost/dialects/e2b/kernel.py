@@ -13,7 +13,7 @@ import hmac
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 from starlette.requests import Request
@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import Scope
 
 from roost import ids
-from roost.dialects.e2b.access import Access, awake, principal, sandbox_id
+from roost.dialects.e2b.access import Access, action, awake, guest, principal, sandbox_id
 from roost.dialects.e2b.control.bodies import Asked
 from roost.dialects.e2b.envd.refusals import problem
 from roost.dialects.serving import App, Json, Services, Streamed, body, empty, not_served, tenant
@@ -59,7 +59,7 @@ class Execute(Asked):
 
 class NewContext(Asked):
     language: str | None = None
-    cwd: str | None = None
+    cwd: Annotated[str, Field(max_length=4096)] | None = None  # it is remembered
 
 
 class Kernel:
@@ -76,7 +76,14 @@ class Kernel:
             Route("/contexts/{id}", self.delete, methods=["DELETE"]),
             Route("/contexts/{id}/restart", self.restart, methods=["POST"]),
         ]
-        return Target("e2b-kernel", App(routes), paths=PATHS, admit=self._admit, problem=problem)
+        return Target(
+            "e2b-kernel",
+            App(routes),
+            paths=PATHS,
+            action=action,
+            admit=self._admit,
+            problem=problem,
+        )
 
     async def _admit(self, scope: Scope) -> Principal:
         """Raises MACHINE_NOT_FOUND, AUTH_REQUIRED, AUTH_INVALID."""
@@ -89,7 +96,7 @@ class Kernel:
                 return principal(machine)
             raise AuthError("unauthorized access, please provide a valid access token")
         if scope["path"] != "/execute" and self._shown(machine, headers):
-            return principal(machine)
+            return guest(machine)
         raise AuthError(
             "unauthorized access, please provide a valid access token", code="AUTH_REQUIRED"
         )

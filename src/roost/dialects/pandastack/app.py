@@ -28,7 +28,8 @@ from roost.gateway.dispatch import Action, Target
 
 PREFIX = "pds"
 _FILE = re.compile(r"/v1/sandboxes/[^/]+/fs")
-_SANDBOX = re.compile(r"/v1/sandboxes/([a-z0-9]{26,40})(?:/([a-z/-]+))?")
+_SANDBOX = re.compile(r"/v1/sandboxes/([a-z0-9]{26,40})(?:/(.+))?")
+_WORD = re.compile(r"[a-z-]+")
 _NOT_SERVED = {
     "apps": "apps",
     "databases": "databases",
@@ -79,7 +80,8 @@ def action(scope: Scope) -> Action | None:
     if match is None:
         named = path.removeprefix("/v1/").replace("/", ".")[:40]
         return Action(f"pandastack.{method.lower()}.{named}", True)
-    what = (match[2] or "").replace("/", ".")
+    words = [each for each in (match[2] or "").split("/") if _WORD.fullmatch(each)]
+    what = ".".join(words)  # no ports, no ids of sessions
     inside = what.split(".")[0] in _INSIDE
     name = f"pandastack.{method.lower()}.sandboxes{f'.{what}' if what else ''}"
     return Action(name, not inside, match[1])

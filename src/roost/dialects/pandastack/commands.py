@@ -159,10 +159,10 @@ class _Many:
                 )
         finally:
             tasks = list(self._running.values())
-            known = list(self._known.values())
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            known = list(self._known.values())  # with what was just being started
             ends = (self._s.executions.cancel(self._who, self._machine_id, each) for each in known)
             await asyncio.gather(*ends, return_exceptions=True)
 
@@ -197,8 +197,7 @@ class _Many:
         texts = {"stdout": Text(), "stderr": Text()}
         try:
             self._s.metrics.executions.labels("stream").inc()
-            row, heard = await self._start(self._who, self._machine_id, asked)
-            self._known[named] = row.id
+            row, heard = await self._started(named, asked)
             async with contextlib.aclosing(heard):
                 if named in self._cancelled:
                     await self._s.executions.cancel(self._who, self._machine_id, row.id)
@@ -215,6 +214,21 @@ class _Many:
         finally:
             self._running.pop(named, None)
             self._cancelled.discard(named)
+
+    async def _started(
+        self, named: str, asked: bodies.Exec
+    ) -> tuple[ExecutionRow, AsyncGenerator[Event, None]]:
+        """One that is being started when all ends starts all the same, and is known to be ended."""
+        starting = asyncio.ensure_future(self._start(self._who, self._machine_id, asked))
+        try:
+            row, heard = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            row, heard = await starting
+            self._known[named] = row.id
+            await heard.aclose()
+            raise
+        self._known[named] = row.id
+        return row, heard
 
     async def _cancel(self, named: str) -> None:
         if named not in self._running:

@@ -13,6 +13,7 @@ from roost.errors import InvalidRequestError
 from roost.gateway.respond import Json, Streamed
 from roost.services.files import Write
 
+ENTRIES = 10_000  # of a listing; beyond it is truncated
 _PAGE = 500
 
 
@@ -60,8 +61,10 @@ class Files:
             page = await self._s.files.list(who, machine_id, path, _PAGE, cursor)
             found += [shapes.entry(each) for each in page.items]
             cursor = page.next_cursor
-            if cursor is None:
-                return Json({"path": path.decode(errors="replace"), "entries": found})
+            if cursor is None or len(found) >= ENTRIES:
+                break
+        said = {"path": path.decode(errors="replace"), "entries": found}
+        return Json(said if cursor is None else {**said, "truncated": True})
 
     async def make_dir(self, request: Request) -> Response:
         info = await self._s.files.make_dir(tenant(request), _id(request), _path(request))

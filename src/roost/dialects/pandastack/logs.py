@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from roost.api.v1.services import Services, caller, tenant
 from roost.dialects.pandastack.sandboxes import present
-from roost.dialects.pandastack.streams import Text, events
+from roost.dialects.pandastack.streams import Lines, Text, events
 from roost.errors import InvalidRequestError, NotFoundError
 from roost.gateway.respond import event, rfc3339
 from roost.services.executions import Output
@@ -61,17 +61,16 @@ class Logs:
                 yield piece
             return
         texts = {"stdout": Text(), "stderr": Text()}
-        held = {"stdout": "", "stderr": ""}
+        lines = {"stdout": Lines(), "stderr": Lines()}
         async with contextlib.aclosing(heard):
             async for each_ in heard:
                 if not isinstance(each_, Output) or stream not in ("both", each_.stream):
                     continue
                 name = each_.stream
-                *lines, held[name] = (held[name] + texts[name].take(each_.data)).split("\n")
-                for line in lines:
+                for line in lines[name].take(texts[name].take(each_.data)):
                     yield event("line", {"line": line})
-        for rest in held.values():
-            if rest:
+        for begun in lines.values():
+            if rest := begun.rest():
                 yield event("line", {"line": rest})
 
     async def _life(self, who: str, machine_id: str, stream: str) -> AsyncGenerator[bytes, None]:

@@ -158,7 +158,7 @@ class Sandboxes:
         labels = _metadata(parent, asked.metadata) | {shapes.TREE: tree}
         ttl = parent.ttl_seconds
         if (said := (asked.metadata or {}).get("explore_ttl", "")).isdecimal():
-            ttl = int(said) or ttl
+            ttl = int(said[:20]) or ttl  # of more digits it is out of all bounds, too
         children = await self._fork(request, parent, asked.count, labels, ttl)
         return Json(
             {

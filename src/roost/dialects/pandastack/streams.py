@@ -10,6 +10,7 @@ from roost.errors import RoostError
 from roost.gateway import access, respond
 from roost.gateway.app import Caller
 
+LINE = 64 * 1024  # characters of a line; what goes on is another one
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -51,3 +52,20 @@ class Text:
 
     def rest(self) -> str:
         return self._decoder.decode(b"", final=True)
+
+
+class Lines:
+    """Text as lines. What never ends one is not kept for it: it comes in pieces."""
+
+    def __init__(self) -> None:
+        self._begun = ""
+
+    def take(self, text: str) -> list[str]:
+        *lines, self._begun = (self._begun + text).split("\n")
+        if len(self._begun) >= LINE:
+            lines.append(self.rest())
+        return lines
+
+    def rest(self) -> str:
+        begun, self._begun = self._begun, ""
+        return begun

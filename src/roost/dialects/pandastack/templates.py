@@ -7,6 +7,7 @@ import contextlib
 import io
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import IO, Any
 
@@ -20,8 +21,8 @@ from starlette.types import Message
 from roost.api.v1.services import Services, caller, key_id, tenant
 from roost.dialects import serving
 from roost.dialects.pandastack import shapes
-from roost.dialects.pandastack.streams import events
-from roost.errors import InvalidRequestError
+from roost.dialects.pandastack.streams import Lines, events
+from roost.errors import InvalidRequestError, LimitError
 from roost.gateway.respond import Json
 from roost.services.build_log import Event
 from roost.services.builds import StartBuild
@@ -29,6 +30,8 @@ from roost.services.builds import StartBuild
 BUILD = "/v1/templates/build"
 MAX_BODY = 64 << 20
 MAX_FILES = 2000
+MAX_FIELDS = 100
+AT_ONCE = 4  # forms of one tenant that are read: they lie on the host's disk meanwhile
 _PIECE = 256 * 1024
 _SILENCE_S = 0.3  # of a log that is not followed, and its build goes on
 
@@ -36,6 +39,7 @@ _SILENCE_S = 0.3  # of a log that is not followed, and its build goes on
 class Templates:
     def __init__(self, services: Services) -> None:
         self._s = services
+        self._forms: Counter[str] = Counter()  # being read, by tenant
 
     def routes(self) -> list[BaseRoute]:
         at = "/v1/templates"
@@ -63,11 +67,23 @@ class Templates:
         return Response(status_code=204)
 
     async def build(self, request: Request) -> Response:
-        form = await _form(request)
+        who = tenant(request)
+        if self._forms[who] >= AT_ONCE:
+            raise LimitError(
+                f"{AT_ONCE} builds are being sent, the most there may be at once: retry later.",
+                code="LIMIT_EXCEEDED",
+            )
+        self._forms[who] += 1
         try:
-            return await self._build(request, form)
+            form = await _form(request)
+            try:
+                return await self._build(request, form)
+            finally:
+                await form.close()
         finally:
-            await form.close()
+            self._forms[who] -= 1
+            if not self._forms[who]:
+                del self._forms[who]
 
     async def _build(self, request: Request, form: FormData) -> Response:
         texts = {name: value for name, value in form.items() if isinstance(value, str)}
@@ -117,7 +133,7 @@ async def _lines(
     heard: AsyncGenerator[tuple[int, Event], None], follow: bool
 ) -> AsyncGenerator[bytes, None]:
     """Plain text, a line each, then the end."""
-    rest = ""
+    lines = Lines()
     async with contextlib.aclosing(heard):
         while True:
             try:
@@ -126,10 +142,9 @@ async def _lines(
             except (StopAsyncIteration, TimeoutError):
                 break
             text = _said(each)
-            *lines, rest = (rest + text).replace("\r", "\n").split("\n")
-            for line in lines:
+            for line in lines.take(text.replace("\r", "\n")):
                 yield f"data: {line}\n\n".encode()
-    if rest:
+    if rest := lines.rest():
         yield f"data: {rest}\n\n".encode()
     yield b"event: done\ndata: end\n\n"
 
@@ -153,18 +168,26 @@ async def _form(request: Request) -> FormData:
     """Raises INVALID_BODY, PAYLOAD_TOO_LARGE."""
     counted = Request(request.scope, _bounded(request))
     try:
-        return await counted.form(max_files=MAX_FILES, max_fields=100, max_part_size=2 << 20)
+        return await counted.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=2 << 20)
     except MultiPartException as failure:
         raise InvalidRequestError(str(failure.message)[:300], code="INVALID_BODY") from failure
 
 
 def _bounded(request: Request) -> Any:
-    size = 0
+    size = fields = 0
+    kind = request.headers.get("content-type", "")
+    parts = kind.lower().startswith("multipart/")  # whose fields are counted where they are read
 
     async def receive() -> Message:
-        nonlocal size
+        nonlocal size, fields
         message = await request.receive()
-        size += len(message.get("body", b""))
+        body = message.get("body", b"")
+        size += len(body)
+        fields += 0 if parts else body.count(b"&")
+        if fields >= MAX_FIELDS:
+            raise InvalidRequestError(
+                f"A form has {MAX_FIELDS} fields at most.", code="INVALID_BODY"
+            )
         if size > MAX_BODY:
             raise InvalidRequestError(
                 f"A build's files are {MAX_BODY >> 20} MiB at most; archives of root file systems are not served: "

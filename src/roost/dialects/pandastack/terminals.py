@@ -103,7 +103,7 @@ async def _into(ws: WebSocket, viewer: Viewer) -> None:
             continue
         said = control(frame.get("text") or "")
         if isinstance(typed := said.get("stdin"), str):
-            await viewer.send(typed.encode())
+            await viewer.send(typed.encode(errors="replace"))
         if (size := resize(said)) is None:
             continue
         with contextlib.suppress(InvalidRequestError):  # a window of no size, which will have one

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import grpc
 import pytest
@@ -30,6 +32,11 @@ async def token(box: Box, key: str) -> str:
         return str(answer.json()["token"])
 
 
+def slow(box: Box, key: str, name: str, messages: AsyncIterator[bytes]) -> Any:
+    call = box._channel.stream_unary(f"/{boxd.SERVICE}/{name}")
+    return call(messages, metadata=[("authorization", f"Bearer {key}")], timeout=20)
+
+
 async def audited(box: Box) -> list[tuple[str, int, str | None]]:
     page = await box.served.audit.query(Wanted(TENANT), 50, None)
     return [(each.action, each.status, each.machine_id) for each in reversed(page.items)]
@@ -54,6 +61,7 @@ async def test_a_key_is_exchanged_for_a_token_that_calls(box: Box) -> None:
         ({"api_key": "nonsense"}, 401),
         ({}, 422),
         ({"api_key": 7}, 422),
+        ({"api_key": "x" * 20_000}, 413),  # nobody has said who they are yet
     ],
 )
 async def test_what_cannot_be_exchanged(box: Box, body: dict[str, object], status: int) -> None:
@@ -249,6 +257,51 @@ async def test_a_revoked_key_ends_what_is_open_and_its_command(box: Box, vm: str
     assert caught.value.code() is S.UNAUTHENTICATED
     await until(lambda: not box.served.executions.running)
     assert not box.served.gateway.sessions._of_tenant
+
+
+async def test_a_key_that_was_revoked_asks_for_nothing_more(box: Box, vm: str) -> None:
+    """A call that was begun with it, and holds back what it asks, ends with it."""
+    made = await box.served.keys.create(TENANT, "second")
+    held = asyncio.Event()
+
+    async def key() -> AsyncIterator[bytes]:
+        await held.wait()
+        yield pb.CreateApiKeyRequest(name="third").SerializeToString()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        first = pb.UploadFileChunk(vm_id=vm, path="/tmp/held", total_size=2, data=b"a")
+        yield first.SerializeToString()
+        await held.wait()
+        yield pb.UploadFileChunk(data=b"b").SerializeToString()
+
+    calls = [
+        slow(box, str(made.secret), "CreateApiKey", key()),
+        slow(box, str(made.secret), "UploadFileStream", pieces()),
+    ]
+    await until(lambda: box.served.gateway.sessions._of_tenant[TENANT] == 2)
+    await box.served.keys.revoke(TENANT, made.id)
+    try:
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await asyncio.wait_for(call, 5)
+            assert caught.value.code() is S.UNAUTHENTICATED
+    finally:
+        held.set()
+
+
+async def test_a_message_that_does_not_come_is_not_waited_for(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    monkeypatch.setattr("roost.gateway.calls.MESSAGE_S", 0.05)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asyncio.wait_for(slow(box, box.served.key, "Whoami", never()), 5)
+    assert caught.value.code() is S.DEADLINE_EXCEEDED
+    assert "did not come" in str(caught.value.details())
+    await until(lambda: not box.served.gateway.sessions._of_tenant)
 
 
 async def test_tenants_share_no_sessions(box: Box, vm: str) -> None:

@@ -11,8 +11,9 @@ import pytest
 from roost.dialects.boxd import names, proxies, shapes
 from roost.dialects.boxd.wire import boxd_pb2 as pb
 from roost.egress.policy import Policy
-from roost.errors import InvalidRequestError
+from roost.errors import InvalidRequestError, error
 from roost.services.models import CreateMachine
+from roost.services.ports import OWN
 from tests.unit.api.kit import OTHER, TENANT
 
 from .conftest import Box
@@ -209,6 +210,19 @@ async def test_the_end_of_a_machine_and_its_checkpoints(box: Box, vm: str) -> No
     assert [each.name for each in kept.values()] == ["kept"]
 
 
+async def test_a_checkpoint_in_use_does_not_make_the_end_a_failure(
+    box: Box, vm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = pb.CaptureRequest(vm="one", name="a")
+    await box("CreateCheckpoint", asked, pb.CreateCheckpointResponse)
+
+    async def used(*args: object) -> None:
+        raise error("IN_USE", "A machine is being made from it.")
+
+    monkeypatch.setattr(box.served.services.snapshots, "delete", used)
+    await box("DestroyVm", pb.VmRef(vm_id=vm))
+
+
 async def test_what_a_machine_may_reach(box: Box, vm: str) -> None:
     async def allow(*entries: str) -> list[str]:
         asked = pb.SetVmEgressAllowRequest(vm=vm, entries=entries)
@@ -243,6 +257,11 @@ async def test_a_fork_has_a_name_and_the_routes(box: Box, vm: str) -> None:
     )
     assert code is S.UNIMPLEMENTED
     assert "vcpu" in text
+    number = len(box.served.machines.machines)
+    never = pb.VmConfig(srf=pb.IdleConfig(auto_suspend_timeout_secs=2**32 - 1))
+    code, _ = await refused(box, "ForkVm", pb.ForkVmRequest(source_vm_id="one", config=never))
+    assert code is S.INVALID_ARGUMENT
+    assert len(box.served.machines.machines) == number
 
 
 async def test_delete_after(box: Box, vm: str) -> None:
@@ -324,6 +343,24 @@ async def test_its_own_route_finds_what_listens(
     assert await own() == (9999, "auto")
 
 
+async def test_what_is_private_stays_so(box: Box, vm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def look(*args: object) -> list[int]:
+        return [3000]
+
+    monkeypatch.setattr(proxies.Proxies, "_listening", look)
+    await box.served.ports.create(TENANT, vm, 8080, name="one")
+    await box.served.ports.create(TENANT, vm, 9000, name="admin-one")
+    await box("ListProxies", pb.ListProxiesRequest(vm="one"), pb.ListProxiesResponse)
+    moved = pb.SetProxyPortRequest(vm_name="one", name="admin", port="9001")
+    await box("SetProxyPort", moved)
+    shown = await box.served.ports.list(TENANT, vm)
+    assert [(each.port, each.public) for each in shown] == [(3000, False), (9001, False)]
+    asked = pb.ForkVmRequest(source_vm_id=vm, name="two")
+    forked = await box("ForkVm", asked, pb.ForkedVm)
+    shown = await box.served.ports.list(TENANT, forked.vm_id)
+    assert [(each.port, each.public) for each in shown] == [(3000, False), (9001, False)]
+
+
 @pytest.mark.parametrize("name", ["dev", "www"])
 async def test_a_name_that_is_anothers_or_nobodys_is_had_with_the_id(
     box: Box, monkeypatch: pytest.MonkeyPatch, name: str
@@ -379,6 +416,7 @@ def test_what_proc_says() -> None:
     assert proxies.choose([3000, 80, 8080]) == 80
     assert proxies.choose([22, 7111, 4567, 9000]) == 4567
     assert proxies.choose([22]) is None
+    assert proxies.choose(sorted(OWN)) is None  # Roost's own servers are nobody's route
 
 
 # --- instants -----------------------------------------------------------------------------------

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from roost.dialects.e2b import app
 from roost.dialects.e2b.access import Access
+from roost.dialects.e2b.envd.place import Admission
 from roost.errors import RoostError
+from roost.services.rates import Rates
 from tests.unit.api.kit import OTHER, TENANT, Served
 from tests.unit.engine.kit import Daemon, small
 
@@ -110,8 +113,48 @@ async def test_a_signed_url_is_of_whose_token_it_was_made_with(
     assert "missing signature" in (await refused(access, scope("/files", "path=x"))).message
 
 
+async def test_a_signed_url_is_for_the_user_it_names(engine: Daemon, access: Access) -> None:
+    """The signature has the user in it: a header beside it makes nobody root."""
+    one = await engine.machines.create(TENANT, small())
+    root = "Basic " + base64.b64encode(b"root:").decode()
+    query = signed(access.token(one), "x", "write")
+    for more in ({}, {"e2b_sandbox_id": one.id}, {"x_access_token": "any"}):
+        asked = scope("/files", query, "POST", authorization=root, **more)
+        await Admission(access)(asked)
+        assert asked["e2b.user"] is None, more
+    token = {"e2b_sandbox_id": one.id, "x_access_token": access.token(one)}
+    asked = scope("/files", "path=x", "POST", authorization=root, **token)
+    await Admission(access)(asked)
+    assert asked["e2b.user"] == "root"
+
+
+async def test_who_has_no_token_takes_nothing_from_who_has_one(
+    engine: Daemon, access: Access, served: Served
+) -> None:
+    one = await engine.machines.create(TENANT, small())
+    await served.ports.create(TENANT, one.id, 0, visibility="public")
+    kernel = next(each for each in app.targets(served.services) if each.name == "e2b-kernel")
+    rates = Rates(lambda: 0.0, 5.0)
+    rates.set(TENANT, {"requests_per_second": 100, "request_burst": 100})
+    for path, admit in (("/health", access.principal_of), ("/contexts", kernel.admit)):
+        nobody = await admit(scope(path, e2b_sandbox_id=one.id))
+        token = access.token(one)
+        who = await admit(scope(path, e2b_sandbox_id=one.id, x_access_token=token))
+        assert nobody is not None and who is not None
+        assert nobody.is_token and not who.is_token and nobody.key_id != who.key_id
+        with pytest.raises(RoostError):
+            for _ in range(100):
+                rates.take(nobody)
+        for _ in range(50):
+            rates.take(who)
+
+
 async def test_searches_are_bounded(engine: Daemon, access: Access) -> None:
     await engine.machines.create(TENANT, small())
-    wrong = scope("/files", "path=x&signature=v1_x")
+    for _ in range(200):  # what is no signature costs none
+        assert (await refused(access, scope("/files", "path=x&signature=v1_x"))).code == (
+            "AUTH_INVALID"
+        )
+    wrong = scope("/files", signed("0" * 64, "x", "read"))
     codes = {(await refused(access, wrong)).code for _ in range(200)}
     assert codes == {"AUTH_INVALID", "RATE_LIMITED"}

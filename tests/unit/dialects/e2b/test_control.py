@@ -9,8 +9,10 @@ from urllib.parse import quote, urlencode
 
 import httpx
 
-from tests.unit.api.kit import Served
-from tests.unit.engine.kit import Daemon
+from roost.services.models import Role
+from tests.unit.api.kit import TENANT, Served
+from tests.unit.dialects.e2b.conftest import as_e2b
+from tests.unit.engine.kit import Daemon, small
 
 
 async def made(e2b: httpx.AsyncClient, **asked: Any) -> dict[str, Any]:
@@ -268,3 +270,34 @@ async def test_metrics_and_logs(e2b: httpx.AsyncClient) -> None:
     assert several.status_code == 200 and "sandboxes" in several.json()
     logs = (await e2b.get(f"/sandboxes/{box['sandboxID']}/logs")).json()
     assert logs["logs"] and set(logs["logs"][0]) == {"timestamp", "line"}
+
+
+async def test_who_may_only_read_is_told_nothing_to_change_with(
+    e2b: httpx.AsyncClient, served: Served
+) -> None:
+    box = (await e2b.post("/sandboxes", json={"templateID": "base"})).json()
+    volume = (await e2b.post("/volumes", json={"name": "data"})).json()
+    files = f"/templates/mine/files/{'c' * 64}"
+    async with as_e2b(served, await served.add_key(TENANT, Role.READ_ONLY)) as reader:
+        shown = await reader.get(f"/sandboxes/{box['sandboxID']}")
+        assert shown.status_code == 200 and box["envdAccessToken"]
+        assert box["envdAccessToken"] not in shown.text
+        shown = await reader.get(f"/volumes/{volume['volumeID']}")
+        assert shown.status_code == 200 and volume["token"] not in shown.text
+        assert (await reader.get(files)).status_code == 403
+    assert (await e2b.get(files)).json()["url"]
+
+
+async def test_resuming_opens_nobodys_ports_to_everybody(
+    e2b: httpx.AsyncClient, engine: Daemon, served: Served
+) -> None:
+    own = await engine.machines.create(TENANT, small())  # natively: none of its ports is shown
+    await engine.machines.sleep(TENANT, own.id)
+    resumed = await e2b.post(f"/sandboxes/{own.id}/connect", json={"timeout": 60})
+    assert resumed.status_code == 201
+    every = served.ports.every(own.id)
+    assert every is not None and not every.public and resumed.json()["trafficAccessToken"]
+    box = await made(e2b)  # here it stays as it was asked
+    await e2b.post(f"/sandboxes/{box['sandboxID']}/pause")
+    again = await e2b.post(f"/sandboxes/{box['sandboxID']}/connect", json={"timeout": 60})
+    assert again.status_code == 201 and again.json()["trafficAccessToken"] is None

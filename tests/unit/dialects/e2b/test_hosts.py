@@ -6,6 +6,7 @@ import pytest
 
 from roost.dialects.e2b import app
 from roost.gateway.dispatch import Table, Target
+from roost.services.places import is_name
 from tests.unit.api.kit import Served
 
 ID = "a" * 26
@@ -26,6 +27,10 @@ ID = "a" * 26
 )
 def test_hosts_that_are_no_previews(label: str, is_: bool) -> None:
     assert app.elsewhere(label) is is_
+
+
+def test_no_port_is_called_as_a_host_of_the_api() -> None:
+    assert not any(is_name(each) for each in app._HOSTS)
 
 
 def test_a_pattern_may_begin_with_a_port() -> None:

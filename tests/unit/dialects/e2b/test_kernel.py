@@ -104,6 +104,12 @@ async def test_code_is_run_for_the_token_only(box: Any) -> None:
     assert answer.status_code == 502 and answer.json()["message"] == "The sandbox was not found"
 
 
+async def test_what_is_remembered_of_a_context_is_short(box: Any) -> None:
+    nobody, made, _ = box
+    answer = await nobody.post("/contexts", json={"cwd": "/" * 5000}, headers=of(made))
+    assert answer.status_code == 400 and not CODE.contexts_
+
+
 async def test_contexts_are_whose_ports_one_may_see(box: Any) -> None:
     nobody, made, shut = box
     answer = await nobody.post("/contexts", json={"cwd": "/tmp"}, headers=of(made))

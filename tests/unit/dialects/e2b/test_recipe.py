@@ -75,6 +75,26 @@ def test_what_is_started_stands_beside() -> None:
     assert made().roost_toml is None
 
 
+def test_a_here_document_is_the_shells() -> None:
+    command = "cat <<EOF > /x\nhello\nEOF\ncat <<<word"
+    found = dockerfile.parse(made(steps=[{"type": "RUN", "args": [command]}]).dockerfile)
+    last = found.instructions[-1]
+    assert last.heredocs == () and last.words is not None and last.words[-1] == command
+
+
+def test_what_is_started_may_be_any_text() -> None:
+    said = "echo \U0001f980 \x7f \t \\ 'é'"
+    found = made(startCmd=said, readyCmd=said)
+    assert found.roost_toml is not None
+    beside = roosttoml.parse(found.roost_toml).config()
+    assert beside["start"] == said and beside["ready"]["command"] == said
+
+
+def test_a_templates_name_is_one_word() -> None:
+    with pytest.raises(RoostError):
+        made(fromImage=None, fromTemplate="mine\nRUN evil")
+
+
 @pytest.mark.parametrize(
     "step",
     [

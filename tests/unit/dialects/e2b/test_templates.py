@@ -44,7 +44,7 @@ def archive(**files: str) -> bytes:
 
 async def send(e2b: httpx.AsyncClient, url: str, data: bytes) -> httpx.Response:
     """As its clients do: to the address they were told, without a key."""
-    path = urlsplit(url).path
+    path = urlsplit(url)._replace(scheme="", netloc="").geturl()
     async with httpx.AsyncClient(base_url=str(e2b.base_url), trust_env=False) as nobody:
         return await nobody.put(path, content=data)
 
@@ -122,6 +122,8 @@ async def test_a_build_that_fails_says_why(e2b: httpx.AsyncClient) -> None:
     answer = await e2b.post(one, json={"fromImage": "e2bdev/base", "steps": [missing]})
     assert answer.status_code == 404 and "send them again" in answer.json()["message"]
     assert (await e2b.post("/v3/templates", json={"name": "Not A Name"})).status_code == 400
+    tags = {"name": "mine", "tags": [f"t{each}" for each in range(101)]}
+    assert (await e2b.post("/v3/templates", json=tags)).status_code == 400
     assert (await e2b.get("/templates/x/builds/none/status")).status_code == 404
 
 
@@ -130,7 +132,9 @@ async def test_files_go_only_where_their_address_says(
 ) -> None:
     url = (await e2b.get(f"/templates/mine/files/{HASH}")).json()["url"]
     assert (await send(e2b, url[:-1] + ("0" if url[-1] != "0" else "1"), b"")).status_code == 401
-    assert (await send(e2b, "http://x/e2b/files/nothing", b"")).status_code == 401
+    assert (await send(e2b, "http://x/e2b/files?pass=nothing", b"")).status_code == 401
+    assert (await send(e2b, "http://x/e2b/files", b"")).status_code == 401
+    assert urlsplit(url).path == "/e2b/files", "paths are logged, and this lets in"
     for wrong in (b"no tar at all" * 100, gzip.compress(b"x" * 2000), archive(a="1")[:-9]):
         answer = await send(e2b, url, wrong)
         assert answer.status_code == 400, answer.text

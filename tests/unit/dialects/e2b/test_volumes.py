@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import httpx
+from collections.abc import AsyncGenerator
+from unittest.mock import AsyncMock
 
-from roost.services.volume_files import LABEL
+import httpx
+import pytest
+
+from roost.services import volume_files
+from roost.services.volume_files import LABEL, Reached
 from tests.unit.api.kit import TENANT, Served
 
 
@@ -53,3 +58,27 @@ async def test_a_machine_is_made_for_its_files_and_gives_way(
     await e2b.delete(f"/sandboxes/{box.json()['sandboxID']}")
     await files.reach(TENANT, "data")
     assert (await e2b.delete(f"/volumes/{volume['volumeID']}")).status_code == 204
+
+
+async def test_a_keeper_stays_while_a_long_file_comes(
+    e2b: httpx.AsyncClient, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = (await e2b.post("/volumes", json={"name": "data"})).json()
+    files = served.services.volume_files
+    kept = await files.reach(TENANT, volume["volumeID"])
+    assert kept.kept
+    monkeypatch.setattr(volume_files, "TTL_S", 100)
+
+    async def slowly() -> AsyncGenerator[bytes, None]:
+        yield b"a"
+        monkeypatch.setattr(volume_files, "TTL_S", 0)  # so that any time is long
+        yield b"b"
+
+    long = files.during(TENANT, kept, slowly())
+    monkeypatch.setattr(files, "_stay", stayed := AsyncMock())
+    assert [piece async for piece in long] == [b"a", b"b"]
+    stayed.assert_awaited_once_with(TENANT, kept.machine_id)
+    own = Reached("m", "/data")  # a user's machine has its own end
+    stayed.reset_mock()
+    assert [piece async for piece in files.during(TENANT, own, slowly())] == [b"a", b"b"]
+    stayed.assert_not_awaited()

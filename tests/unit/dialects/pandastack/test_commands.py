@@ -11,6 +11,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
+from roost.dialects.pandastack.streams import LINE, Lines
 from tests.unit.api.kit import OTHER, Served, events
 
 
@@ -131,6 +132,39 @@ async def test_what_runs_on_a_socket_ends_with_it(served: Served) -> None:
             if page.items[0].status == "cancelled":
                 break
             await asyncio.sleep(0.05)
+
+
+async def test_what_is_being_started_ends_with_its_socket(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mid = served.machine()
+    start, asked, left = served.executions.start_stream, asyncio.Event(), asyncio.Event()
+
+    async def slow(*args: Any) -> Any:
+        found = await start(*args)  # it runs, and nobody was told its id yet
+        asked.set()
+        await left.wait()
+        return found
+
+    monkeypatch.setattr(served.executions, "start_stream", slow)
+    async with socket(served, f"/v1/sandboxes/{mid}/exec/ws") as ws:
+        await ws.send(json.dumps({"id": "a", "cmd": "sleep 60"}))
+        await asyncio.wait_for(asked.wait(), 10)
+    await asyncio.sleep(0.2)
+    left.set()
+    async with asyncio.timeout(10):
+        while True:
+            page = await served.executions.list(served.machines.machines[mid].tenant_id, mid)
+            if page.items[0].status == "cancelled":
+                break
+            await asyncio.sleep(0.05)
+
+
+def test_a_line_that_never_ends_is_not_kept() -> None:
+    lines = Lines()
+    assert lines.take("one\ntw") == ["one"]
+    assert lines.take("o\n" + "x" * LINE) == ["two", "x" * LINE]
+    assert (lines.rest(), lines.take("y"), lines.rest()) == ("", [], "y")
 
 
 async def test_a_socket_to_nobody(served: Served) -> None:

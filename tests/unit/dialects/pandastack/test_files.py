@@ -53,6 +53,19 @@ async def test_a_directory_of_many(served: Served, http: httpx.AsyncClient, tmp_
     assert len(entries) == 600
 
 
+async def test_a_directory_of_too_many_is_cut(
+    served: Served, http: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.dialects.pandastack.files.ENTRIES", 2)
+    monkeypatch.setattr("roost.dialects.pandastack.files._PAGE", 1)
+    for n in range(3):
+        (tmp_path / f"f{n}").touch()
+    at = f"/v1/sandboxes/{served.machine()}/fs/dir"
+    said = (await http.get(at, params={"path": str(tmp_path)})).json()
+    assert [each["name"] for each in said["entries"]] == ["f0", "f1"]
+    assert said["truncated"] is True
+
+
 async def test_ports_that_are_listened_on(served: Served, http: httpx.AsyncClient) -> None:
     mid = served.machine()
     async with inside() as server:
@@ -183,6 +196,12 @@ async def test_builds_from_forms(
     assert archive.status_code == 501 and "Dockerfile" in archive.json()["error"]
     for wrong in ({"name": "x"}, {**form, "cpu": "many"}, {"name": "x", "image_ref": "a b"}):
         assert (await http.post("/v1/templates/build", data=wrong)).status_code == 400
+    many = await http.post("/v1/templates/build", data={f"f{n}": "" for n in range(200)})
+    assert many.status_code == 400 and "fields" in many.json()["error"]
+    with monkeypatch.context() as full:
+        full.setattr("roost.dialects.pandastack.templates.AT_ONCE", 0)
+        answer = await http.post("/v1/templates/build", data=data)
+        assert answer.status_code == 429 and "retry-after" in answer.headers
     monkeypatch.setattr("roost.dialects.pandastack.templates.MAX_BODY", 1000)
     large = await http.post("/v1/templates/build", data=form, files={"f": b"x" * 5000})
     assert large.status_code == 413

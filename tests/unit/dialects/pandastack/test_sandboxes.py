@@ -9,7 +9,9 @@ import httpx
 import pytest
 
 from roost.dialects.pandastack import errors
+from roost.dialects.pandastack.app import action
 from roost.errors import error
+from roost.gateway.dispatch import Action
 from roost.services.models import Role
 from tests.unit.api.kit import OTHER, TENANT, Served
 from tests.unit.dialects.pandastack.conftest import client
@@ -172,6 +174,12 @@ async def test_the_best_of_a_tree_stays(life: httpx.AsyncClient) -> None:
     assert refused.status_code == 400
 
 
+async def test_a_life_of_a_tree_beyond_all_bounds(life: httpx.AsyncClient) -> None:
+    at = f"/v1/sandboxes/{(await made(life))['id']}/fork-tree"
+    answer = await life.post(at, json={"metadata": {"explore_ttl": "9" * 5000}})
+    assert answer.status_code == 400
+
+
 async def test_snapshots(life: httpx.AsyncClient) -> None:
     box = await made(life, metadata={"a": "b"})
     taken = await life.post(f"/v1/sandboxes/{box['id']}/snapshots")
@@ -246,6 +254,20 @@ async def test_what_changes_something_is_in_the_audit_log(
         ("pandastack.post.sandboxes.pause", box["id"], 204),
         ("pandastack.post.sandboxes", box["id"], 201),
     ]
+
+
+def test_what_a_call_is_in_the_audit_log() -> None:
+    """By its words: which machine, and whether it is of the machine or in it, also where more follows."""
+    machine = "a" * 26
+
+    def of(method: str, rest: str) -> Action:
+        path = f"/v1/sandboxes/{machine}/{rest}"
+        return action({"type": "http", "method": method, "path": path})
+
+    inside = of("POST", "repl/sessions/python.x/run")
+    assert inside == Action("pandastack.post.sandboxes.repl.sessions.run", False, machine)
+    ports = of("DELETE", "ports/8000")
+    assert ports == Action("pandastack.delete.sandboxes.ports", True, machine)
 
 
 async def test_anothers_sandbox_is_not_there(life: httpx.AsyncClient, engine: Served) -> None:

@@ -9,6 +9,7 @@ from pydantic.alias_generators import to_camel
 
 Seconds = Annotated[int, Field(ge=0, le=315_360_000)]
 Strings = dict[str, str]
+TagNames = Annotated[list[str], Field(max_length=100)]
 
 
 class Asked(BaseModel):
@@ -92,7 +93,7 @@ class NewSnapshot(Asked):
 class NewTemplate(Asked):
     name: str | None = None
     alias: str | None = None
-    tags: list[str] = []
+    tags: TagNames = []
     cpu_count: float | None = None
     memory_mb: int | None = Field(None, alias="memoryMB")
     min_free_disk_mb: int | None = None
@@ -120,7 +121,7 @@ class Tags(Asked):
 
     target: str = ""
     name: str = ""
-    tags: list[str] = []
+    tags: TagNames = []
 
 
 class NewVolume(Asked):

@@ -21,10 +21,11 @@ class Exposure:
         self._ports = services.ports
 
     async def begin(self, tenant: str, machine_id: str, public: bool | None) -> None:
-        """``public`` None: as it is, or to everybody where nothing was said."""
+        """``public`` None: as it is; of one that was not made here, whose owner showed no ports, to who has the
+        traffic token."""
         if self._ports.every(machine_id) is not None:
             return
-        visibility = "private" if public is False else "public"
+        visibility = "public" if public else "private"
         try:
             await self._ports.create(tenant, machine_id, EVERY, visibility=visibility)
         except ConflictError as failure:  # somebody else was faster

@@ -66,6 +66,8 @@ def recipe(asked: StartBuild, cpu: float | None, memory_mib: int | None) -> Reci
 def _base(asked: StartBuild) -> tuple[str, bool]:
     """What FROM names, and whether that is an image of ours."""
     if asked.from_template is not None:
+        if not asked.from_template or re.search(r"\s", asked.from_template):
+            raise _bad("fromTemplate", "names a template")
         return asked.from_template, True
     image = asked.from_image or ""
     if not image or re.search(r"\s", image):
@@ -85,7 +87,7 @@ def _step(step: Step, number: int, user: str, archives: dict[str, str]) -> tuple
             command = args[0]
             if not command.strip() or "\0" in command:
                 raise _bad("steps", f"RUN without a command (step {number + 1})")
-            line = f"RUN {json.dumps(['/bin/sh', '-c', _BASH, command])}"
+            line = f"RUN {_listed('/bin/sh', '-c', _BASH, command)}"
             return _as(args[1] if len(args) > 1 else "", user, [line]), user
         case "COPY":
             _need(step, 2)
@@ -98,7 +100,7 @@ def _step(step: Step, number: int, user: str, archives: dict[str, str]) -> tuple
             source = args[0].strip().lstrip("/")
             source = re.sub(r"^(\./)+", "", source).rstrip("/")
             at = f"{place}/{source}" if source not in ("", ".") else f"{place}/"
-            return [f"COPY --chown={_user(owner)} {mode}{json.dumps([at, args[1]])}"], user
+            return [f"COPY --chown={_user(owner)} {mode}{_listed(at, args[1])}"], user
         case "ENV":
             if len(args) % 2 or not args:
                 raise _bad("steps", f"ENV with names and values in turn (step {number + 1})")
@@ -126,9 +128,9 @@ def _as(asked: str, user: str, lines: list[str]) -> list[str]:
 def _beside(asked: StartBuild, cpu: float | None, memory_mib: int | None) -> str | None:
     lines = []
     if asked.start_cmd:
-        lines.append(f"start = {json.dumps(asked.start_cmd)}")
+        lines.append(f"start = {_toml(asked.start_cmd)}")
     if asked.ready_cmd:
-        lines.append(f"ready = {{ command = {json.dumps(asked.ready_cmd)}, timeout_s = 300 }}")
+        lines.append(f"ready = {{ command = {_toml(asked.ready_cmd)}, timeout_s = 300 }}")
     size = []
     if cpu is not None:
         size.append(f"vcpu = {float(cpu)}")
@@ -193,6 +195,16 @@ def _quoted(text: str) -> str:
     if re.search(r"[\r\n\0]", text):
         raise _bad("steps", "ENV has values of one line")
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _listed(*args: str) -> str:
+    """A list of strings as instructions have it; what would begin a here-document there begins none."""
+    return json.dumps(args).replace("<<", "<\\u003c")
+
+
+def _toml(text: str) -> str:
+    """TOML knows no pairs of surrogates, and wants DEL escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _bad(field: str, rule: str) -> InvalidRequestError:

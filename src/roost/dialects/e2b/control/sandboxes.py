@@ -35,6 +35,7 @@ from roost.dialects.serving import (
 from roost.egress.policy import Policy
 from roost.engine.lifecycle import Phase
 from roost.errors import ConflictError, InvalidRequestError, NotFoundError, RoostError
+from roost.services import asking
 from roost.services.models import Attach, CreateMachine, ForkMachine, Machine, PatchMachine
 from roost.services.volume_files import LABEL
 
@@ -203,7 +204,7 @@ class Sandboxes:
         return Json(
             shapes.detail(
                 machine,
-                self._access.token(machine),
+                self._access.token(machine) if asking.may_change() else None,
                 self._exposure.domain(request),
                 self._exposure.public(machine.id),
             )

@@ -52,7 +52,8 @@ def listed(machine: Machine) -> dict[str, Any]:
     }
 
 
-def detail(machine: Machine, token: str, domain: str, public: bool) -> dict[str, Any]:
+def detail(machine: Machine, token: str | None, domain: str, public: bool) -> dict[str, Any]:
+    """``token`` None: who asks may only read, and with it could do more."""
     asleep = state(machine) == "paused"
     found = {
         **listed(machine),

@@ -2,7 +2,7 @@
 
     POST /v3/templates             names a build that is to come; nothing is done yet
     GET  .../files/{hash}          where an archive of a COPY goes, unless it is there
-    PUT  /e2b/files/{...}          the archive, by a signed URL
+    PUT  /e2b/files?pass=          the archive, by a signed URL
     POST /v2/templates/.../builds  a Dockerfile made of the steps, and a context made of the archives
     GET  .../builds/{id}/status    how it goes, and what it says
 
@@ -30,11 +30,19 @@ from roost.dialects.e2b.control.recipe import Recipe, recipe
 from roost.dialects.e2b.control.sandboxes import Sandboxes
 from roost.dialects.e2b.control.shapes import ENVD_VERSION
 from roost.dialects.serving import Json, Services, body, empty, key_id, tenant
-from roost.errors import ConflictError, InvalidRequestError, NotFoundError, RoostError
+from roost.errors import (
+    ConflictError,
+    ForbiddenError,
+    InvalidRequestError,
+    NotFoundError,
+    RoostError,
+)
+from roost.services import asking
 from roost.services.builds import StartBuild
 from roost.services.models import Build, Template
 from roost.templates import reference
 
+FILES = "/e2b/files"
 PAGE = 100  # log entries of one answer
 PENDING = 50  # builds of a tenant that are remembered: named and not begun, under way, ended
 KEPT = 512 * 1024  # characters of a build's log entries
@@ -110,10 +118,12 @@ class Templates:
         whose, digest = tenant(request), request.path_params["hash"]
         answer: dict[str, Any] = {"present": await self._s.build_files.has(whose, digest)}
         if not answer["present"]:
+            if not asking.may_change():
+                raise ForbiddenError("This key may only read: it sends no files.")
             said = self._s.build_files.pass_of(whose, digest)
             scheme = request.url.scheme
             host = request.headers.get("host", "")
-            answer["url"] = f"{scheme}://{host}/e2b/files/{quote(said)}"
+            answer["url"] = f"{scheme}://{host}{FILES}?pass={quote(said)}"
         return Json(answer, 201)
 
     async def start(self, request: Request) -> Response:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import posixpath
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -22,9 +22,11 @@ from roost.dialects.e2b.control.exposure import Exposure
 from roost.dialects.e2b.errors import problem
 from roost.dialects.serving import App, Json, Services, Streamed, body, empty, key_id, tenant
 from roost.errors import AuthError, ConflictError, InvalidRequestError, NotFoundError, RoostError
-from roost.gateway.dispatch import Target
+from roost.gateway.dispatch import Action, Target
+from roost.services import asking
 from roost.services.files import FileInfo, Write
 from roost.services.models import Principal, Volume
+from roost.services.volume_files import Reached
 
 SIZE_GIB = 10
 CONTENT = "/volumecontent"
@@ -63,6 +65,7 @@ class Volumes:
             App(routes),
             paths=(CONTENT,),
             streams=lambda method, path: method == "PUT",
+            action=_action,
             admit=self._admit,
             problem=problem,
         )
@@ -99,7 +102,8 @@ class Volumes:
         return {
             "volumeID": volume.id,
             "name": volume.name,
-            "token": self._token(volume.tenant_id, volume.id),
+            # It lets whoever has it write: who may only read is told none.
+            "token": self._token(volume.tenant_id, volume.id) if asking.may_change() else "",
             "domain": self._exposure.domain(request),
         }
 
@@ -172,18 +176,20 @@ class Volumes:
         return Json(_entry(await self._info(request, machine, path), base), 201)
 
     async def read(self, request: Request) -> Response:
-        machine, _, path = await self._place(request)
-        found = await _known(self._s.files.read(tenant(request), machine, path))
+        reached, path = await self._reached(request)
+        whose = tenant(request)
+        found = await _known(self._s.files.read(whose, reached.machine_id, path))
         headers = {"content-length": str(found.length)}
-        data = self._staying(request, found.data)
+        data = self._s.volume_files.during(whose, reached, found.data)
         return Streamed(data, 200, headers, "application/octet-stream")
 
     async def write(self, request: Request) -> Response:
-        machine, base, path = await self._place(request)
+        reached, path = await self._reached(request)
+        whose = tenant(request)
         spec = Write(path, mode=_whole(request, "mode", 0, 0o7777), owner=_owner(request))
-        data = self._staying(request, pieces(request))
-        info = await self._s.files.write(tenant(request), machine, spec, data)
-        return Json(_entry(info, base), 201)
+        data = self._s.volume_files.during(whose, reached, pieces(request))
+        info = await self._s.files.write(whose, reached.machine_id, spec, data)
+        return Json(_entry(info, reached.path), 201)
 
     async def change(self, request: Request) -> Response:
         machine, base, path = await self._place(request)
@@ -212,13 +218,11 @@ class Volumes:
         info: FileInfo = await _known(found)
         return info
 
-    def _staying(
-        self, request: Request, data: AsyncGenerator[bytes, None]
-    ) -> AsyncGenerator[bytes, None]:
-        which = request.path_params["id"]
-        return self._s.volume_files.staying(tenant(request), which, data)
-
     async def _place(self, request: Request) -> tuple[str, str, bytes]:
+        reached, path = await self._reached(request)
+        return reached.machine_id, reached.path, path
+
+    async def _reached(self, request: Request) -> tuple[Reached, bytes]:
         """The machine, where the volume is there, and the path asked for there: never one beside the volume. (Links in
         it lead where they lead, but only in that machine.) Raises VOLUME_NOT_FOUND, INVALID_PATH."""
         reached = await self._s.volume_files.reach(tenant(request), request.path_params["id"])
@@ -227,7 +231,13 @@ class Volumes:
             raise InvalidRequestError("A path has no NUL in it.", code="INVALID_PATH")
         inner = posixpath.normpath("/" + asked)
         whole = reached.path + ("" if inner in ("/", "//") else "/" + inner.lstrip("/"))
-        return reached.machine_id, reached.path, whole.encode()
+        return reached, whole.encode()
+
+
+def _action(scope: Scope) -> Action | None:
+    if scope.get("path_params") is None:
+        return None
+    return Action(f"e2b_volume_{scope['path'].rpartition('/')[2]}"[:64], False)
 
 
 async def _known(work: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from roost.api.v1.services import Services
-from roost.dialects.e2b.access import Access
+from roost.dialects.e2b.access import Access, action
 from roost.dialects.e2b.envd import status
 from roost.dialects.e2b.envd.accounts import Accounts
 from roost.dialects.e2b.envd.files import FileRoutes
@@ -42,6 +42,7 @@ def target(services: Services, access: Access) -> Target:
         App(routes),
         paths=PATHS,
         streams=streams,
+        action=action,
         admit=Admission(access),
         problem=problem,
     )

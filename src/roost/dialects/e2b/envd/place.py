@@ -11,7 +11,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from roost.api.v1.services import caller, tenant
-from roost.dialects.e2b.access import Access, sandbox_id
+from roost.dialects.e2b.access import SIGNED, Access, sandbox_id
 from roost.services.models import Principal
 
 _USER = "e2b.user"
@@ -32,7 +32,7 @@ class Admission:
 
     async def __call__(self, scope: Scope) -> Principal | None:
         who = await self._access.principal_of(scope)
-        scope[_USER] = basic_user(scope["headers"])
+        scope[_USER] = None if scope.get(SIGNED) else basic_user(scope["headers"])
         return who
 
 

@@ -27,6 +27,7 @@ from roost.store.executions import ExecutionRow
 
 NOTES = 4096
 NOTE_BYTES = 4096
+NOTE_ARGS = 256
 DEADLINES = 4096  # of terminals
 _ALIVE: Said = {"event": {"keepalive": {}}}
 _SIGNALS = {
@@ -354,7 +355,7 @@ class Processes:
         size = sum(len(name) + len(value) for name, value in note.envs.items())
         if size > NOTE_BYTES:
             note.envs = {}
-        if sum(len(each) for each in note.command) > NOTE_BYTES:
+        if len(note.command) > NOTE_ARGS or sum(map(len, note.command)) > NOTE_BYTES:
             note.command = [each[:256] for each in note.command[:8]]
         self._notes[of] = note
         if len(self._notes) > NOTES:

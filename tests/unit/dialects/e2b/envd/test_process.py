@@ -10,6 +10,8 @@ import pytest
 
 from roost.dialects.e2b.envd import connect, process
 from roost.dialects.e2b.envd.place import Place, basic_user
+from roost.errors import error
+from roost.store.audit import Wanted
 from tests.unit.api.kit import TENANT, Served, until
 from tests.unit.dialects.e2b.envd.kit import (
     Sandbox,
@@ -279,6 +281,9 @@ async def test_what_is_kept_of_starts_is_bounded(monkeypatch: pytest.MonkeyPatch
         kept._end_later(Place(TENANT, "m"), str(each), 1e6)
     assert list(kept._notes) == ["6", "7", "8"] and list(kept._ending) == ["7", "8"]
     assert all(not note.envs and len(note.command) == 8 for note in kept._notes.values())
+    many = process.Note(None, {}, [""] * 9999, None)  # of no length, and yet much
+    kept._keep("8", many)
+    assert len(many.command) == 8
     kept._ended("7")
     kept._ended("8")
     assert not kept._ending and list(kept._notes) == ["6"]
@@ -333,6 +338,51 @@ async def test_what_came_with_the_memory_of_another_machine_is_met(
         assert end([each async for each in again])["exitCode"] == 4
 
 
+async def test_what_an_agent_speaks_of_is_bounded(
+    box: Sandbox, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.services.executions.MET", 1)
+    for _ in range(3):
+        await anext(box.stream(P + "Start", command("sleep 60")))
+    other = Sandbox(served.url, served.machine())
+    async with other.http:
+        for _ in range(2):
+            assert len((await other.ok(P + "List"))["processes"]) == 1
+        assert len((await served.executions.list(TENANT, other.id)).items) == 1
+
+
+async def test_one_whose_row_could_not_be_written_is_met_again(
+    box: Sandbox, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: Any = served.executions._rows
+    insert, failed = rows.insert, []
+
+    async def once(row: Any) -> None:
+        if not failed:
+            failed.append(row.id)
+            raise error("STORAGE_FULL", "No room.")
+        await insert(row)
+
+    monkeypatch.setattr(rows, "insert", once)
+    pid = (await anext(box.stream(P + "Start", command("sleep 60"))))[1]["event"]["start"]["pid"]
+    await until(lambda: bool(failed) and failed[0] not in served.executions._live)
+    listed = (await box.ok(P + "List"))["processes"]
+    assert [each["pid"] for each in listed] == [pid]
+
+
+async def test_what_changes_something_is_in_the_audit_log(box: Sandbox, served: Served) -> None:
+    await box.all(P + "Start", command("true"))
+    await box.ok(P + "List")
+    await box.http.post("/files", params={"path": "/tmp/audited"}, content=b"x")
+    await box.http.get("/files", params={"path": "/tmp/audited"})
+    await box.ok("/filesystem.Filesystem/Stat", {"path": "/tmp/audited"})
+    await box.ok("/filesystem.Filesystem/Remove", {"path": "/tmp/audited"})
+    await box.http.post("/health")
+    found = (await served.audit.query(Wanted(machine_id=box.id), 10, None)).items
+    assert [each.action for each in found] == ["e2b_Remove", "e2b_files", "e2b_Start"]
+    assert found[0].status == 200 and found[0].tenant_id == TENANT
+
+
 async def test_who_may_not(served: Served) -> None:
     missing = Sandbox(served.url, "missing")
     async with missing.http:
@@ -343,6 +393,17 @@ async def test_who_may_not(served: Served) -> None:
         assert said["sandboxId"] == "missing"
         answer = await missing.call(P + "List", x_access_token="wrong")
         assert answer.status_code == 401 and answer.json()["code"] == 401
+
+
+async def test_an_idempotency_key_is_one_sandboxs(box: Sandbox, served: Served) -> None:
+    """Which sandbox is meant stands in a header, or in the host: another one's answer is nobody's."""
+    one = await box.call(P + "List", idempotency_key="k")
+    assert one.status_code == 200
+    again = await box.call(P + "List", idempotency_key="k")
+    assert again.headers["idempotent-replayed"] == "true"
+    two = Sandbox(served.url, served.machine())
+    async with two.http:
+        assert (await two.call(P + "List", idempotency_key="k")).status_code == 409
 
 
 def test_what_basic_authorization_names() -> None:
