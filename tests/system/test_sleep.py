@@ -81,7 +81,7 @@ def ticks(begun: float, but: float) -> float:
 
 def frozen(m: Machine) -> None:
     m.update(autosleep="1s")
-    until(lambda: tier(m) == "frozen")
+    until(lambda: tier(m) == "frozen" and m.phase == "sleeping")  # not still on its way there
     m.update(autosleep="never")
 
 
