@@ -491,12 +491,12 @@ class Executions:
             with self._awake(row):
                 call = asyncio.ensure_future(live.agent.wait(row.agents_id))
                 try:
-                    over = (await asyncio.wait({call}, timeout=QUICK_S))[0]
-                    if over and call.exception() is None:
+                    await asyncio.wait({call}, timeout=QUICK_S)
+                    if call.done() and call.exception() is None:
                         values = outcome.ended(call.result())
                 finally:
                     call.cancel()
-                    del call
+                    del call  # by nothing here: one that failed holds a connection that a capture waits to see closed
                 await self._rows.insert(dataclasses.replace(row, **(values or {})))
                 written = True
         finally:
