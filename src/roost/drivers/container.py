@@ -615,7 +615,7 @@ class ContainerDriver(Driver):
             _discard(into)
 
         capture = await self._to_the_end(lambda: self._put_down(handle, into), undo)
-        await asyncio.shield(self.remove(machine_id))
+        await self._remove_to_the_end(machine_id)
         return capture
 
     def _put_down(self, handle: Handle, into: Path) -> Capture:

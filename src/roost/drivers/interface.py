@@ -11,6 +11,7 @@ directory and none. The driver mounts the image where its rung needs a directory
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -250,6 +251,15 @@ class Driver(ABC):
         """Ends the machine at once if it runs and takes away all this driver made for it (processes,
         mounts, loop devices, cgroups, bundles), but not its root or slot. Idempotent."""
 
+    async def _remove_to_the_end(self, machine_id: str) -> None:
+        """``remove``, for whose end one who cancels waits: two at once would be in each other's way."""
+        removing = asyncio.ensure_future(self.remove(machine_id))
+        try:
+            await asyncio.shield(removing)
+        except asyncio.CancelledError:
+            await asyncio.wait([removing])
+            raise
+
     @abstractmethod
     async def adopt(self, handle: Handle) -> bool:
         """True if exactly that machine still runs (pid + start time + boot id); starts watching it."""
@@ -350,7 +360,8 @@ class Driver(ABC):
     async def hibernate(self, handle: Handle, into: Path) -> Capture:
         """Memory into the empty directory ``into``, durable; the machine's processes have ended on return (it is
         removed) and its disk is of that instant. On failure it runs on and nothing is left in ``into``; only a
-        failure to end it, once its memory is whole, leaves both to the caller. Connections as for ``capture``.
+        failure to end it, once its memory is whole, leaves both to the caller; who cancels by then waits for its end,
+        and ``kept`` tells of it. Connections as for ``capture``.
 
         Raises as ``capture``."""
         raise UnsupportedError(f"The {self.name} driver has no memory snapshots.")

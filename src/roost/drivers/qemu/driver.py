@@ -192,7 +192,7 @@ class QemuDriver(Driver):
             if await self._came_up(handle):
                 return handle
             tail = _printable(await self.console_tail(spec.machine_id))
-            await asyncio.shield(self.remove(spec.machine_id))
+            await self._remove_to_the_end(spec.machine_id)
             log.warning("qemu.boot", machine_id=spec.machine_id, tries_left=tries_left, said=tail)
         raise MachineError(
             f"The machine's kernel or agent did not come up within {self._boot_s:g} s, in "
@@ -218,7 +218,7 @@ class QemuDriver(Driver):
             )
             return answers.done() and answers.exception() is None
         except asyncio.CancelledError:
-            await asyncio.shield(self.remove(handle.machine_id))
+            await self._remove_to_the_end(handle.machine_id)
             raise
         finally:
             answers.cancel()
@@ -296,7 +296,7 @@ class QemuDriver(Driver):
             await asyncio.wait([launching])
             if not launching.exception() and machine_id not in self._live:
                 launching.result().console.close()
-            await asyncio.shield(self.remove(machine_id))
+            await self._remove_to_the_end(machine_id)
             if isinstance(exc, OSError):
                 raise MachineError(
                     f"The machine could not be started: {exc}.", code="MACHINE_FAILED"
@@ -521,7 +521,7 @@ class QemuDriver(Driver):
             except BaseException:
                 await asyncio.shield(self._go_on(machine, into))
                 raise
-        await asyncio.shield(self.remove(handle.machine_id))
+        await self._remove_to_the_end(handle.machine_id)
         return Capture(into, manifest.to_json())
 
     async def kept(self, directory: Path) -> Capture | None:

@@ -100,10 +100,9 @@ class Machine:
     async def settle(self) -> None:
         """After an adoption: what a daemon that died left half-done is given up, and the guest runs unless it was
         frozen or has ended."""
+        # Before a frozen guest goes on: what it says then has a place to go.
         with contextlib.suppress(OSError):
-            await (
-                self.dial_ahead()
-            )  # before a frozen guest goes on: what it says then has a place to go
+            await self.dial_ahead()
         status = (await self.qmp.execute("query-status")).get("status")
         if status == "shutdown":
             await self._guest_ended("")
