@@ -355,7 +355,7 @@ async def compose(
         browser=browser,
         computer=Computer(helpers),
         code=Code(helpers, machines),
-        promotions=Promotions(engine, machines, ports, keys),
+        promotions=Promotions(engine, machines, ports, keys, templates),
         diffs=Diffs(machines),
         trees=Trees(store, machines),
         tickets=Tickets(keys, engine.identity.secret, clock),

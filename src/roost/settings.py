@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -42,6 +43,10 @@ class Settings(BaseSettings):
     drivers: str = Field(
         "qemu,gvisor,runc",
         description="Drivers offered, best first; `auto` takes the first available that need not emulate a CPU.",
+    )
+    profile: Literal["indie", "managed"] = Field(
+        "indie",
+        description="`managed`: tenants' machines stand on rungs 2 and 3, `auto` takes a container; `indie`: every rung offered is everybody's.",
     )
     pool_gib: int = Field(200, ge=2, description="Apparent size of a loop-backed pool (sparse).")
     pool_reserve_percent: float = Field(

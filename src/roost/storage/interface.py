@@ -82,6 +82,24 @@ class Storage(Protocol):
     async def list_disks(self) -> set[str]:
         """Machine ids that have a disk in the pool."""
 
+    async def delete_disk(self, machine_id: str) -> None:
+        """Of one that has a directory as well, which stays. Idempotent."""
+
+    async def pack_tree(self, machine_id: str) -> None:
+        """What is in a machine's directory, as a tar at ``tree``, for the disk it is to get. Durable on return."""
+
+    def tree(self, machine_id: str) -> Path:
+        """Where that tar lies (whether or not it is there)."""
+
+    async def delete_tree(self, machine_id: str) -> None:
+        """Idempotent."""
+
+    async def list_trees(self) -> set[str]:
+        """Machine ids that have one."""
+
+    async def delete_home(self, machine_id: str) -> None:
+        """The directory of a machine; a disk of its own stays. Idempotent."""
+
     async def shares(
         self, families: Sequence[Sequence[Holder]], free: Iterable[str]
     ) -> dict[str, int]:

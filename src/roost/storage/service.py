@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from roost.errors import InvalidRequestError, NotFoundError
+from roost.errors import InvalidRequestError, NotFoundError, UnsupportedError
 from roost.host import files
 from roost.settings import Settings
-from roost.storage import accounting, content, disks, volumes
+from roost.storage import accounting, content, disks, trees, volumes
 from roost.storage.disks import DiskInfo
 from roost.storage.images import Images
 from roost.storage.interface import Holder, Image, PoolUsage, Snapshot
@@ -94,7 +94,36 @@ class PoolStorage:
 
     async def delete(self, machine_id: str) -> None:
         await self._run(self._delete, self.disk(machine_id))
+        await self.delete_tree(machine_id)
         self._trim_later()
+
+    async def delete_disk(self, machine_id: str) -> None:
+        await self._run(self._delete, self.disk(machine_id))
+
+    # --- what a directory becomes when its machine goes up the ladder ------------------------------
+
+    async def pack_tree(self, machine_id: str) -> None:
+        raise UnsupportedError("There are no machines in directories here.")
+
+    def tree(self, machine_id: str) -> Path:
+        return self.pool.disks / f"{disks.check_id(machine_id)}.tar"
+
+    async def delete_tree(self, machine_id: str) -> None:
+        tree = self.tree(machine_id)
+        for each in (tree, trees.half(tree)):
+            await self._run(each.unlink, missing_ok=True)
+
+    async def list_trees(self) -> set[str]:
+        return await self._run(
+            lambda: {
+                p.name.strip(".").removesuffix(".tar")
+                for p in self.pool.disks.iterdir()
+                if p.suffix == ".tar"
+            }
+        )
+
+    async def delete_home(self, machine_id: str) -> None:
+        pass
 
     @staticmethod
     def _delete(disk: Path) -> None:

@@ -172,6 +172,8 @@ class Machine(Answer):
     volumes: list[Mount]
     expiry: Literal["destroy", "sleep"] = Field(description="What its ttl ends in.")
     autowake: bool = Field(description="Whether what needs it wakes it.")
+    unrestricted: bool
+    warnings: list[str] = Field(description="What its owner ought to know of how it runs.")
     node_id: str
     created_at: datetime
 
@@ -551,6 +553,9 @@ class Tenant(Answer):
     tenant_id: str
     name: str
     quotas: Quotas
+    isolation: Literal["workspace", "user", "container", "microvm"] | None = Field(
+        description="The least of its machines; null: the profile's."
+    )
     created_at: datetime
     used: Used | None = None
 

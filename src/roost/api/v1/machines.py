@@ -272,6 +272,7 @@ def _create(
         volumes=_attach(body.volumes),
         expiry=body.expiry,
         autowake=body.autowake,
+        unrestricted=body.unrestricted,
     )
 
 
