@@ -96,46 +96,81 @@ _QUOTA = _Says(
     fact="cgroups",
     otherwise="taking the host's memory, processor time and processes: cgroups cannot be used here",
 )
-_DISK = _Says("filling the host's disk: its own is of the size asked for", "tests/system/host/test_storage.py")
+_DISK = _Says(
+    "filling the host's disk: its own is of the size asked for", "tests/system/host/test_storage.py"
+)
 _FILES = _Says("a path or link that leads the files API out of it", _ATTACK)
-_TREE = _Says("what a command leaves behind: its timeout ends the whole tree", "tests/system/test_workloads.py")
+_TREE = _Says(
+    "what a command leaves behind: its timeout ends the whole tree",
+    "tests/system/test_workloads.py",
+)
 _HOSTS_KERNEL = _Says("flaws of the host's kernel, which its programs call themselves", _ATTACK)
 _SIDE = _Says("side channels of a processor that is shared", untried="not tried")
 
 _RUNGS = {
     "workspace": _Rung(
         0,
-        "isolated workspace: a directory of its own; its programs are the daemon's user's",
-        "none: a directory, limits and timeouts; its programs may do on this host what the daemon's user may",
+        "isolated workspace: a directory of its own, for code one trusts; nothing keeps its programs from "
+        "the host's network and processes, nor its storage from growing but file by file",
+        "none: a directory of the host, whose programs are the host's and run side by side as one ordinary "
+        "user; paths of the files API do not leave it",
         (
             _Says("start without root", fact="offered"),
-            _Says("run the host's own programs, and fork and snapshot its directory", untried="see tests/attack"),
+            _Says(
+                "run the host's own programs, and fork and snapshot its directory",
+                untried="see tests/attack",
+            ),
         ),
         (
             _FILES,
             _TREE,
-            _Says("mistakes that write outside its directory (a guardrail: it can be led around)", fact="landlock",
-                  otherwise="mistakes that write outside its directory: the kernel has no Landlock"),
+            _Says(
+                "mistakes that write outside its directory (a guardrail: it can be led around)",
+                fact="landlock",
+                otherwise="mistakes that write outside its directory: the kernel has no Landlock",
+            ),
         ),
         (
-            _Says("a program that means harm: it reads, ends and changes what the daemon's user can", _ATTACK),
-            _Says("its network: there is no egress policy, and its servers listen on the host's own address", _ATTACK),
-            _Says("other workspaces of the same user", _ATTACK),
-            _Says("root of the host being the daemon's user: then its programs are root", _ATTACK),
+            _Says(
+                "a program that means harm: it reads, ends and changes what the daemon's user can",
+                _ATTACK,
+            ),
+            _Says(
+                "its network: there is no egress policy, and its servers listen on the host's own address",
+                _ATTACK,
+            ),
+            _Says("other workspaces: their programs are one user's, side by side", _ATTACK),
         ),
     ),
     "user": _Rung(
         1,
-        "isolated workspace under a user of its own, on the host's kernel",
-        "a user of its own without capabilities, namespaces, seccomp, Landlock and cgroups; the host's kernel is its kernel",
+        "isolated workspace: one user without root (no sudo, no installing of packages), who writes "
+        "to a home of its own alone; it shares the host's kernel",
+        "One unprivileged user of a block of its own: Linux namespaces, no capabilities, a read-only "
+        "system, a seccomp allow-list, Landlock, cgroups; shares the host's kernel",
         (
-            _Says("start in milliseconds with its own network, disk, fork and snapshot", fact="offered"),
+            _Says(
+                "start in milliseconds with its own network, disk, fork and snapshot",
+                fact="offered",
+            ),
             _Says("be taken up to rung 2 or 3 with its disk", "tests/system/test_promotion.py"),
         ),
-        (_EGRESS, _QUOTA, _DISK, _FILES, _TREE,
-         _Says("seeing or ending others' processes and files, becoming root by setuid files", _ATTACK)),
-        (_HOSTS_KERNEL, _SIDE,
-         _Says("work that needs root in it: sudo and apt do not work", _ATTACK)),
+        (
+            _EGRESS,
+            _QUOTA,
+            _DISK,
+            _FILES,
+            _TREE,
+            _Says(
+                "seeing or ending others' processes and files, becoming root by setuid files",
+                _ATTACK,
+            ),
+        ),
+        (
+            _HOSTS_KERNEL,
+            _SIDE,
+            _Says("work that needs root in it: sudo and apt do not work", _ATTACK),
+        ),
     ),
     "runc": _Rung(
         2,
@@ -144,10 +179,18 @@ _RUNGS = {
         "host's kernel, and root in the machine is root's number on the host",
         (
             _Says("run as root inside, at full native speed", _DRIVERS),
-            _Says("fork and snapshot its disk; sleep ends its processes", "tests/system/test_forks.py"),
+            _Says(
+                "fork and snapshot its disk; sleep ends its processes", "tests/system/test_forks.py"
+            ),
         ),
-        (_EGRESS, _QUOTA, _DISK, _FILES, _TREE,
-         _Says("seeing the host's or others' processes, disks and cgroups", _DRIVERS)),
+        (
+            _EGRESS,
+            _QUOTA,
+            _DISK,
+            _FILES,
+            _TREE,
+            _Says("seeing the host's or others' processes, disks and cgroups", _DRIVERS),
+        ),
         (_HOSTS_KERNEL, _SIDE),
     ),
     "gvisor": _Rung(
@@ -157,14 +200,32 @@ _RUNGS = {
         "and namespaces; the host's kernel serves it a narrow set of calls",
         (
             _Says("run as root inside, under a kernel of its own", _DRIVERS),
-            _Says("fork, snapshot and sleep with memory", fact="memory",
-                  otherwise="keeping memory in forks, snapshots and sleep: it is switched off"),
+            _Says(
+                "fork, snapshot and sleep with memory",
+                fact="memory",
+                otherwise="keeping memory in forks, snapshots and sleep: it is switched off",
+            ),
         ),
-        (_EGRESS, _QUOTA, _DISK, _FILES, _TREE,
-         _Says("calls that a flaw of the host's kernel needs, but for the few that gVisor makes itself", _ATTACK),
-         _Says("seeing the host's or others' processes, disks and cgroups", _DRIVERS)),
-        (_Says("flaws of gVisor and of the calls it makes", untried="not tried"), _SIDE,
-         _Says("a memory bomb or fork bomb ending the machine itself; its disk is whole", "tests/system/host/test_drivers.py")),
+        (
+            _EGRESS,
+            _QUOTA,
+            _DISK,
+            _FILES,
+            _TREE,
+            _Says(
+                "calls that a flaw of the host's kernel needs, but for the few that gVisor makes itself",
+                _ATTACK,
+            ),
+            _Says("seeing the host's or others' processes, disks and cgroups", _DRIVERS),
+        ),
+        (
+            _Says("flaws of gVisor and of the calls it makes", untried="not tried"),
+            _SIDE,
+            _Says(
+                "a memory bomb or fork bomb ending the machine itself; its disk is whole",
+                "tests/system/host/test_drivers.py",
+            ),
+        ),
     ),
     "qemu": _Rung(
         3,
@@ -172,25 +233,52 @@ _RUNGS = {
         "a virtual machine with a kernel of its own (QEMU microvm, {how}); the monitor is an "
         "unprivileged user in an empty root and namespaces of its own, behind seccomp",
         (
-            _Says("run as root inside, with a Linux kernel of its own, containers included", "tests/system/test_microvm.py"),
+            _Says(
+                "run as root inside, with a Linux kernel of its own, containers included",
+                "tests/system/test_microvm.py",
+            ),
             _Says("fork, snapshot and sleep with memory", "tests/system/test_microvm.py"),
-            _Says("run at the processor's own speed", fact="kvm",
-                  otherwise="speed: without KVM a processor is emulated, ten to fifty times slower"),
+            _Says(
+                "run at the processor's own speed",
+                fact="kvm",
+                otherwise="speed: without KVM a processor is emulated, ten to fifty times slower",
+            ),
         ),
-        (_EGRESS, _QUOTA, _DISK, _FILES, _TREE,
-         _Says("flaws of the host's kernel that only its own system calls reach", _ATTACK),
-         _Says("a guest that takes over its monitor: that is a user of its own in an empty root, behind seccomp",
-               "tests/system/qemu/test_vmm.py")),
-        (_Says("flaws of QEMU's devices together with flaws of the host's kernel", untried="not tried"), _SIDE),
+        (
+            _EGRESS,
+            _QUOTA,
+            _DISK,
+            _FILES,
+            _TREE,
+            _Says("flaws of the host's kernel that only its own system calls reach", _ATTACK),
+            _Says(
+                "a guest that takes over its monitor: that is a user of its own in an empty root, behind seccomp",
+                "tests/system/qemu/test_vmm.py",
+            ),
+        ),
+        (
+            _Says(
+                "flaws of QEMU's devices together with flaws of the host's kernel",
+                untried="not tried",
+            ),
+            _SIDE,
+        ),
     ),
 }
 
 _HOW = {True: "KVM", False: "full emulation"}
 
 
+_ISOLATIONS = ("workspace", "user", "container", "microvm")
+
+
 def names() -> list[str]:
     """Drivers with a contract, the lowest rung first."""
     return list(_RUNGS)
+
+
+def isolation(driver: str) -> str:
+    return _ISOLATIONS[_RUNGS[driver].level]
 
 
 def claim(driver: str, *, accelerated: bool = False) -> str:
@@ -259,4 +347,6 @@ def warnings(level: int, unrestricted: bool) -> list[str]:
             "Unrestricted on an isolated workspace: nothing asks before a command runs, and no guardrail is left. "
             + ADVICE
         ]
-    return ["Unrestricted: nothing asks before a command runs; the boundary around it is all there is."]
+    return [
+        "Unrestricted: nothing asks before a command runs; the boundary around it is all there is."
+    ]

@@ -57,7 +57,7 @@ from roost.errors import (
     discreet,
 )
 from roost.network.interface import Network
-from roost.storage import trees
+from roost.storage import packing
 from roost.storage.interface import Image, Storage
 from roost.store import Store, machines, operations, ports, snapshots, volumes
 from roost.store.schema import templates
@@ -226,7 +226,7 @@ class Start:
         )  # who owns nothing but what it makes
         home, owner = ("/home/user", "") if as_user else ("/root", "0:0")
         header = pb.TarInHeader(path=home.encode(), owner=owner)
-        await agent.tar_in(header, trees.pieces(self.parts.storage.tree(machine.id)))
+        await agent.tar_in(header, packing.pieces(self.parts.storage.tree(machine.id)))
 
     def _renewal(self, stranger: bool) -> pb.RenewIdentityRequest:
         assert self.handle is not None

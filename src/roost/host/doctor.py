@@ -7,6 +7,8 @@ the drivers' own ``probe``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import ipaddress
 import json
 import os
@@ -22,6 +24,8 @@ from roost.host import files, mounts, run
 from roost.settings import Settings
 
 _KERNEL = (5, 15)  # openat2, cgroup.kill, idmapped mounts, nftables' wildcards
+_LANDLOCK_CREATE_RULESET = 444  # on every architecture
+_LANDLOCK_VERSION = 1
 _MIN_FREE_GIB = 5
 _MIN_MEMORY_MIB = 1024
 _TOOLS = {
@@ -68,6 +72,20 @@ def _all(settings: Settings) -> list[Check]:
         except Exception as exc:
             found.append(Check(name, False, f"could not be looked at: {exc}"))
     return found
+
+
+def facts() -> dict[str, bool]:
+    """What the contracts of the rungs (``roost.claims``) depend on; cheap."""
+    found = {"cgroups": False, "landlock": landlock() > 0}
+    with contextlib.suppress(OSError):
+        found["cgroups"] = _cgroups().ok
+    return found
+
+
+def landlock() -> int:
+    """The version of the kernel's Landlock; 0 where there is none, or it is switched off."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return max(0, int(libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_VERSION)))
 
 
 def _root() -> Check:

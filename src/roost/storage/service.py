@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from roost.errors import InvalidRequestError, NotFoundError, UnsupportedError
 from roost.host import files
 from roost.settings import Settings
-from roost.storage import accounting, content, disks, trees, volumes
+from roost.storage import accounting, content, disks, packing, volumes
 from roost.storage.disks import DiskInfo
 from roost.storage.images import Images
 from roost.storage.interface import Holder, Image, PoolUsage, Snapshot
@@ -110,7 +110,7 @@ class PoolStorage:
 
     async def delete_tree(self, machine_id: str) -> None:
         tree = self.tree(machine_id)
-        for each in (tree, trees.half(tree)):
+        for each in (tree, packing.half(tree)):
             await self._run(each.unlink, missing_ok=True)
 
     async def list_trees(self) -> set[str]:
