@@ -89,7 +89,10 @@ pub fn code_of_errno(errno: i32) -> Code {
 
 pub fn errno(number: i32, what: impl AsRef<str>) -> Status {
     if number == libc::EXDEV && workspace::here().is_some() {
-        let message = format!("{}: it leads out of this machine's directory", what.as_ref());
+        let message = format!(
+            "{}: it leads out of this machine's directory",
+            what.as_ref()
+        );
         return fail(Code::InvalidPath, message);
     }
     let cause = io::Error::from_raw_os_error(number);

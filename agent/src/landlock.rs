@@ -108,7 +108,13 @@ fn allow(ruleset: &OwnedFd, path: &Path, rights: u64) -> io::Result<()> {
     unsafe {
         let call = libc::SYS_landlock_add_rule;
         let rule = &raw const beneath;
-        checked(libc::syscall(call, ruleset.as_raw_fd(), PATH_BENEATH, rule, 0))?;
+        checked(libc::syscall(
+            call,
+            ruleset.as_raw_fd(),
+            PATH_BENEATH,
+            rule,
+            0,
+        ))?;
     }
     Ok(())
 }

@@ -225,7 +225,11 @@ impl Watch {
         }
         let found = at::open(directory, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
         let path = format!("/proc/self/fd/{}", found.as_raw_fd());
-        inotify::add_watch(self.notifier.as_ref(), path, flags - WatchFlags::DONT_FOLLOW)
+        inotify::add_watch(
+            self.notifier.as_ref(),
+            path,
+            flags - WatchFlags::DONT_FOLLOW,
+        )
     }
 
     /// Takes what the kernel has.

@@ -15,8 +15,20 @@ use crate::landlock;
 
 /// What programs need of the host, to read and to execute; never somebody's home.
 const READ: [&str; 14] = [
-    "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/usr", "/etc", "/opt", "/nix", "/snap",
-    "/proc", "/sys", "/run/systemd/resolve",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/usr",
+    "/etc",
+    "/opt",
+    "/nix",
+    "/snap",
+    "/proc",
+    "/sys",
+    "/run/systemd/resolve",
 ];
 const WRITE: [&str; 3] = ["/dev", "/tmp", "/var/tmp"];
 
@@ -49,7 +61,8 @@ impl FromStr for Limit {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Limit, String> {
-        let wrong = || format!("{text:?} is no limit: as, core, data, fsize, nofile or nproc=NUMBER");
+        let wrong =
+            || format!("{text:?} is no limit: as, core, data, fsize, nofile or nproc=NUMBER");
         let (name, value) = text.split_once('=').ok_or_else(wrong)?;
         let resource = match name {
             "as" => libc::RLIMIT_AS,
@@ -94,13 +107,26 @@ pub fn enter(path: &Path) -> Result<(), String> {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
     let own = std::env::current_exe().map_err(text)?; // started anew where its zygote is killed
-    let read = READ.iter().map(Path::new).chain([own.as_path()]).collect::<Vec<_>>();
-    let write = WRITE.iter().map(Path::new).chain([path]).collect::<Vec<_>>();
+    let read = READ
+        .iter()
+        .map(Path::new)
+        .chain([own.as_path()])
+        .collect::<Vec<_>>();
+    let write = WRITE
+        .iter()
+        .map(Path::new)
+        .chain([path])
+        .collect::<Vec<_>>();
     if let Err(error) = landlock::restrict(&read, &write) {
         eprintln!("roost-agent: Landlock: {error}");
     }
-    let workspace = Workspace { path: path.to_owned(), root };
-    WORKSPACE.set(workspace).map_err(|_| "there is a workspace already".to_owned())
+    let workspace = Workspace {
+        path: path.to_owned(),
+        root,
+    };
+    WORKSPACE
+        .set(workspace)
+        .map_err(|_| "there is a workspace already".to_owned())
 }
 
 #[cfg(test)]
@@ -110,7 +136,13 @@ mod tests {
     #[test]
     fn limits() {
         let limit: Limit = "nofile=4096".parse().unwrap();
-        assert_eq!(limit, Limit { resource: libc::RLIMIT_NOFILE as u32, value: 4096 });
+        assert_eq!(
+            limit,
+            Limit {
+                resource: libc::RLIMIT_NOFILE as u32,
+                value: 4096
+            }
+        );
         for wrong in ["nofile", "nofile=", "nofile=-1", "stack=1", "=1"] {
             assert!(wrong.parse::<Limit>().is_err(), "{wrong}");
         }

@@ -4,8 +4,8 @@
 //! only where the call follows it; otherwise that is named in the directory found so. What leads out is EXDEV, whose
 //! message says it (`errors`).
 
-use std::ffi::OsStr;
 use std::ffi::CString;
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,9 @@ pub struct Place {
 
 impl Place {
     pub fn directory(&self) -> BorrowedFd<'_> {
-        self.directory.as_ref().map_or(CWD, |directory| directory.as_fd())
+        self.directory
+            .as_ref()
+            .map_or(CWD, |directory| directory.as_fd())
     }
 
     pub fn name(&self) -> &Path {
@@ -37,7 +39,10 @@ impl Place {
 
 pub fn place(path: &Path) -> Result<Place> {
     let Some(here) = workspace::here() else {
-        return Ok(Place { directory: None, name: path.to_owned() });
+        return Ok(Place {
+            directory: None,
+            name: path.to_owned(),
+        });
     };
     let below = beneath(here, path)?;
     let (parent, name) = match below.file_name() {
@@ -46,7 +51,10 @@ pub fn place(path: &Path) -> Result<Place> {
     };
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let directory = resolve(here.root(), parent, flags, Mode::empty())?;
-    Ok(Place { directory: Some(directory), name: name.into() })
+    Ok(Place {
+        directory: Some(directory),
+        name: name.into(),
+    })
 }
 
 /// The path from the workspace's directory on.
@@ -55,7 +63,11 @@ fn beneath<'a>(here: &Workspace, path: &'a Path) -> Result<&'a Path> {
 }
 
 fn resolve(root: BorrowedFd<'_>, path: &Path, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let path = if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    };
     // The kernel asks for another try where something was moved meanwhile.
     for _ in 0..64 {
         match openat2(root, path, flags | OFlags::CLOEXEC, mode, RESOLVE) {
@@ -112,12 +124,24 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
 pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
     let (from, to) = (place(from)?, place(to)?);
     let flags = RenameFlags::NOREPLACE;
-    renameat_with(from.directory(), from.name(), to.directory(), to.name(), flags)
+    renameat_with(
+        from.directory(),
+        from.name(),
+        to.directory(),
+        to.name(),
+        flags,
+    )
 }
 
 pub fn link(from: &Path, to: &Path) -> Result<()> {
     let (from, to) = (place(from)?, place(to)?);
-    linkat(from.directory(), from.name(), to.directory(), to.name(), AtFlags::empty())
+    linkat(
+        from.directory(),
+        from.name(),
+        to.directory(),
+        to.name(),
+        AtFlags::empty(),
+    )
 }
 
 pub fn read_link(path: &Path) -> Result<CString> {
@@ -128,7 +152,13 @@ pub fn read_link(path: &Path) -> Result<CString> {
 /// Of the entry itself.
 pub fn change_owner(path: &Path, uid: Option<Uid>, gid: Option<Gid>) -> Result<()> {
     let place = place(path)?;
-    chownat(place.directory(), place.name(), uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+    chownat(
+        place.directory(),
+        place.name(),
+        uid,
+        gid,
+        AtFlags::SYMLINK_NOFOLLOW,
+    )
 }
 
 /// What a path leads to, as a path that calls may follow; while the descriptor is held.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 
-from roost.drivers.interface import Capabilities, Driver, Isolation, Probe
+from roost.drivers.interface import LEVELS, Capabilities, Driver, Isolation, Probe
 from roost.errors import InvalidRequestError, RoostError, UnavailableError
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class Rungs:
     async def probe(self) -> None:
         """Looks at the host again; at the start and when host() asks."""
         for name, driver in self.drivers.items():
-            self.probes[name] = await driver.probe()
+            self.probes[name] = await _probed(driver)
             if self.probes[name].available:
                 self._capabilities[name] = driver.capabilities()
 
@@ -82,15 +83,20 @@ class Rungs:
 
     @property
     def default(self) -> str | None:
-        """What ``auto`` takes: the best that can be used, an emulated CPU last."""
+        """What ``auto`` takes: the best that can be used; after the others what emulates a CPU, and last what is no
+        boundary."""
         return next((name for name in self._by_speed() if self.available(name)), None)
 
     def _by_speed(self) -> list[str]:
-        def emulated(name: str) -> bool:
+        def last(name: str) -> tuple[bool, bool]:
             capabilities = self._capabilities.get(name)
-            return capabilities is not None and capabilities.accelerated is False
+            if capabilities is None:
+                return False, False
+            return capabilities.level < LEVELS[
+                Isolation.CONTAINER
+            ], capabilities.accelerated is False
 
-        return sorted(self.offered, key=emulated)
+        return sorted(self.offered, key=last)
 
     def choose(self, isolation: str, driver: str | None) -> tuple[str, Capabilities]:
         """The driver for what was asked. Raises VALIDATION_FAILED, RUNG_UNAVAILABLE (with reason and remedy)."""
@@ -130,6 +136,14 @@ class Rungs:
             return f"{name}: not looked at yet."
         remedy = f" ({probe.remedy})" if probe.remedy else ""
         return f"{name}: {probe.reason or 'not available'}{remedy}."
+
+
+async def _probed(driver: Driver) -> Probe:
+    """One that needs root is not even looked at by a daemon that has not got it."""
+    if os.geteuid() != 0 and driver.capabilities().needs_root:
+        reason = "it needs root, for namespaces, mounts and firewall rules, and this daemon has not got it"
+        return Probe(False, reason=reason, remedy="sudo roost up")
+    return await driver.probe()
 
 
 def _unavailable(message: str, **details: str) -> InvalidRequestError:

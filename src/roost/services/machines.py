@@ -11,12 +11,14 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from roost import ids
+from roost.drivers.interface import Capabilities
 from roost.egress.policy import Policy
 from roost.engine import egress, quotas, reservations
 from roost.engine.allowance import Allowance
@@ -48,7 +50,7 @@ from roost.services.models import (
     Sample,
 )
 from roost.services.rates import Windows
-from roost.services.templates import Templates
+from roost.services.templates import HOST, Templates
 from roost.services.warm import Warm
 from roost.store import machines as rows
 from roost.store import tenants
@@ -104,6 +106,8 @@ class Machines:
             await engine.rungs.decide()
         driver, capabilities = engine.rungs.choose(req.isolation, req.driver)
         egress.require_enforced(self._policy(req), driver, capabilities)
+        if not capabilities.disk_image:
+            return await self._create_directory(tenant, req, driver, capabilities, wait)
         template = await self._templates.resolve(tenant, req.template)
         config = template.config
         size = self._bakes.fit(config, driver, limits.size(req, config), req.env)
@@ -142,6 +146,37 @@ class Machines:
                 machine = await self._make(tenant, {**values, **source}, config, wait)
         self._warm.want(template, values)
         return machine
+
+    async def _create_directory(
+        self,
+        tenant: str,
+        req: CreateMachine,
+        driver: str,
+        capabilities: Capabilities,
+        wait: bool,
+    ) -> Machine:
+        """One without a disk begins empty, with the programs of the host: no template, no bake, none kept warm."""
+        if req.template not in ("base", HOST.name):
+            raise UnsupportedError(
+                f"Machines of the {driver} driver have the host's programs and no template: leave it out, or ask for "
+                "another isolation.",
+                details={"field": "template", "driver": driver},
+            )
+        size = limits.size(req, HOST.config)
+        reservations.check_size(self._engine.host(), size.vcpu, size.memory_mib)
+        await self._engine.parts.storage.require(ROOM_BYTES)
+        values = {
+            **self._asked(tenant, req),
+            **columns(HOST, driver, capabilities, size),
+            "env": dict(req.env),
+        }
+
+        def check(connection: sa.Connection) -> None:
+            quotas.check(connection, tenant, quotas.of_machine(values))
+            _check_key(connection, tenant, req.key)
+
+        await self._store.read(check)
+        return await self._make(tenant, values, HOST.config, wait, attach=req.volumes)
 
     async def fork(self, tenant: str, machine_id: str, req: ForkMachine) -> builtins.list[Machine]:
         """``count`` machines that go on from this one's instant, with memory where its rung can; all or none.
@@ -380,6 +415,13 @@ class Machines:
         if machine.phase == Phase.DESTROYED and age >= REMEMBER_DESTROYED:
             raise not_found(machine_id)
         return machine
+
+    async def home(self, tenant: str, machine_id: str) -> Path | None:
+        """Of a machine that is a directory of the host; None for one with a disk. Raises MACHINE_NOT_FOUND."""
+        machine = await self.get(tenant, machine_id)
+        if machine.capabilities.disk_image:
+            return None
+        return self._engine.parts.storage.home(machine_id)
 
     async def anyones(self, machine_id: str) -> Machine:
         """Of whichever tenant: for a caller that proves by other means than a key that it may. From memory where it
