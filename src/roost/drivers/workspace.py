@@ -187,7 +187,7 @@ class WorkspaceDriver(Driver):
         try:
             process = subprocess.Popen(
                 command,
-                stdin=listener,
+                stdin=listener.fileno(),
                 stdout=output,
                 stderr=output,
                 cwd="/",
