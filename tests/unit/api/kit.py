@@ -181,6 +181,9 @@ class FakeMachines:
         self.listeners: list[Callable[[str], None]] = []
         self.config: dict[str, Any] = {"env": {"FROM_TEMPLATE": "1"}, "workdir": "/", "user": ""}
 
+    async def home(self, tenant: str, machine_id: str) -> Path | None:
+        return None
+
     def add(self, tenant: str, req: CreateMachine | None = None) -> Machine:
         req = req or CreateMachine()
         machine = Machine(

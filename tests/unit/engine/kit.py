@@ -218,6 +218,15 @@ class FakeStorage(Scripted):
     async def sync_disk(self, machine_id: str) -> None:
         await self.enter("sync_disk")
 
+    async def make_home(self, machine_id: str) -> Path:
+        await self.enter("make_home")
+        self.disks.add(machine_id)
+        self.disk(machine_id).write_text("home")
+        return self.disk(machine_id)
+
+    def home(self, machine_id: str) -> Path:
+        return self.disk(machine_id)
+
     def disk(self, machine_id: str) -> Path:
         return self.directory / machine_id
 
