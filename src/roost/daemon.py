@@ -362,7 +362,7 @@ async def compose(
         trees=Trees(store, machines),
         tickets=Tickets(keys, engine.identity.secret, clock),
         exchange=Exchange(keys, rates, clock, engine.identity.secret),
-        listening=ListeningPorts(files),
+        listening=ListeningPorts(files, machines),
     )
     asked = Requests(engine, machines, ports, services.usage, audit)
     stack.push_async_callback(asked.close)

@@ -162,6 +162,8 @@ class Machines:
                 "another isolation.",
                 details={"field": "template", "driver": driver},
             )
+        if req.volumes:
+            raise _no_volumes(driver)
         size = limits.size(req, HOST.config)
         reservations.check_size(self._engine.host(), size.vcpu, size.memory_mib)
         await self._engine.parts.storage.require(ROOM_BYTES)
@@ -176,7 +178,7 @@ class Machines:
             _check_key(connection, tenant, req.key)
 
         await self._store.read(check)
-        return await self._make(tenant, values, HOST.config, wait, attach=req.volumes)
+        return await self._make(tenant, values, HOST.config, wait)
 
     async def fork(self, tenant: str, machine_id: str, req: ForkMachine) -> builtins.list[Machine]:
         """``count`` machines that go on from this one's instant, with memory where its rung can; all or none.
@@ -363,10 +365,7 @@ class Machines:
         engine = self._engine
         boundary = engine.parts.boundary
         if attach and not engine.rungs.driver(values["driver"]).volumes:
-            raise UnsupportedError(
-                f"Machines of the {values['driver']} driver have no volumes.",
-                details={"field": "volumes"},
-            )
+            raise _no_volumes(values["driver"])
 
         def also(connection: sa.Connection, machine_id: str) -> None:
             if secrets_of is not None:
@@ -913,6 +912,12 @@ async def _stats(agent: Any) -> Any:
             return await agent.stats()
     except (RoostError, TimeoutError):
         return None
+
+
+def _no_volumes(driver: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"Machines of the {driver} driver have no volumes.", details={"field": "volumes"}
+    )
 
 
 def _check_key(connection: sa.Connection, tenant: str, key: str | None) -> None:

@@ -749,7 +749,7 @@ class Served:
                 machines, self.engine.volumes if self.engine else _any(FakeVolumes())
             ),
             exchange=Exchange(self.keys, self.rates, clock, b"secret"),
-            listening=ListeningPorts(files),
+            listening=ListeningPorts(files, machines),
         )
         self.app = create_app(self.services)
         table = Table(

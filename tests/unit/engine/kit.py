@@ -637,10 +637,11 @@ class Host:
             for m in machines
             if m.memory_image is not None and m.memory_image.snapshot_id is None
         } - {m.id for m in machines if m.phase == "destroyed"}
+        slotted = {m.id for m in machines if m.id in running and m.capabilities.own_network}
         found = []
         for what, have, want in (
             ("process", set(self.driver.machines) | self.driver.debris, running),
-            ("slot", set(self.network.slots), running),
+            ("slot", set(self.network.slots), slotted),
             ("disk", self.storage.disks, with_disk),
             # of a machine that runs: swept when it sleeps, goes, or the daemon starts
             ("memory", self.storage.memories - running, asleep),
