@@ -34,6 +34,7 @@ pub mod guest;
 pub mod identity;
 pub mod inside;
 pub mod kill;
+pub mod landlock;
 pub mod launch;
 pub mod limits;
 pub mod listen;
@@ -56,6 +57,7 @@ pub mod upload;
 pub mod users;
 pub mod watch;
 pub mod wire;
+pub mod workspace;
 pub mod zygote;
 
 /// The contract, generated from proto/roost/agent/v1/agent.proto.

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -20,15 +21,19 @@ use crate::pool::Pool;
 use crate::program::Programs;
 use crate::service::Service;
 use crate::terminal::Terminals;
+use crate::workspace::{self, Limit};
 use crate::{guest, limits, memory, zygote};
 
 const USAGE: &str =
     "usage: roost-agent --listen ADDRESS... [--token-file PATH] [--workdir DIR] [--inside PATH]
+                   [--workspace DIR] [--limit NAME=NUMBER...]
 
-  --listen ADDRESS   tcp:ADDR:PORT, unix:PATH, serial:PATH or serial-stdio; may be given again
+  --listen ADDRESS   tcp:ADDR:PORT, unix:PATH, unix-stdin, serial:PATH or serial-stdio; may be given again
   --token-file PATH  read the token there and remove the file; otherwise from ROOST_AGENT_TOKEN
   --workdir DIR      home of the agent's own user, in place of the one in /etc/passwd
   --inside PATH      where programs ask the daemon; of a machine's first process /run/roost/socket
+  --workspace DIR    the machine is this directory of the host: files are named beneath it, programs begin in it
+  --limit NAME=NUMBER of every process: as, core, data, fsize, nofile, nproc; may be given again
   --version
 ";
 const TOKEN_VARIABLE: &std::ffi::CStr = c"ROOST_AGENT_TOKEN";
@@ -39,6 +44,8 @@ struct Arguments {
     token_file: Option<String>,
     workdir: Option<String>,
     inside: Option<String>,
+    workspace: Option<String>,
+    limits: Vec<Limit>,
 }
 
 pub fn main() {
@@ -101,6 +108,8 @@ fn parse(arguments: Vec<String>) -> Result<Arguments, String> {
             "--token-file" => parsed.token_file = Some(value()?),
             "--workdir" => parsed.workdir = Some(value()?),
             "--inside" => parsed.inside = Some(value()?),
+            "--workspace" => parsed.workspace = Some(value()?),
+            "--limit" => parsed.limits.push(value()?.parse()?),
             _ => return Err(format!("unknown argument {name:?}")),
         }
     }
@@ -118,7 +127,19 @@ fn run(arguments: Arguments) -> Result<(), String> {
         true => guest::FIRST_TOKEN.to_vec(),
         false => take_token(arguments.token_file.as_deref())?,
     };
-    let (zygote, zygote_pid) = zygote::fork(|| token.fill(0)).map_err(text("cannot fork"))?;
+    let mut given = None;
+    if arguments.listen.contains(&Address::UnixStdin) {
+        given = Some(listen::take_stdin().map_err(text("cannot take the socket"))?);
+    }
+    workspace::limit(&arguments.limits)?;
+    if let Some(directory) = &arguments.workspace {
+        workspace::enter(Path::new(directory))?;
+    }
+    let forget = || {
+        token.fill(0);
+        drop(given.take()); // a second holder would hide the agent's death
+    };
+    let (zygote, zygote_pid) = zygote::fork(forget).map_err(text("cannot fork"))?;
     // SAFETY: prctl with constant arguments. The agent's memory holds the token: programs of the same user
     // must not read it.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
@@ -134,10 +155,10 @@ fn run(arguments: Arguments) -> Result<(), String> {
         tokio::spawn(machine::reap_orphans());
         tokio::spawn(memory::give_back());
         let pool = Pool::new(zygote, zygote_pid).map_err(text("cannot start"))?;
-        let (incoming, own_ports) = listen::listen(&arguments.listen, &token)
+        let (incoming, own_ports) = listen::listen(&arguments.listen, given, &token)
             .await
             .map_err(text("cannot listen"))?;
-        let programs = Arc::new(Programs::new(arguments.workdir));
+        let programs = Arc::new(Programs::new(arguments.workdir.or(arguments.workspace)));
         let executions =
             Executions::new(pool.clone(), programs.clone()).map_err(text("cannot start"))?;
         let terminals = Terminals::new(pool.clone(), programs.clone());

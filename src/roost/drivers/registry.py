@@ -27,6 +27,12 @@ def _qemu(settings: Settings) -> Driver:
     return QemuDriver(settings)
 
 
+def _workspace(settings: Settings) -> Driver:
+    from roost.drivers.workspace import WorkspaceDriver
+
+    return WorkspaceDriver(settings)
+
+
 def _fake(settings: Settings) -> Driver:
     from roost.drivers.fake import FakeDriver
 
@@ -37,6 +43,7 @@ _DRIVERS: dict[str, Callable[[Settings], Driver]] = {
     "qemu": _qemu,
     "gvisor": _gvisor,
     "runc": _runc,
+    "workspace": _workspace,
     "fake": _fake,
 }
 

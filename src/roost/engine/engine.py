@@ -67,7 +67,14 @@ from roost.engine.samples import Samples
 from roost.engine.timers import Timers
 from roost.engine.transitions import Change, advance, amend, load
 from roost.engine.turns import Turns
-from roost.errors import CapacityError, ConflictError, MachineError, RoostError, UnavailableError
+from roost.errors import (
+    CapacityError,
+    ConflictError,
+    MachineError,
+    RoostError,
+    UnavailableError,
+    UnsupportedError,
+)
 from roost.network.interface import Network
 from roost.settings import Settings
 from roost.storage.interface import Storage
@@ -736,6 +743,11 @@ class Engine:
             if row is None or row["machine_id"] != machine_id or row["status"] != "ready":
                 raise keeping.not_found(snapshot_id)
             change = advance(connection, machine_id, RollbackAsked(), self.clock.now())
+            if row["machine"]["capabilities"]["disk_image"] != before.capabilities.disk_image:
+                raise UnsupportedError(
+                    "That snapshot is of the directory it was before it was promoted; it has a disk now. Make another"
+                    " machine from it."
+                )
             # Memory is its driver's: one that was promoted since goes back to the disk alone.
             mine = row["machine"]["driver"] == before.driver
             context = {

@@ -53,7 +53,6 @@ from roost.errors import (
     MachineError,
     NotFoundError,
     RoostError,
-    UnsupportedError,
     discreet,
 )
 from roost.network.interface import Network
@@ -124,6 +123,9 @@ class Start:
         if self.machine.snapshot_id is not None:
             await self.parts.storage.clone_snapshot(self.machine.snapshot_id, self.machine.id)
             return
+        if not self.machine.capabilities.disk_image:
+            await self.parts.storage.make_home(self.machine.id)
+            return
         image = await image_of(self.parts.storage, self.machine.image_digest)
         await self.parts.storage.clone(image, self.machine.id, self.machine.storage_gib)
 
@@ -147,14 +149,12 @@ class Start:
 
     async def boot(self, context: Context) -> None:
         machine = self.machine
-        if not machine.capabilities.disk_image:
-            raise UnsupportedError(f"Machines of the {machine.driver} driver cannot be made yet.")
         env = {**dict(self.config.get("env") or {}), **machine.env}
         spec = StartSpec(
             machine_id=machine.id,
             hostname=machine.hostname,
             size=machine.size,
-            root=Root(image=self.parts.storage.disk(machine.id)),
+            root=self._root(),
             slot=self.slot,
             agent_token=self.token,
             linux_id=self.linux_id,
@@ -180,6 +180,12 @@ class Start:
                     self.invalid = self.image.snapshot_id
                 self.lost, self.image = f"{error.code}: {error.message}", None
         self.handle = await driver.start(spec)
+
+    def _root(self) -> Root:
+        storage, machine = self.parts.storage, self.machine
+        if machine.capabilities.disk_image:
+            return Root(image=storage.disk(machine.id))
+        return Root(directory=storage.home(machine.id))
 
     def _capture(self, image: MemoryImage) -> Capture:
         storage = self.parts.storage

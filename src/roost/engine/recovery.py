@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from structlog.contextvars import bind_contextvars
 
+from roost.drivers.interface import Isolation
 from roost.engine import climbing, flows, keeping, metering
 from roost.engine.journal import Context, Operation, Plan
 from roost.engine.lifecycle import (
@@ -297,6 +298,10 @@ async def _sweep(engine: Engine) -> None:
     }
     for machine_id in await engine.parts.storage.list_memory() - remembered:
         await _quietly(engine.parts.storage.delete_memory(machine_id))
+    directories = {row["id"] for row in rows if row["isolation"] == Isolation.WORKSPACE.value}
+    for machine_id in (await engine.parts.storage.list_homes() & living) - directories:
+        log.warning("sweeping the directory that %s had before it was promoted", machine_id)
+        await _quietly(engine.parts.storage.delete_home(machine_id))
     brought = {row["id"] for row in rows if row["brings_tree"]}
     for machine_id in await engine.parts.storage.list_trees() - brought:
         await _quietly(engine.parts.storage.delete_tree(machine_id))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 
@@ -37,7 +38,7 @@ class Rungs:
     async def probe(self) -> None:
         """Looks at the host again; at the start and when host() asks."""
         for name, driver in self.drivers.items():
-            self.probes[name] = await driver.probe()
+            self.probes[name] = await _probed(driver)
             if self.probes[name].available:
                 self._capabilities[name] = driver.capabilities()
 
@@ -147,6 +148,14 @@ class Rungs:
             return f"{name}: not looked at yet."
         remedy = f" ({probe.remedy})" if probe.remedy else ""
         return f"{name}: {probe.reason or 'not available'}{remedy}."
+
+
+async def _probed(driver: Driver) -> Probe:
+    """One that needs root is not even looked at by a daemon that has not got it."""
+    if os.geteuid() != 0 and driver.capabilities().needs_root:
+        reason = "it needs root, for namespaces, mounts and firewall rules, and this daemon has not got it"
+        return Probe(False, reason=reason, remedy="sudo roost up")
+    return await driver.probe()
 
 
 def _unavailable(message: str, **details: str) -> InvalidRequestError:

@@ -93,7 +93,9 @@ def _root() -> Check:
     return Check(
         "root",
         ok,
-        "running as root" if ok else "the daemon needs root for namespaces, mounts and cgroups",
+        "running as root"
+        if ok
+        else "not root: there are workspaces alone; the other rungs need it for namespaces, mounts and cgroups",
         None if ok else "sudo roost up",
     )
 

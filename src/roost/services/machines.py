@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
@@ -50,7 +51,7 @@ from roost.services.models import (
     Sample,
 )
 from roost.services.rates import Windows
-from roost.services.templates import Templates
+from roost.services.templates import HOST, Templates
 from roost.services.warm import Warm
 from roost.store import machines as rows
 from roost.store import tenants
@@ -108,6 +109,8 @@ class Machines:
         driver, capabilities = engine.rungs.choose(req.isolation, req.driver, least)
         egress.require_enforced(self._policy(req), driver, capabilities)
         self._check_unrestricted(req, capabilities)
+        if not capabilities.disk_image:
+            return await self._create_directory(tenant, req, driver, capabilities, wait)
         template = await self._templates.resolve(tenant, req.template)
         config = template.config
         size = self._bakes.fit(config, driver, limits.size(req, config), req.env)
@@ -146,6 +149,39 @@ class Machines:
                 machine = await self._make(tenant, {**values, **source}, config, wait)
         self._warm.want(template, values)
         return machine
+
+    async def _create_directory(
+        self,
+        tenant: str,
+        req: CreateMachine,
+        driver: str,
+        capabilities: Capabilities,
+        wait: bool,
+    ) -> Machine:
+        """One without a disk begins empty, with the programs of the host: no template, no bake, none kept warm."""
+        if req.template not in ("base", HOST.name):
+            raise UnsupportedError(
+                f"Machines of the {driver} driver have the host's programs and no template: leave it out, or ask for "
+                "another isolation.",
+                details={"field": "template", "driver": driver},
+            )
+        if req.volumes:
+            raise _no_volumes(driver)
+        size = limits.size(req, HOST.config)
+        reservations.check_size(self._engine.host(), size.vcpu, size.memory_mib)
+        await self._engine.parts.storage.require(ROOM_BYTES)
+        values = {
+            **self._asked(tenant, req),
+            **columns(HOST, driver, capabilities, size),
+            "env": dict(req.env),
+        }
+
+        def check(connection: sa.Connection) -> None:
+            quotas.check(connection, tenant, quotas.of_machine(values))
+            _check_key(connection, tenant, req.key)
+
+        await self._store.read(check)
+        return await self._make(tenant, values, HOST.config, wait)
 
     async def fork(self, tenant: str, machine_id: str, req: ForkMachine) -> builtins.list[Machine]:
         """``count`` machines that go on from this one's instant, with memory where its rung can; all or none.
@@ -343,10 +379,7 @@ class Machines:
         engine = self._engine
         boundary = engine.parts.boundary
         if attach and not engine.rungs.driver(values["driver"]).volumes:
-            raise UnsupportedError(
-                f"Machines of the {values['driver']} driver have no volumes.",
-                details={"field": "volumes"},
-            )
+            raise _no_volumes(values["driver"])
 
         unrestricted = bool(values["unrestricted"])
 
@@ -400,6 +433,13 @@ class Machines:
         if machine.phase == Phase.DESTROYED and age >= REMEMBER_DESTROYED:
             raise not_found(machine_id)
         return machine
+
+    async def home(self, tenant: str, machine_id: str) -> Path | None:
+        """Of a machine that is a directory of the host; None for one with a disk. Raises MACHINE_NOT_FOUND."""
+        machine = await self.get(tenant, machine_id)
+        if machine.capabilities.disk_image:
+            return None
+        return self._engine.parts.storage.home(machine_id)
 
     async def anyones(self, machine_id: str) -> Machine:
         """Of whichever tenant: for a caller that proves by other means than a key that it may. From memory where it
@@ -891,6 +931,12 @@ async def _stats(agent: Any) -> Any:
             return await agent.stats()
     except (RoostError, TimeoutError):
         return None
+
+
+def _no_volumes(driver: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"Machines of the {driver} driver have no volumes.", details={"field": "volumes"}
+    )
 
 
 def _check_key(connection: sa.Connection, tenant: str, key: str | None) -> None:

@@ -182,6 +182,9 @@ class FakeMachines:
         self.listeners: list[Callable[[str], None]] = []
         self.config: dict[str, Any] = {"env": {"FROM_TEMPLATE": "1"}, "workdir": "/", "user": ""}
 
+    async def home(self, tenant: str, machine_id: str) -> Path | None:
+        return None
+
     def add(self, tenant: str, req: CreateMachine | None = None) -> Machine:
         req = req or CreateMachine()
         machine = Machine(
@@ -761,7 +764,7 @@ class Served:
                 machines, self.engine.volumes if self.engine else _any(FakeVolumes())
             ),
             exchange=Exchange(self.keys, self.rates, clock, b"secret"),
-            listening=ListeningPorts(files),
+            listening=ListeningPorts(files, machines),
         )
         self.app = create_app(self.services)
         table = Table(

@@ -219,13 +219,25 @@ class FakeStorage(Scripted):
     async def sync_disk(self, machine_id: str) -> None:
         await self.enter("sync_disk")
 
+    async def make_home(self, machine_id: str) -> Path:
+        await self.enter("make_home")
+        self.homes.add(machine_id)
+        self.home(machine_id).mkdir()
+        return self.home(machine_id)
+
+    def home(self, machine_id: str) -> Path:
+        return self.directory / f"home-{machine_id}"
+
+    async def list_homes(self) -> set[str]:
+        return set(self.homes)
+
     def disk(self, machine_id: str) -> Path:
         return self.directory / machine_id
 
     async def delete(self, machine_id: str) -> None:
         await self.enter("delete")
         self.disks.discard(machine_id)
-        self.homes.discard(machine_id)
+        await self.delete_home(machine_id)
         self.disk(machine_id).unlink(missing_ok=True)
         await self.delete_tree(machine_id)
 
@@ -249,9 +261,10 @@ class FakeStorage(Scripted):
     async def delete_home(self, machine_id: str) -> None:
         await self.enter("delete_home")
         self.homes.discard(machine_id)
+        shutil.rmtree(self.home(machine_id), ignore_errors=True)
 
     async def list_disks(self) -> set[str]:
-        return set(self.disks)
+        return self.disks | self.homes
 
     def snapshot(self, snapshot_id: str) -> Snapshot:
         return Snapshot(self.directory / f"snapshot-{snapshot_id}")
@@ -655,11 +668,12 @@ class Host:
             for m in machines
             if m.memory_image is not None and m.memory_image.snapshot_id is None
         } - {m.id for m in machines if m.phase == "destroyed"}
+        slotted = {m.id for m in machines if m.id in running and m.capabilities.own_network}
         found = []
         for what, have, want in (
             ("process", set(self.driver.machines) | self.driver.debris, running),
-            ("slot", set(self.network.slots), running),
-            ("disk", self.storage.disks, with_disk),
+            ("slot", set(self.network.slots), slotted),
+            ("disk", self.storage.disks | self.storage.homes, with_disk),
             # of a machine that runs: swept when it sleeps, goes, or the daemon starts
             ("memory", self.storage.memories - running, asleep),
         ):
