@@ -26,13 +26,14 @@ use crate::{guest, limits, memory, zygote};
 
 const USAGE: &str =
     "usage: roost-agent --listen ADDRESS... [--token-file PATH] [--workdir DIR] [--inside PATH]
-                   [--workspace DIR] [--limit NAME=NUMBER...]
+                   [--workspace DIR] [--unguarded] [--limit NAME=NUMBER...]
 
   --listen ADDRESS   tcp:ADDR:PORT, unix:PATH, unix-stdin, serial:PATH or serial-stdio; may be given again
   --token-file PATH  read the token there and remove the file; otherwise from ROOST_AGENT_TOKEN
   --workdir DIR      home of the agent's own user, in place of the one in /etc/passwd
   --inside PATH      where programs ask the daemon; of a machine's first process /run/roost/socket
   --workspace DIR    the machine is this directory of the host: files are named beneath it, programs begin in it
+  --unguarded        without Landlock, which is else laid on the workspace's agent and all it starts
   --limit NAME=NUMBER of every process: as, core, data, fsize, nofile, nproc; may be given again
   --version
 ";
@@ -45,6 +46,7 @@ struct Arguments {
     workdir: Option<String>,
     inside: Option<String>,
     workspace: Option<String>,
+    unguarded: bool,
     limits: Vec<Limit>,
 }
 
@@ -109,6 +111,7 @@ fn parse(arguments: Vec<String>) -> Result<Arguments, String> {
             "--workdir" => parsed.workdir = Some(value()?),
             "--inside" => parsed.inside = Some(value()?),
             "--workspace" => parsed.workspace = Some(value()?),
+            "--unguarded" => parsed.unguarded = true,
             "--limit" => parsed.limits.push(value()?.parse()?),
             _ => return Err(format!("unknown argument {name:?}")),
         }
@@ -133,7 +136,7 @@ fn run(arguments: Arguments) -> Result<(), String> {
     }
     workspace::limit(&arguments.limits)?;
     if let Some(directory) = &arguments.workspace {
-        workspace::enter(Path::new(directory))?;
+        workspace::enter(Path::new(directory), !arguments.unguarded)?;
     }
     let forget = || {
         token.fill(0);

@@ -95,8 +95,9 @@ pub fn limit(limits: &[Limit]) -> Result<(), String> {
     Ok(())
 }
 
-/// The process is the agent of `path` from now on; the same conditions.
-pub fn enter(path: &Path) -> Result<(), String> {
+/// The process is the agent of `path` from now on; the same conditions. Without `guarded` nothing but paths of files
+/// is held to it.
+pub fn enter(path: &Path, guarded: bool) -> Result<(), String> {
     let text = |error: std::io::Error| format!("{}: {error}", path.display());
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = open(path, flags, Mode::empty()).map_err(|error| text(error.into()))?;
@@ -117,7 +118,7 @@ pub fn enter(path: &Path) -> Result<(), String> {
         .map(Path::new)
         .chain([path])
         .collect::<Vec<_>>();
-    if let Err(error) = landlock::restrict(&read, &write) {
+    if guarded && let Err(error) = landlock::restrict(&read, &write) {
         eprintln!("roost-agent: Landlock: {error}");
     }
     let workspace = Workspace {

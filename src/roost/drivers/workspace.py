@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from roost import claims
 from roost.drivers import tree
 from roost.drivers.interface import (
     Capabilities,
@@ -95,10 +96,8 @@ class WorkspaceDriver(Driver):
     def capabilities(self) -> Capabilities:
         return Capabilities(
             isolation=Isolation.WORKSPACE,
-            boundary="none: a directory of the host, whose programs are the host's and run side by side as one ordinary "
-            "user; paths of the files API do not leave it",
-            claim="isolated workspace: a directory of its own, for code one trusts; nothing keeps its programs from "
-            "the host's network and processes, nor its storage from growing but file by file",
+            boundary=claims.boundary(self.name),
+            claim=claims.claim(self.name),
             own_kernel=False,
             own_network=False,
             disk_image=False,
@@ -181,8 +180,11 @@ class WorkspaceDriver(Driver):
         fifo: console.Console,
     ) -> int:
         command = [str(binary), "--listen", "unix-stdin", "--workspace", str(home)]
-        for name, value in limits(spec.size, processes.tasks_of(owner.uid)).items():
-            command += ["--limit", f"{name}={value}"]
+        if spec.unrestricted:
+            command.append("--unguarded")
+        else:
+            for name, value in limits(spec.size, processes.tasks_of(owner.uid)).items():
+                command += ["--limit", f"{name}={value}"]
         output = fifo.open_for_machine()
         try:
             process = subprocess.Popen(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import ipaddress
 import json
 import os
@@ -20,12 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from roost.errors import RoostError
-from roost.host import files, mounts, run
+from roost.host import files, mounts, run, syscalls
 from roost.settings import Settings
 
 _KERNEL = (5, 15)  # openat2, cgroup.kill, idmapped mounts, nftables' wildcards
-_LANDLOCK_CREATE_RULESET = 444  # on every architecture
-_LANDLOCK_VERSION = 1
 _MIN_FREE_GIB = 5
 _MIN_MEMORY_MIB = 1024
 _TOOLS = {
@@ -76,16 +73,10 @@ def _all(settings: Settings) -> list[Check]:
 
 def facts() -> dict[str, bool]:
     """What the contracts of the rungs (``roost.claims``) depend on; cheap."""
-    found = {"cgroups": False, "landlock": landlock() > 0}
+    found = {"cgroups": False, "landlock": syscalls.landlock_version() > 0}
     with contextlib.suppress(OSError):
         found["cgroups"] = _cgroups().ok
     return found
-
-
-def landlock() -> int:
-    """The version of the kernel's Landlock; 0 where there is none, or it is switched off."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    return max(0, int(libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_VERSION)))
 
 
 def _root() -> Check:
