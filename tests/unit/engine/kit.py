@@ -222,7 +222,7 @@ class FakeStorage(Scripted):
     async def make_home(self, machine_id: str) -> Path:
         await self.enter("make_home")
         self.homes.add(machine_id)
-        self.home(machine_id).mkdir()
+        self.home(machine_id).write_text("home")
         return self.home(machine_id)
 
     def home(self, machine_id: str) -> Path:
@@ -261,7 +261,7 @@ class FakeStorage(Scripted):
     async def delete_home(self, machine_id: str) -> None:
         await self.enter("delete_home")
         self.homes.discard(machine_id)
-        shutil.rmtree(self.home(machine_id), ignore_errors=True)
+        self.home(machine_id).unlink(missing_ok=True)
 
     async def list_disks(self) -> set[str]:
         return self.disks | self.homes
@@ -279,7 +279,10 @@ class FakeStorage(Scripted):
 
     async def copy_disk(self, machine_id: str, snapshot_id: str) -> None:
         await self.enter("copy_disk")
-        shutil.copy(self.disk(machine_id), self.snapshot(snapshot_id).disk)
+        home = machine_id in self.homes
+        place = self.snapshot(snapshot_id)
+        source = self.home(machine_id) if home else self.disk(machine_id)
+        shutil.copy(source, place.home if home else place.disk)
 
     async def copy_memory(self, machine_id: str, snapshot_id: str) -> None:
         await self.enter("copy_memory")
@@ -292,9 +295,12 @@ class FakeStorage(Scripted):
 
     async def clone_snapshot(self, snapshot_id: str, machine_id: str) -> Path:
         await self.enter("clone_snapshot")
-        self.disks.add(machine_id)
-        shutil.copy(self.snapshot(snapshot_id).disk, self.disk(machine_id))
-        return self.disk(machine_id)
+        place = self.snapshot(snapshot_id)
+        home = place.home.exists()
+        (self.homes if home else self.disks).add(machine_id)
+        target = self.home(machine_id) if home else self.disk(machine_id)
+        shutil.copy(place.home if home else place.disk, target)
+        return target
 
     async def delete_snapshot(self, snapshot_id: str) -> None:
         await self.enter("delete_snapshot")
