@@ -98,6 +98,33 @@ def test_from_gvisor_asleep_with_memory_to_a_microvm(daemon: Daemon, guests: Gue
             assert child.exec("cat /srv/app/note", check=True).stdout.split() == ["kept"]
 
 
+def test_a_directory_gets_a_disk_with_all_that_was_in_it(daemon: Daemon) -> None:
+    with create(driver="workspace", key="climber") as m:
+        m.exec("mkdir -p a/deep && echo kept > a/deep/note && ln -s /etc/passwd link", check=True)
+        m.exec(
+            "printf '#!/bin/sh\necho ran\n' > a/run && chmod 755 a/run && mkfifo fifo", check=True
+        )
+        home = daemon.data_dir / "pool/homes" / m.id
+        assert home.exists()
+        before = m.id, m.key
+        m.promote(driver="runc")
+        assert (m.id, m.key, m.phase, m.isolation["driver"]) == (*before, "running", "runc")
+        found = m.exec(
+            "cd /root && cat a/deep/note && a/run && readlink link && stat -c %U a", check=True
+        )
+        assert found.stdout.split() == ["kept", "ran", "/etc/passwd", "root"]
+        assert not m.exec("test -e /root/fifo").ok
+        assert not home.exists()
+        assert not (daemon.data_dir / "pool/disks" / f"{m.id}.tar").exists()
+        m.exec("echo more >> /root/a/deep/note", check=True)
+        m.sleep()
+        m.wake()
+        assert m.exec("cat /root/a/deep/note", check=True).stdout.split() == ["kept", "more"]
+        with pytest.raises(ConflictError) as refused:
+            m.promote(driver="workspace")
+        assert refused.value.code == "RUNG_LOWER"
+
+
 def test_a_daemon_that_is_killed_on_the_way_finds_it_on_one_of_the_two(daemon: Daemon) -> None:
     with made(daemon, driver="runc") as m:
         before = m.to_json()
