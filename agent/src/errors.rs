@@ -88,10 +88,10 @@ pub fn code_of_errno(errno: i32) -> Code {
 }
 
 pub fn errno(number: i32, what: impl AsRef<str>) -> Status {
-    if number == libc::EXDEV && workspace::here().is_some() {
+    if let (libc::EXDEV, Some(here)) = (number, workspace::here()) {
+        let (what, path) = (what.as_ref(), here.path.display());
         let message = format!(
-            "{}: it leads out of this machine's directory",
-            what.as_ref()
+            "{what}: outside of this machine's directory; name its files relative to that, or below {path}"
         );
         return fail(Code::InvalidPath, message);
     }
