@@ -88,10 +88,10 @@ pub fn code_of_errno(errno: i32) -> Code {
 }
 
 pub fn errno(number: i32, what: impl AsRef<str>) -> Status {
-    if number == libc::EXDEV && workspace::here().is_some() {
+    if let (libc::EXDEV, Some(here)) = (number, workspace::here()) {
+        let (what, path) = (what.as_ref(), here.path.display());
         let message = format!(
-            "{}: it leads out of this machine's directory",
-            what.as_ref()
+            "{what}: outside of this machine's directory; name its files relative to that, or below {path}"
         );
         return fail(Code::InvalidPath, message);
     }
@@ -100,11 +100,13 @@ pub fn errno(number: i32, what: impl AsRef<str>) -> Status {
 }
 
 pub fn io_error(error: &io::Error, what: impl AsRef<str>) -> Status {
-    let code = match (error.raw_os_error(), error.kind()) {
-        (Some(number), _) => code_of_errno(number),
-        (None, io::ErrorKind::ConnectionAborted) => Code::InvalidState,
-        (None, io::ErrorKind::InvalidData) => Code::InvalidArgument,
-        (None, io::ErrorKind::QuotaExceeded) => Code::LimitExceeded,
+    if let Some(number) = error.raw_os_error() {
+        return errno(number, what);
+    }
+    let code = match error.kind() {
+        io::ErrorKind::ConnectionAborted => Code::InvalidState,
+        io::ErrorKind::InvalidData => Code::InvalidArgument,
+        io::ErrorKind::QuotaExceeded => Code::LimitExceeded,
         _ => Code::Internal,
     };
     fail(code, format!("{}: {error}", what.as_ref()))

@@ -69,6 +69,8 @@ async def _network(settings: Settings, say: Say, failures: list[str]) -> None:
     from roost.egress.supervisor import Supervisor
     from roost.network import SlotNetwork
 
+    if os.geteuid() != 0:  # who made none
+        return
     try:
         await SlotNetwork(settings, Supervisor(settings)).purge()
         say("removed the network's namespaces, rules and its egress process")

@@ -181,9 +181,12 @@ def leftovers(daemon: Daemon) -> dict[str, list[str]]:
         except OSError:
             continue
         # One that has ended and waits for whoever inherited it from a daemon that was killed has no command line.
-        if text and (ours or f"{daemon.run_dir}/" in text) and "roost.daemon" not in text:
+        # One of a workspace names its directory, and has no group.
+        home = f"{daemon.data_dir}/pool/homes/" in text
+        if text and (ours or home or f"{daemon.run_dir}/" in text) and "roost.daemon" not in text:
             processes.append(f"{cmdline.parent.name}: {text[:200]}")
-    disks = [str(p) for p in (daemon.data_dir / "pool" / "disks").glob("*")]
+    disks = [str(p) for p in (daemon.data_dir / "pool").glob("disks/*")]
+    disks += [str(p) for p in (daemon.data_dir / "pool").glob("homes/*")]
     places = [str(p) for p in daemon.run_dir.glob("machines/*/*")]
     found = {
         "mounts": mounts,

@@ -18,6 +18,7 @@ use crate::pb::{
     SetAttributesRequest,
 };
 use crate::users::Users;
+use crate::workspace;
 
 const DEFAULT_LIMIT: usize = 1000;
 const MAX_LIMIT: usize = 10_000;
@@ -141,7 +142,7 @@ pub fn move_entry(request: &MoveRequest, users: &Users) -> Result<FileInfo> {
     };
     match moved {
         Ok(()) => {}
-        Err(Errno::XDEV) => {
+        Err(Errno::XDEV) if workspace::here().is_none() => {
             let message = format!(
                 "{} and {} are on different file systems",
                 show(&source),

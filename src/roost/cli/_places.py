@@ -1,4 +1,4 @@
-"""The two sides of a copy: a local path, ``MACHINE:/path``, or ``-``."""
+"""The two sides of a copy: a local path, ``MACHINE:/path`` (of a workspace ``MACHINE:./path``, too), or ``-``."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ Place = Local | Remote | Standard
 
 
 def parse(text: str) -> Place:
-    """``machine:/path`` is remote when no slash comes before its first ``:/``; keys may hold colons.
+    """``machine:/path`` is remote when no slash comes before its first ``:/``; keys may hold colons. So is
+    ``machine:./path``, which only a machine that is a directory of its host understands.
 
-    Raises InvalidRequestError for a remote path that is not absolute.
+    Raises InvalidRequestError for another remote path.
     """
     if text == "-":
         return Standard()
-    machine, colon, _ = text.partition(":/")
-    if colon and machine and "/" not in machine:
-        path = text[len(machine) + 1 :]
-        return Remote(machine, PurePosixPath(path), path.endswith("/"))
+    for begins in (":/", ":./"):
+        machine, colon, _ = text.partition(begins)
+        if colon and machine and "/" not in machine:
+            path = text[len(machine) + 1 :]
+            return Remote(machine, PurePosixPath(path), path.endswith("/"))
     machine, colon, path = text.partition(":")
     if colon and machine and "/" not in machine and not os.path.lexists(text):
         raise error(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from pathlib import Path
 
 from roost.errors import CapacityError, UnsupportedError
@@ -165,8 +164,7 @@ class Pool:
         if self.kind == "xfs-loop" or self._file.exists():
             mounts.unmount_image(self._file, self.root)
             self._file.unlink(missing_ok=True)
-        if self.root.exists():
-            shutil.rmtree(self.root)
+        trees.remove(self.root)
 
 
 def _space(path: Path) -> tuple[int, int]:

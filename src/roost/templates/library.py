@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import roost
 from roost.drivers.tree import AgentBinary, default_agent
-from roost.errors import InvalidRequestError, NotFoundError
+from roost.errors import InvalidRequestError, NotFoundError, UnsupportedError
 from roost.storage.interface import Image
 from roost.storage.service import PoolStorage
 from roost.templates import dockerfile
@@ -80,7 +81,11 @@ class Library:
     async def build(self, name: str, progress: Progress, *, force: bool = False) -> Image:
         """The image of the recipe and the agent as they are now; what is already there is used unless
         ``force``, which fetches the packages anew. One build of a name at a time. Raises
-        TEMPLATE_NOT_FOUND, TEMPLATE_BUILD_FAILED, STORAGE_FULL."""
+        TEMPLATE_NOT_FOUND, TEMPLATE_BUILD_FAILED, STORAGE_FULL, UNSUPPORTED (this daemon is not root)."""
+        if os.geteuid() != 0:
+            raise UnsupportedError(
+                "Templates are disks, of rungs that need root, and this daemon has not got it; a workspace needs none."
+            )
         path = self._path(name)
         async with self._locks.setdefault(name, asyncio.Lock()):
             loaded = await asyncio.to_thread(recipes.load, path)

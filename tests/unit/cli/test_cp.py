@@ -30,6 +30,8 @@ FILES = f"/v1/machines/{MACHINE_ID}/files"
         ("m:/x", Remote("m", PurePosixPath("/x"), False)),
         ("m:/", Remote("m", PurePosixPath("/"), True)),
         ("m:/dir/", Remote("m", PurePosixPath("/dir"), True)),
+        ("m:./x", Remote("m", PurePosixPath("x"), False)),
+        ("m:./dir/", Remote("m", PurePosixPath("dir"), True)),
         ("user:42:/x:/y", Remote("user:42", PurePosixPath("/x:/y"), False)),
         ("a@b.c:/x y", Remote("a@b.c", PurePosixPath("/x y"), False)),
     ],

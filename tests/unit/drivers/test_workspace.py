@@ -266,3 +266,101 @@ async def test_a_socket_path_that_is_too_long_is_told(place: Place) -> None:
     with pytest.raises(RoostError, match="ROOST_RUN_DIR"):
         await place.start("m" * 100)
     assert not await place.driver.list_ids()
+
+
+async def test_no_swap_leads_out(place: Place) -> None:
+    """A directory that turns into a link out and back while it is worked in, as fast as a program can."""
+    _, agent = await place.start()
+    home = place.storage.home("m")
+    canary = place.settings.data_dir.parent / "canary"
+    canary.mkdir(mode=0o777)
+    canary.chmod(0o777)
+    (canary / "file").write_text("the host's")
+    (canary / "file").chmod(0o666)
+    swap = "mkdir real; echo mine > real/file; ln -s {} link; while :; do mv -T real d; mv -T d real; mv -T link d; mv -T d link; done"
+    request = pb.StartRequest(
+        execution_id=secrets.token_hex(8), shell=f"({swap.format(canary)}) 2>/dev/null"
+    )
+    await agent.start(request)
+    inside = outside = 0
+    target = os.fsencode(home) + b"/d/file"
+    for _ in range(150):
+        for work in (
+            lambda: _text(agent, target),
+            lambda: agent.write_file(pb.WriteFileHeader(path=target), _one()),
+            lambda: agent.set_attributes(pb.SetAttributesRequest(path=target, mode=0o600)),
+            lambda: agent.make_dir(pb.MakeDirRequest(path=target + b"-new", parents=True)),
+            lambda: agent.list_dir(os.fsencode(home) + b"/d", 10, b""),
+            lambda: agent.remove(target + b"-new", True),
+        ):
+            try:
+                said = await work()
+            except RoostError:
+                outside += 1
+            else:
+                inside += 1
+                assert said != b"the host's"
+    assert inside and outside, "both were met"
+    assert [p.name for p in canary.iterdir()] == ["file"]
+    assert (canary / "file").read_text() == "the host's"
+    assert (canary / "file").stat().st_mode & 0o777 == 0o666
+
+
+async def _text(agent: AgentClient, path: bytes) -> bytes:
+    _, data = await agent.read_file(path, 0, 0, 0)
+    return b"".join([piece async for piece in data])
+
+
+async def test_links_out_are_not_followed_by_any_call(place: Place) -> None:
+    _, agent = await place.start()
+    home = os.fsencode(place.storage.home("m"))
+    canary = place.settings.data_dir.parent / "canary"
+    canary.mkdir(mode=0o777)
+    canary.chmod(0o777)
+    (canary / "file").write_text("the host's")
+    (canary / "file").chmod(0o666)
+    await run(agent, f"mkdir d; ln -s {canary} out; ln -s {canary}/file file; echo x > own")
+    link, file = home + b"/out", home + b"/file"
+    below = os.fsencode(canary) + b"/file"
+    works = {
+        "read": lambda: _text(agent, file),
+        "write": lambda: agent.write_file(pb.WriteFileHeader(path=file), _one()),
+        "append": lambda: agent.write_file(
+            pb.WriteFileHeader(path=file, mode=pb.WriteFileHeader.MODE_APPEND), _one()
+        ),
+        "mode": lambda: agent.set_attributes(pb.SetAttributesRequest(path=file, mode=0)),
+        "tree": lambda: agent.set_attributes(
+            pb.SetAttributesRequest(path=link, mode=0, recursive=True)
+        ),
+        "make": lambda: agent.make_dir(pb.MakeDirRequest(path=link + b"/new", parents=True)),
+        "move out": lambda: agent.move(home + b"/own", link + b"/own", True),
+        "move in": lambda: agent.move(link + b"/file", home + b"/taken", True),
+        "remove": lambda: agent.remove(link + b"/file", True),
+        "list": lambda: agent.list_dir(link, 10, b""),
+        "pack": lambda: _all(agent.tar_out(link)),
+        "unpack": lambda: agent.tar_in(pb.TarInHeader(path=link), _one()),
+        "watch": lambda: anext(agent.watch(link, True)),
+        "survey": lambda: anext(agent.survey(pb.SurveyRequest(path=link + b"/file"))),
+        "elsewhere": lambda: agent.stat(below, True),
+    }
+    for name, work in works.items():
+        with pytest.raises(RoostError) as refused:
+            await work()
+        assert refused.value.code in ("INVALID_PATH", "NOT_A_DIRECTORY"), (name, refused.value)
+    (digest,) = await agent.digest(pb.DigestRequest(paths=[file]))
+    assert not digest
+    assert [p.name for p in canary.iterdir()] == ["file"]
+    assert (canary / "file").read_text() == "the host's"
+    watching = agent.watch(home, True)
+    assert (await anext(watching)).path == home
+    await run(agent, "echo y > d/seen")
+    paths = []
+    while home + b"/d/seen" not in paths:
+        paths.append((await asyncio.wait_for(anext(watching), 10)).path)
+    await watching.aclose()
+    await agent.remove(link, True)
+    assert (canary / "file").exists() and not os.path.lexists(link)
+
+
+async def _all(data: AsyncIterator[bytes]) -> bytes:
+    return b"".join([piece async for piece in data])
