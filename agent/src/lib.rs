@@ -34,6 +34,7 @@ pub mod guest;
 pub mod identity;
 pub mod inside;
 pub mod kill;
+pub mod landlock;
 pub mod launch;
 pub mod limits;
 pub mod listen;

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -20,15 +21,18 @@ use crate::pool::Pool;
 use crate::program::Programs;
 use crate::service::Service;
 use crate::terminal::Terminals;
-use crate::{guest, limits, memory, zygote};
+use crate::{guest, landlock, limits, memory, zygote};
 
 const USAGE: &str =
     "usage: roost-agent --listen ADDRESS... [--token-file PATH] [--workdir DIR] [--inside PATH]
+                   [--readable PATH]... [--writable PATH]...
 
   --listen ADDRESS   tcp:ADDR:PORT, unix:PATH, serial:PATH or serial-stdio; may be given again
   --token-file PATH  read the token there and remove the file; otherwise from ROOST_AGENT_TOKEN
   --workdir DIR      home of the agent's own user, in place of the one in /etc/passwd
   --inside PATH      where programs ask the daemon; of a machine's first process /run/roost/socket
+  --writable PATH    it and all it starts write there and below alone, where the kernel has Landlock; may be given again
+  --readable PATH    with --writable: they read there, and where they write, alone; may be given again, else everywhere
   --version
 ";
 const TOKEN_VARIABLE: &std::ffi::CStr = c"ROOST_AGENT_TOKEN";
@@ -39,6 +43,8 @@ struct Arguments {
     token_file: Option<String>,
     workdir: Option<String>,
     inside: Option<String>,
+    readable: Vec<String>,
+    writable: Vec<String>,
 }
 
 pub fn main() {
@@ -101,6 +107,8 @@ fn parse(arguments: Vec<String>) -> Result<Arguments, String> {
             "--token-file" => parsed.token_file = Some(value()?),
             "--workdir" => parsed.workdir = Some(value()?),
             "--inside" => parsed.inside = Some(value()?),
+            "--readable" => parsed.readable.push(value()?),
+            "--writable" => parsed.writable.push(value()?),
             _ => return Err(format!("unknown argument {name:?}")),
         }
     }
@@ -118,6 +126,7 @@ fn run(arguments: Arguments) -> Result<(), String> {
         true => guest::FIRST_TOKEN.to_vec(),
         false => take_token(arguments.token_file.as_deref())?,
     };
+    let landlock = confine(&arguments.readable, &arguments.writable);
     let (zygote, zygote_pid) = zygote::fork(|| token.fill(0)).map_err(text("cannot fork"))?;
     // SAFETY: prctl with constant arguments. The agent's memory holds the token: programs of the same user
     // must not read it.
@@ -156,6 +165,7 @@ fn run(arguments: Arguments) -> Result<(), String> {
             own_ports,
             machine,
             inside,
+            landlock,
             started: SystemTime::now(),
         };
         let server = AgentServer::new(service).max_decoding_message_size(limits::MESSAGE_BYTES);
@@ -171,6 +181,19 @@ fn run(arguments: Arguments) -> Result<(), String> {
             .await
             .map_err(|error| format!("the server ended: {error}"))
     })
+}
+
+/// What of Landlock holds from now on.
+fn confine(readable: &[String], writable: &[String]) -> u32 {
+    if writable.is_empty() {
+        return 0;
+    }
+    let mut read: Vec<&Path> = readable.iter().map(Path::new).collect();
+    let write: Vec<&Path> = writable.iter().map(Path::new).collect();
+    if read.is_empty() {
+        read.push(Path::new("/"));
+    }
+    landlock::restrict(&read, &write)
 }
 
 /// Signals, descriptors, limits and the kernel's out-of-memory choice, before anything else is started.
