@@ -1,13 +1,14 @@
 //! Landlock: the agent gives up, for itself and all it will ever start, to write anywhere but where it says.
 //!
-//! A guardrail beside what confines the machine from outside, as far as the kernel has it: older ones restrict less,
-//! some nothing at all. So a failure is no failure of the machine; what holds is told to the daemon as a fact (Hello).
+//! As far as the kernel has it: older ones restrict less, some nothing at all.
 
+use std::io;
 use std::path::Path;
 
 use landlock::{
-    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, LandlockStatus, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, LandlockStatus, RestrictionStatus,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    path_beneath_rules,
 };
 
 /// What is handled; later kernels could restrict more (ioctls of devices, which terminals need).
@@ -16,21 +17,20 @@ const SCOPES: ABI = ABI::V6;
 
 /// From now on the calling thread, and what it starts, reads only below `read` and `write`, writes only below `write`,
 /// gains no privilege by executing anything, and, from ABI 6 on, signals nobody and reaches no abstract socket outside.
-/// The kernel's ABI, of which that much is in force; 0: nothing is. Paths that are not there are nobody's to use.
+/// The kernel's ABI, of which that much is in force; None: nothing is. Paths that are not there are nobody's to use.
 ///
 /// To be called while the process has one thread.
-pub fn restrict(read: &[&Path], write: &[&Path]) -> u32 {
-    match enforce(read, write) {
-        Ok(abi) => abi,
-        Err(error) => {
-            eprintln!("roost-agent: Landlock: {error}");
-            0
-        }
-    }
+pub fn restrict(read: &[&Path], write: &[&Path]) -> io::Result<Option<u32>> {
+    let status = enforce(read, write).map_err(io::Error::other)?;
+    Ok(match (status.ruleset, status.landlock) {
+        (RulesetStatus::NotEnforced, _) => None,
+        (_, LandlockStatus::Available { effective_abi, .. }) => Some(effective_abi as u32),
+        _ => None,
+    })
 }
 
-fn enforce(read: &[&Path], write: &[&Path]) -> Result<u32, landlock::RulesetError> {
-    let status = Ruleset::default()
+fn enforce(read: &[&Path], write: &[&Path]) -> Result<RestrictionStatus, RulesetError> {
+    Ruleset::default()
         // Without it (ABI 1) nothing could be renamed from one directory to another, by nobody: then rather nothing.
         .set_compatibility(CompatLevel::SoftRequirement)
         .handle_access(AccessFs::Refer)?
@@ -40,12 +40,7 @@ fn enforce(read: &[&Path], write: &[&Path]) -> Result<u32, landlock::RulesetErro
         .create()?
         .add_rules(path_beneath_rules(read, AccessFs::from_read(FILES)))?
         .add_rules(path_beneath_rules(write, writing()))?
-        .restrict_self()?;
-    Ok(match (status.ruleset, status.landlock) {
-        (RulesetStatus::NotEnforced, _) => 0,
-        (_, LandlockStatus::Available { effective_abi, .. }) => effective_abi as u32,
-        _ => 0,
-    })
+        .restrict_self()
 }
 
 /// All there is to do below a directory but making devices.
@@ -71,8 +66,11 @@ mod tests {
         let child = unsafe { libc::fork() };
         if child == 0 {
             let held = std::panic::catch_unwind(|| {
-                let abi = restrict(&[Path::new("/")], &[&inside, &place.join("missing")]);
-                if abi == 0 {
+                let paths = [inside.as_path(), &place.join("missing")];
+                if restrict(&[Path::new("/")], &paths)
+                    .expect("a ruleset")
+                    .is_none()
+                {
                     return true;
                 }
                 let moved = fs::write(inside.join("a"), "1").is_ok()

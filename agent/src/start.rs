@@ -183,7 +183,8 @@ fn run(arguments: Arguments) -> Result<(), String> {
     })
 }
 
-/// What of Landlock holds from now on.
+/// A guardrail beside what confines the machine from outside: without it the machine is as good. What holds is told to
+/// the daemon (Hello).
 fn confine(readable: &[String], writable: &[String]) -> u32 {
     if writable.is_empty() {
         return 0;
@@ -194,6 +195,11 @@ fn confine(readable: &[String], writable: &[String]) -> u32 {
         read.push(Path::new("/"));
     }
     landlock::restrict(&read, &write)
+        .unwrap_or_else(|error| {
+            eprintln!("roost-agent: Landlock: {error}");
+            None
+        })
+        .unwrap_or(0)
 }
 
 /// Signals, descriptors, limits and the kernel's out-of-memory choice, before anything else is started.
