@@ -1,0 +1,78 @@
+"""The account that machines without root run everything as, given to whatever image they start from.
+
+By the same name, number and home everywhere, so that their owners find it the same, and on the disk itself: it is
+there on every other rung, too, should the machine climb. Whoever wrote the image may have been hostile: see
+``host.safefs``. What cannot be written is left: programs then run as a number without a name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from roost.drivers.confined import HOME, NAME, UID
+from roost.errors import MachineError
+from roost.host.safefs import Tree
+
+_SMALL = 1 << 20
+_SHELLS = ("bash", "sh")
+_HELPER = "usr/local/bin/roost"  # elsewhere the agent puts it there itself
+_SCRIPT = b'#!/bin/sh\nexec /run/roost/roost "$@"\n'
+
+
+def prepare(root: Path) -> None:
+    """Before each start. Raises MACHINE_FAILED where it cannot have its home."""
+    with Tree(root) as tree:
+        shell = next((f"/bin/{each}" for each in _SHELLS if _is_there(tree, each)), "/bin/sh")
+        _rewrite(tree, "etc/passwd", lambda text: with_user(text, shell))
+        _rewrite(tree, "etc/group", with_group)
+        home = HOME.lstrip("/")
+        try:
+            tree.make_directories(home, 0o755)
+            tree.give(home, UID, UID)
+        except OSError as exc:
+            raise MachineError(
+                f"{HOME} cannot be made on the machine's disk: {exc.strerror}. The template needs a directory there, "
+                "or nothing.",
+                code="MACHINE_FAILED",
+            ) from exc
+        with contextlib.suppress(OSError):
+            if _HELPER.rpartition("/")[2] not in tree.names(_HELPER.rpartition("/")[0]):
+                tree.write(_HELPER, _SCRIPT, 0o755)
+
+
+def with_user(passwd: str, shell: str) -> str:
+    """Whoever has that number, too, comes after: of two names for a number the first is its name."""
+    ours = f"{NAME}:x:{UID}:{UID}::{HOME}:{shell}"
+    lines = passwd.splitlines()
+    for line in lines:
+        fields = line.split(":")
+        if fields[0] == NAME and len(fields) == 7 and fields[2:4] == [str(UID)] * 2:
+            ours = ":".join([*fields[:5], HOME, fields[6] or shell])
+    kept = [line for line in lines if line.split(":")[0] != NAME]
+    at = next((n for n, line in enumerate(kept) if line.split(":")[2:3] == [str(UID)]), len(kept))
+    return "\n".join([*kept[:at], ours, *kept[at:]]) + "\n"
+
+
+def with_group(group: str) -> str:
+    lines = group.splitlines()
+    if any(line.split(":")[2:3] == [str(UID)] for line in lines):
+        return group
+    kept = [line for line in lines if line.split(":")[0] != NAME]
+    return "\n".join([*kept, f"{NAME}:x:{UID}:"]) + "\n"
+
+
+def _is_there(tree: Tree, shell: str) -> bool:
+    return tree.has(f"bin/{shell}") or tree.has(f"usr/bin/{shell}")
+
+
+def _rewrite(tree: Tree, path: str, change: Callable[[str], str]) -> None:
+    """Bytes that are no UTF-8 stay as they are."""
+    found = tree.read(path, _SMALL)
+    if found is None and tree.has(path):
+        return
+    was = (found or b"").decode(errors="surrogateescape")
+    if (now := change(was)) != was:
+        with contextlib.suppress(OSError):
+            tree.write(path, now.encode(errors="surrogateescape"), 0o644)

@@ -1,0 +1,77 @@
+"""A container's bundle made one of a machine without root, pure.
+
+Everything runs as one ordinary user of the machine (1000, ``user``): no capabilities, none to be had by executing
+anything, fewer system calls, and nothing to write but its home and what is gone with the machine's end. The agent says
+the same once more of itself and all it starts, by Landlock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from roost.drivers import seccomp
+
+UID = 1000
+NAME = "user"
+HOME = "/home/user"
+
+# What the machine's user may write. /proc: of its own processes only; /dev: terminals, /dev/null, what is shared.
+WRITABLE = (HOME, "/tmp", "/run", "/dev", "/proc")  # noqa: S108
+_NO_SYS = "/sys"  # what it tells is of the host
+_HOME_IMAGE = HOME.lstrip("/")
+
+
+def bundle(made: Mapping[str, Any], *, rootfs: Path, volumes: Sequence[str] = ()) -> dict[str, Any]:
+    """Of what ``oci.spec`` made. ``rootfs``: where the image is mounted; its home is bound from there. ``volumes``:
+    where those that can be written are."""
+    process, linux = dict(made["process"]), dict(made["linux"])
+    env = [each for each in process["env"] if not each.startswith("HOME=")]
+    process |= {
+        "user": {"uid": UID, "gid": UID},
+        "args": [*process["args"], *arguments(volumes)],
+        "env": [*env, f"HOME={HOME}"],
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), []),
+        "noNewPrivileges": True,
+        "rlimits": [*process["rlimits"], {"type": "RLIMIT_CORE", "hard": 0, "soft": 0}],
+    }
+    linux["seccomp"] = seccomp.profile(seccomp.ALLOWED_WITHOUT_ROOT)
+    return {
+        **made,
+        "root": {**made["root"], "readonly": True},
+        "process": process,
+        "mounts": _mounts(made["mounts"], rootfs),
+        "linux": linux,
+    }
+
+
+def arguments(volumes: Sequence[str]) -> list[str]:
+    """Of the agent: where it lives, and all that it and what it starts may write."""
+    writable = [word for path in (*WRITABLE, *volumes) for word in ("--writable", path)]
+    return ["--workdir", HOME, *writable]
+
+
+def _mounts(made: Sequence[Mapping[str, Any]], rootfs: Path) -> list[dict[str, Any]]:
+    """Volumes, which come last, may lie in the home."""
+    kept = [dict(each) for each in made if each["destination"] != _NO_SYS]
+    for each in kept:
+        if each["destination"] == "/run":
+            size = next(o for o in each["options"] if o.startswith("size="))
+            each["options"] = [*each["options"], f"uid={UID}", f"gid={UID}"]
+    at = next((n for n, each in enumerate(kept) if each["type"] == "bind"), len(kept))
+    ours = [
+        {
+            "destination": "/tmp",  # noqa: S108
+            "type": "tmpfs",
+            "source": "tmpfs",
+            "options": ["nosuid", "nodev", "mode=1777", size],
+        },
+        {
+            "destination": HOME,
+            "type": "bind",
+            "source": str(rootfs / _HOME_IMAGE),
+            "options": ["bind", "nosuid", "nodev", "rw"],
+        },
+    ]
+    return [*kept[:at], *ours, *kept[at:]]
