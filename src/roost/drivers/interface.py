@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.errors import UnsupportedError
+from roost.host.idmaps import Block
 
 
 class Isolation(StrEnum):
@@ -109,6 +110,7 @@ class NetworkSlot:
     address: str  # inside, the same in every machine, "10.0.0.2/30"
     gateway: str  # inside, "10.0.0.1"
     host_address: str  # where the daemon, and only it, reaches the agent's port
+    users: Block | None = None  # the namespace belongs to a user namespace of theirs
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from roost.drivers import seccomp
+from roost.drivers import oci, seccomp
 from roost.drivers.container import ContainerDriver
 from roost.drivers.interface import (
     Capabilities,
@@ -30,6 +30,7 @@ _TUN = "c 10:200 rwm"
 
 class RuncDriver(ContainerDriver):
     name = "runc"
+    own_users = True
 
     async def probe(self) -> Probe:
         return await self._run(_probe)
@@ -37,8 +38,8 @@ class RuncDriver(ContainerDriver):
     def capabilities(self) -> Capabilities:
         return Capabilities(
             isolation=Isolation.CONTAINER,
-            boundary="Linux namespaces, cgroups, dropped capabilities and a seccomp allow-list; shares the "
-            "host's kernel, and root in the machine is root's number on the host",
+            boundary="Linux namespaces (root in the machine is nobody on the host), cgroups, dropped capabilities "
+            "and a seccomp allow-list; shares the host's kernel",
             claim="sandboxed by runc",
             own_kernel=False,
             own_clock=False,  # the host's, both
@@ -82,7 +83,10 @@ class RuncDriver(ContainerDriver):
         return pid
 
     def _command(self, directory: Path, machine_id: str) -> list[str]:
+        files = oci.file_limit()
         return [
+            "prlimit",
+            f"--nofile={files}:{files}",
             "runc",
             "--root",
             str(directory / "runtime"),

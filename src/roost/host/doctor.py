@@ -193,7 +193,7 @@ def _resolver(settings: Settings) -> Check:
 def _range(settings: Settings) -> Check:
     from roost.network.addresses import Plan
 
-    plan = Plan(settings.network_cidr, settings.run_dir)
+    plan = Plan(settings.network_cidr, settings.run_dir, settings.uid_base)
     for line in Path("/proc/net/route").read_text().splitlines()[1:]:
         name, destination, _, flags, *_rest = fields = line.split()
         mask = bin(int(fields[7], 16)).count("1")
