@@ -44,23 +44,30 @@ def prepare(root: Path) -> None:
 
 def with_user(passwd: str, shell: str) -> str:
     """Whoever has that number, too, comes after: of two names for a number the first is its name."""
-    ours = f"{NAME}:x:{UID}:{UID}::{HOME}:{shell}"
-    lines = passwd.splitlines()
-    for line in lines:
+    ours, kept, at = f"{NAME}:x:{UID}:{UID}::{HOME}:{shell}", [], None
+    for line in _lines(passwd):
         fields = line.split(":")
-        if fields[0] == NAME and len(fields) == 7 and fields[2:4] == [str(UID)] * 2:
+        is_ours = fields[0] == NAME
+        if at is None and (is_ours or fields[2:3] == [str(UID)]):
+            at = len(kept)
+        if not is_ours:
+            kept.append(line)
+        elif len(fields) == 7 and fields[2:4] == [str(UID)] * 2:
             ours = ":".join([*fields[:5], HOME, fields[6] or shell])
-    kept = [line for line in lines if line.split(":")[0] != NAME]
-    at = next((n for n, line in enumerate(kept) if line.split(":")[2:3] == [str(UID)]), len(kept))
+    at = len(kept) if at is None else at
     return "\n".join([*kept[:at], ours, *kept[at:]]) + "\n"
 
 
 def with_group(group: str) -> str:
-    lines = group.splitlines()
+    lines = _lines(group)
     if any(line.split(":")[2:3] == [str(UID)] for line in lines):
         return group
     kept = [line for line in lines if line.split(":")[0] != NAME]
     return "\n".join([*kept, f"{NAME}:x:{UID}:"]) + "\n"
+
+
+def _lines(text: str) -> list[str]:
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _is_there(tree: Tree, shell: str) -> bool:

@@ -32,7 +32,7 @@ def bundle(made: Mapping[str, Any], *, rootfs: Path, volumes: Sequence[str] = ()
         "user": {"uid": UID, "gid": UID},
         "args": [*process["args"], *arguments(volumes)],
         "env": [*env, f"HOME={HOME}"],
-        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), []),
+        "capabilities": {key: [] for key in ("bounding", "effective", "permitted")},
         "noNewPrivileges": True,
         "rlimits": [*process["rlimits"], {"type": "RLIMIT_CORE", "hard": 0, "soft": 0}],
     }

@@ -115,6 +115,12 @@ class ContainerDriver(Driver):
     def _seccomp(self) -> Mapping[str, Any] | None:
         return None
 
+    def _refine(
+        self, bundle: dict[str, Any], spec: StartSpec, places: oci.Places
+    ) -> dict[str, Any]:
+        """What the runtime is told, of what ``oci.spec`` made."""
+        return bundle
+
     def _restore_command(self, directory: Path, machine_id: str, image: Path) -> list[str]:
         """As ``_command``, from a memory image."""
         raise NotImplementedError
@@ -238,6 +244,9 @@ class ContainerDriver(Driver):
                 {
                     "disk": str(spec.root.image),
                     "volumes": [str(each.image) for each in spec.volumes if not each.read_only],
+                    "users": [spec.slot.users.first, spec.slot.users.count]
+                    if self.own_users and spec.slot and spec.slot.users
+                    else None,
                     **self._record(),
                 },
                 durable=False,
@@ -350,6 +359,7 @@ class ContainerDriver(Driver):
             places=places,
             users=users,
         )
+        bundle = self._refine(bundle, spec, places)
         fd = os.open(directory / "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(fd, "w") as file:
             json.dump(bundle, file)
@@ -502,6 +512,8 @@ class ContainerDriver(Driver):
         if disk is not None and (directory / _HELD).exists():
             mounting.thaw(disk)  # a frozen one is never unmounted
         ending.end_group(self.cgroups, group, _KILL_TIMEOUT_S)
+        if users := (record or {}).get("users"):  # before they are anybody's again
+            ending.end_users(range(users[0], users[0] + users[1]), _KILL_TIMEOUT_S)
         if disk is not None:
             mounting.wait_free(disk)
         for volume in (record or {}).get("volumes", ()):  # or the next machine would find it in use

@@ -21,6 +21,12 @@ def _gvisor(settings: Settings) -> Driver:
     return GVisorDriver(settings)
 
 
+def _user(settings: Settings) -> Driver:
+    from roost.drivers.user import UserDriver
+
+    return UserDriver(settings)
+
+
 def _qemu(settings: Settings) -> Driver:
     from roost.drivers.qemu import QemuDriver
 
@@ -37,6 +43,7 @@ _DRIVERS: dict[str, Callable[[Settings], Driver]] = {
     "qemu": _qemu,
     "gvisor": _gvisor,
     "runc": _runc,
+    "user": _user,
     "fake": _fake,
 }
 

@@ -1,32 +1,26 @@
 """Machines of one user without root, on the host's kernel.
 
 The same image as a container's, and the same runtime, so that templates, forks, volumes and climbing to another rung are
-one operation each; ``confined`` says what is taken away. What a block of users left on the host is looked for before
-the block is anybody's again.
+one operation each; ``confined`` says what is taken away.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from roost.drivers import account, confined, oci
 from roost.drivers.interface import Capabilities, ForkKind, Isolation, StartSpec
 from roost.drivers.runc import RuncDriver
-from roost.errors import InternalError
-from roost.host import files, processes, syscalls
-from roost.host.idmaps import Block
+from roost.host import syscalls
 from roost.storage import mounting
 
 _PORTS_OF_ROOT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
-_GONE_S = 5.0
 
 
 class UserDriver(RuncDriver):
     name = "user"
-    mount_attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+    mount_attributes = syscalls.MOUNT_ATTR_NOSUID
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -54,7 +48,9 @@ class UserDriver(RuncDriver):
         account.prepare(root)
         return True
 
-    def _refine(self, bundle: dict[str, Any], spec: StartSpec, places: oci.Places) -> dict[str, Any]:
+    def _refine(
+        self, bundle: dict[str, Any], spec: StartSpec, places: oci.Places
+    ) -> dict[str, Any]:
         writable = [each.path for each in spec.volumes if not each.read_only]
         return confined.bundle(bundle, rootfs=places.root, volumes=writable)
 
@@ -62,27 +58,3 @@ class UserDriver(RuncDriver):
         """Every port is its user's."""
         super()._in_namespace()
         _PORTS_OF_ROOT.write_text("0")
-
-    def _record(self, spec: StartSpec) -> Mapping[str, Any]:
-        users = spec.slot.users if spec.slot else None
-        return {"users": [users.first, users.count] if users else None}
-
-    def _remove(self, machine_id: str, disk: Path | None) -> None:
-        record = files.read_json(self._directory(machine_id) / "machine.json") or {}
-        super()._remove(machine_id, disk)
-        if found := record.get("users"):
-            _nobody_left(Block(*found))
-
-
-def _nobody_left(users: Block) -> None:
-    """All that was theirs went with the machine's cgroup and namespaces (IPC, /tmp, mounts), and nothing of theirs lies
-    on a disk. Raises InternalError where that is not so."""
-    deadline = time.monotonic() + _GONE_S
-    while left := processes.of_users(users.first, users.count):
-        if time.monotonic() > deadline:
-            raise InternalError(
-                f"Processes of users {users.first} to {users.first + users.count - 1} do not end; look at them "
-                f"with `ps` ({sorted(left)[:5]}).",
-                retryable=True,
-            )
-        time.sleep(0.01)

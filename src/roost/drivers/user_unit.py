@@ -55,7 +55,8 @@ def name(machine_id: str) -> str:
 
 def number(spec: StartSpec) -> int:
     """Whom it runs as, on the host and in the machine."""
-    assert spec.slot is not None and spec.slot.users is not None
+    assert spec.slot is not None
+    assert spec.slot.users is not None
     return spec.slot.users.first + confined.UID
 
 
@@ -120,7 +121,6 @@ def properties(spec: StartSpec, *, limits: Limits, places: Places, part_of: str)
         # How it ends.
         ("KillMode", "control-group"),
         ("TimeoutStopSec", "5"),
-        ("CollectMode", "inactive-or-failed"),
     ]
 
 
@@ -139,11 +139,11 @@ def environment(spec: StartSpec, told: Mapping[str, str]) -> str:
     """For ``EnvironmentFile``: the agent's, the token among it."""
     values = {
         "PATH": oci.PATH,
-        "HOME": confined.HOME,
         "LANG": "C.UTF-8",
         "container": "roost",
         **told,
         **spec.env,
+        "HOME": confined.HOME,
         "ROOST_AGENT_TOKEN": spec.agent_token,
     }
     return "".join(f"{key}={_quoted(value)}\n" for key, value in values.items())
@@ -158,7 +158,7 @@ def text(made: Properties, argv: Sequence[str]) -> str:
 def command(unit: str, made: Properties, argv: Sequence[str]) -> list[str]:
     """Returns when it was started, or could not be."""
     said = [f"--property={key}={value}" for key, value in made]
-    return ["systemd-run", "--quiet", f"--unit={unit}", *said, "--", *argv]
+    return ["systemd-run", "--quiet", "--collect", f"--unit={unit}", *said, "--", *argv]
 
 
 def _quoted(value: str) -> str:

@@ -25,6 +25,12 @@ def end_user(uid: int, timeout_s: float) -> None:
     _end(lambda: processes.of_user(uid), _kill, f"user {uid}", timeout_s)
 
 
+def end_users(uids: range, timeout_s: float) -> None:
+    """All that runs as any of a block of users that are one machine's own, wherever it is."""
+    what = f"users {uids.start} to {uids.stop - 1}"
+    _end(lambda: processes.of_users(uids), _kill, what, timeout_s)
+
+
 def _end(
     find: Callable[[], Collection[int]],
     kill: Callable[[Collection[int]], None],

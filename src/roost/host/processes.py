@@ -138,6 +138,20 @@ def of_user(uid: int) -> set[int]:
     return found
 
 
+def of_users(uids: range) -> set[int]:
+    """Live processes of which any number (real, effective, saved, of files) is one of these: of a block that is one
+    machine's own, whose root can be any of them and nobody else."""
+    found = set()
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                status = Path(entry.path, "status").read_text(errors="replace")
+                numbers = status.partition("\nUid:\t")[2].partition("\n")[0].split()
+                if any(int(each) in uids for each in numbers) and "\nState:\tZ" not in status:
+                    found.add(int(entry.name))
+    return found
+
+
 def _grouped(process: str) -> bool:
     return "/roost-" in Path(process, "cgroup").read_text(errors="replace")
 
