@@ -42,9 +42,17 @@ def prepare(root: Path) -> None:
                 tree.write(_HELPER, _SCRIPT, 0o755)
 
 
+def prepare_volume(root: Path) -> None:
+    """One that nothing was ever written to is the user's. Others' files have their owners, on every rung."""
+    with Tree(root) as tree, contextlib.suppress(OSError):
+        if not set(tree.names(".")) - {"lost+found"}:
+            tree.give(".", UID, UID)
+
+
 def with_user(passwd: str, shell: str) -> str:
     """Whoever has that number, too, comes after: of two names for a number the first is its name."""
-    ours, kept, at = f"{NAME}:x:{UID}:{UID}::{HOME}:{shell}", [], None
+    ours, at = f"{NAME}:x:{UID}:{UID}::{HOME}:{shell}", None
+    kept: list[str] = []
     for line in _lines(passwd):
         fields = line.split(":")
         is_ours = fields[0] == NAME

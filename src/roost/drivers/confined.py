@@ -34,7 +34,6 @@ def bundle(made: Mapping[str, Any], *, rootfs: Path, volumes: Sequence[str] = ()
         "env": [*env, f"HOME={HOME}"],
         "capabilities": {key: [] for key in ("bounding", "effective", "permitted")},
         "noNewPrivileges": True,
-        "rlimits": [*process["rlimits"], {"type": "RLIMIT_CORE", "hard": 0, "soft": 0}],
     }
     linux["seccomp"] = seccomp.profile(seccomp.ALLOWED_WITHOUT_ROOT)
     return {

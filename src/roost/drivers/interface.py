@@ -71,6 +71,11 @@ class Capabilities:
     def level(self) -> int:
         return LEVELS[self.isolation]
 
+    @property
+    def one_user(self) -> bool:
+        """Its programs run as one user that is not root, whoever a template would have them be."""
+        return self.level < LEVELS[Isolation.CONTAINER]
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:

@@ -210,7 +210,7 @@ class Start:
             await agent.renew_identity(renewal)
         if known != self.token:
             self.parts.agents.renewed(machine.id, self.token)
-        await self.parts.boundary.greeted(machine.id, agent)
+        await self.parts.boundary.greeted(machine.id, agent, machine.capabilities.one_user)
 
     def _renewal(self, stranger: bool) -> pb.RenewIdentityRequest:
         assert self.handle is not None
