@@ -24,7 +24,7 @@ _SCRIPT = b'#!/bin/sh\nexec /run/roost/roost "$@"\n'
 def prepare(root: Path) -> None:
     """Before each start. Raises MACHINE_FAILED where it cannot have its home."""
     with Tree(root) as tree:
-        shell = next((f"/bin/{each}" for each in _SHELLS if _is_there(tree, each)), "/bin/sh")
+        shell = _shell(tree)
         _rewrite(tree, "etc/passwd", lambda text: with_user(text, shell))
         _rewrite(tree, "etc/group", with_group)
         home = HOME.lstrip("/")
@@ -42,11 +42,15 @@ def prepare(root: Path) -> None:
                 tree.write(_HELPER, _SCRIPT, 0o755)
 
 
-def prepare_volume(root: Path) -> None:
-    """One that nothing was ever written to is the user's. Others' files have their owners, on every rung."""
-    with Tree(root) as tree, contextlib.suppress(OSError):
-        if not set(tree.names(".")) - {"lost+found"}:
-            tree.give(".", UID, UID)
+def alone(root: Path, number: int) -> tuple[str, str]:
+    """passwd and group of a machine whose user has the host's number for it."""
+    passwd = f"root:x:0:0::/root:/bin/sh\n{NAME}:x:{number}:{number}::{HOME}:{_shell_of(root)}\n"
+    return passwd, f"root:x:0:\n{NAME}:x:{number}:\n"
+
+
+def _shell_of(root: Path) -> str:
+    with Tree(root) as tree:
+        return _shell(tree)
 
 
 def with_user(passwd: str, shell: str) -> str:
@@ -78,8 +82,9 @@ def _lines(text: str) -> list[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def _is_there(tree: Tree, shell: str) -> bool:
-    return tree.has(f"bin/{shell}") or tree.has(f"usr/bin/{shell}")
+def _shell(tree: Tree) -> str:
+    found = (n for n in _SHELLS if tree.has(f"bin/{n}") or tree.has(f"usr/bin/{n}"))
+    return f"/bin/{next(found, 'sh')}"
 
 
 def _rewrite(tree: Tree, path: str, change: Callable[[str], str]) -> None:

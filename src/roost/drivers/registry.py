@@ -27,6 +27,12 @@ def _user(settings: Settings) -> Driver:
     return UserDriver(settings)
 
 
+def _systemd(settings: Settings) -> Driver:
+    from roost.drivers.systemd import SystemdDriver
+
+    return SystemdDriver(settings)
+
+
 def _qemu(settings: Settings) -> Driver:
     from roost.drivers.qemu import QemuDriver
 
@@ -44,6 +50,7 @@ _DRIVERS: dict[str, Callable[[Settings], Driver]] = {
     "gvisor": _gvisor,
     "runc": _runc,
     "user": _user,
+    "systemd": _systemd,
     "fake": _fake,
 }
 

@@ -46,9 +46,6 @@ class UserDriver(RuncDriver):
         """All of its identity: what is left (SSH host keys) only root of the machine could renew, or read."""
         super()._prepare_disk(spec, disk, root)
         account.prepare(root)
-        for number, volume in enumerate(spec.volumes):
-            if not volume.read_only:
-                account.prepare_volume(self._directory(spec.machine_id) / "volumes" / str(number))
         return True
 
     def _refine(

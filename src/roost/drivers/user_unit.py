@@ -18,6 +18,8 @@ from roost.network.addresses import AGENT_PORT
 
 Properties = list[tuple[str, str]]  # a name may come again
 
+_PREFIX, _SUFFIX = "roost-user-", ".service"
+
 # From what services usually call. resources: priorities, affinity and limits of its own, which programs set as a matter
 # of course; the limits of others need privileges.
 _CALLS = "@system-service memfd_create mlock mlock2 mlockall munlock munlockall"
@@ -50,7 +52,22 @@ class Places:
 
 
 def name(machine_id: str) -> str:
-    return f"roost-user-{machine_id}.service"
+    return f"{_PREFIX}{machine_id}{_SUFFIX}"
+
+
+def machine(name: str) -> str | None:
+    """Whose unit that is."""
+    if not (name.startswith(_PREFIX) and name.endswith(_SUFFIX)):
+        return None
+    return name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
+
+
+def limits(of: Limits) -> Properties:
+    return [
+        ("CPUQuota", f"{max(1, round(of.vcpu * 100))}%"),
+        ("MemoryMax", str(of.memory_bytes)),
+        ("TasksMax", str(of.pids)),
+    ]
 
 
 def number(spec: StartSpec) -> int:
@@ -60,7 +77,7 @@ def number(spec: StartSpec) -> int:
     return spec.slot.users.first + confined.UID
 
 
-def properties(spec: StartSpec, *, limits: Limits, places: Places, part_of: str) -> Properties:
+def properties(spec: StartSpec, *, size: Limits, places: Places, part_of: str) -> Properties:
     """``part_of``: the slice."""
     assert spec.slot is not None
     who, shm = str(number(spec)), max(64, spec.size.memory_mib // 2)
@@ -110,10 +127,8 @@ def properties(spec: StartSpec, *, limits: Limits, places: Places, part_of: str)
         ("SystemCallErrorNumber", "EPERM"),
         ("UMask", "0022"),
         # How much.
-        ("CPUQuota", f"{max(1, round(limits.vcpu * 100))}%"),
-        ("MemoryMax", str(limits.memory_bytes)),
+        *limits(size),
         ("MemorySwapMax", "0"),
-        ("TasksMax", str(limits.pids)),
         ("LimitNOFILE", str(oci.file_limit())),
         ("LimitCORE", "0"),
         ("OOMScoreAdjust", "500"),

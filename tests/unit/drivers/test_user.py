@@ -206,19 +206,6 @@ def test_links_of_a_hostile_image_lead_nowhere(tmp_path: Path) -> None:
     assert outside.stat().st_uid == 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
-def test_a_volume_is_given_while_it_is_empty(tmp_path: Path) -> None:
-    fresh, used = tmp_path / "fresh", tmp_path / "used"
-    for each in (fresh, used):
-        (each / "lost+found").mkdir(parents=True)
-        os.chown(each, 0, 0)
-    (used / "data").touch()
-    for each in (fresh, used):
-        account.prepare_volume(each)
-    assert (fresh.stat().st_uid, fresh.stat().st_gid) == (1000, 1000)
-    assert used.stat().st_uid == 0
-
-
 def test_without_volumes_there_is_only_the_home() -> None:
     made = oci.spec(
         replace(START, volumes=()),

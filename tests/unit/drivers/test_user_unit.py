@@ -26,8 +26,13 @@ EXPOSURE = 1.5
 
 
 def _made() -> user_unit.Properties:
-    limits = Limits(0.5, 512 << 20, 100)
-    return user_unit.properties(START, limits=limits, places=PLACES, part_of="roost-user.slice")
+    size = Limits(0.5, 512 << 20, 100)
+    return user_unit.properties(START, size=size, places=PLACES, part_of="roostuser.slice")
+
+
+def test_a_unit_is_known_by_its_name() -> None:
+    assert user_unit.machine(user_unit.name("m1")) == "m1"
+    assert user_unit.machine("ssh.service") is None
 
 
 def _analyze(*words: str) -> subprocess.CompletedProcess[str]:
