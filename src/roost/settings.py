@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     )
     ssh_host: str = Field("", description="Address SSH listens on; empty: that of the one port.")
     drivers: str = Field(
-        "qemu,gvisor,runc",
+        "qemu,gvisor,runc,user",
         description="Drivers offered, best first; `auto` takes the first available that need not emulate a CPU.",
     )
     pool_gib: int = Field(200, ge=2, description="Apparent size of a loop-backed pool (sparse).")

@@ -26,7 +26,7 @@ def end_user(uid: int, timeout_s: float) -> None:
 
 
 def end_users(uids: range, timeout_s: float) -> None:
-    """All that runs as any of a block of users that are one machine's own, wherever it is."""
+    """All that still runs as any of a block of users that were one machine's own, once its group is empty."""
     what = f"users {uids.start} to {uids.stop - 1}"
     _end(lambda: processes.of_users(uids), _kill, what, timeout_s)
 

@@ -139,15 +139,17 @@ def of_user(uid: int) -> set[int]:
 
 
 def of_users(uids: range) -> set[int]:
-    """Live processes of which any number (real, effective, saved, of files) is one of these: of a block that is one
-    machine's own, whose root can be any of them and nobody else."""
+    """Live processes of which any number (real, effective, saved, of files) is one of these, but for those of machines'
+    groups: another daemon of this host may have given the same to one of its own."""
     found = set()
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 status = Path(entry.path, "status").read_text(errors="replace")
                 numbers = status.partition("\nUid:\t")[2].partition("\n")[0].split()
-                if any(int(each) in uids for each in numbers) and "\nState:\tZ" not in status:
+                if not any(int(each) in uids for each in numbers) or "\nState:\tZ" in status:
+                    continue
+                if not _grouped(entry.path):
                     found.add(int(entry.name))
     return found
 
