@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from roost.drivers.confined import HOME, NAME, UID
+from roost.drivers.confined import HOME, NAME, UID, WORKSPACE
 from roost.errors import MachineError
 from roost.host.safefs import Tree
 
@@ -40,6 +40,12 @@ def prepare(root: Path) -> None:
         with contextlib.suppress(OSError):
             if _HELPER.rpartition("/")[2] not in tree.names(_HELPER.rpartition("/")[0]):
                 tree.write(_HELPER, _SCRIPT, 0o755)
+
+
+def homes(root: Path, uid: int) -> list[str]:
+    """What is the user's, who has that number there: the home and, where the template gave one, the place to work."""
+    with Tree(root) as tree:
+        return [HOME, *(p for p in (WORKSPACE,) if tree.owner(p.lstrip("/")) == uid)]
 
 
 def alone(root: Path, number: int) -> tuple[str, str]:

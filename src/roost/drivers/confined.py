@@ -16,21 +16,27 @@ from roost.drivers import seccomp
 UID = 1000
 NAME = "user"
 HOME = "/home/user"
+WORKSPACE = "/workspace"  # of templates that have one, and gave it to the user
 
-# What the machine's user may write. /proc: of its own processes only; /dev: terminals, /dev/null, what is shared.
-WRITABLE = (HOME, "/tmp", "/run", "/dev", "/proc")  # noqa: S108
+# What it may write beside its homes. /proc: of its own processes only; /dev: terminals, /dev/null, what is shared.
+_WRITABLE = ("/tmp", "/run", "/dev", "/proc")  # noqa: S108
 _NO_SYS = "/sys"  # what it tells is of the host
-_HOME_IMAGE = HOME.lstrip("/")
 
 
-def bundle(made: Mapping[str, Any], *, rootfs: Path, volumes: Sequence[str] = ()) -> dict[str, Any]:
-    """Of what ``oci.spec`` made. ``rootfs``: where the image is mounted; its home is bound from there. ``volumes``:
+def bundle(
+    made: Mapping[str, Any],
+    *,
+    rootfs: Path,
+    homes: Sequence[str] = (HOME,),
+    volumes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Of what ``oci.spec`` made. ``rootfs``: where the image is mounted; ``homes`` are bound from there. ``volumes``:
     where those that can be written are."""
     process, linux = dict(made["process"]), dict(made["linux"])
     env = [each for each in process["env"] if not each.startswith("HOME=")]
     process |= {
         "user": {"uid": UID, "gid": UID},
-        "args": [*process["args"], *arguments(volumes)],
+        "args": [*process["args"], *arguments([*homes, *volumes])],
         "env": [*env, f"HOME={HOME}"],
         "capabilities": {key: [] for key in ("bounding", "effective", "permitted")},
         "noNewPrivileges": True,
@@ -40,19 +46,21 @@ def bundle(made: Mapping[str, Any], *, rootfs: Path, volumes: Sequence[str] = ()
         **made,
         "root": {**made["root"], "readonly": True},
         "process": process,
-        "mounts": _mounts(made["mounts"], rootfs),
+        "mounts": _mounts(made["mounts"], rootfs, homes),
         "linux": linux,
     }
 
 
-def arguments(volumes: Sequence[str]) -> list[str]:
+def arguments(writable: Sequence[str]) -> list[str]:
     """Of the agent: where it lives, and all that it and what it starts may write."""
-    writable = [word for path in (*WRITABLE, *volumes) for word in ("--writable", path)]
-    return ["--workdir", HOME, *writable]
+    said = [word for path in (*writable, *_WRITABLE) for word in ("--writable", path)]
+    return ["--workdir", HOME, *said]
 
 
-def _mounts(made: Sequence[Mapping[str, Any]], rootfs: Path) -> list[dict[str, Any]]:
-    """Volumes, which come last, may lie in the home."""
+def _mounts(
+    made: Sequence[Mapping[str, Any]], rootfs: Path, homes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Volumes, which come last, may lie in a home."""
     kept = [dict(each) for each in made if each["destination"] != _NO_SYS]
     for each in kept:
         if each["destination"] == "/run":
@@ -66,11 +74,14 @@ def _mounts(made: Sequence[Mapping[str, Any]], rootfs: Path) -> list[dict[str, A
             "source": "tmpfs",
             "options": ["nosuid", "nodev", "mode=1777", size],
         },
-        {
-            "destination": HOME,
-            "type": "bind",
-            "source": str(rootfs / _HOME_IMAGE),
-            "options": ["bind", "nosuid", "nodev", "rw"],
-        },
+        *(
+            {
+                "destination": home,
+                "type": "bind",
+                "source": str(rootfs / home.lstrip("/")),
+                "options": ["bind", "nosuid", "nodev", "rw"],
+            }
+            for home in homes
+        ),
     ]
     return [*kept[:at], *ours, *kept[at:]]

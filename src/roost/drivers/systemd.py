@@ -80,6 +80,7 @@ class SystemdDriver(UserDriver):
         self, spec: StartSpec, directory: Path, command: list[str], fifo: console.Console
     ) -> int:
         unit, shown = user_unit.name(spec.machine_id), directory / _SHOWN
+        homes = account.homes(shown / "root", user_unit.number(spec))
         made = user_unit.properties(
             spec,
             size=self._limits(spec.size),
@@ -91,11 +92,12 @@ class SystemdDriver(UserDriver):
                 console=directory / "console",
                 volumes=shown,
             ),
+            homes=homes,
             part_of=self._slice,
         )
         try:
             run.run(
-                user_unit.command(unit, made, user_unit.program(spec)),
+                user_unit.command(unit, made, user_unit.program(spec, homes)),
                 timeout_s=self.settings.operation_timeout_s,
             )
             return int(_systemctl("show", "--property=MainPID", "--value", unit))

@@ -51,8 +51,14 @@ class UserDriver(RuncDriver):
     def _refine(
         self, bundle: dict[str, Any], spec: StartSpec, places: oci.Places
     ) -> dict[str, Any]:
-        writable = [each.path for each in spec.volumes if not each.read_only]
-        return confined.bundle(bundle, rootfs=places.root, volumes=writable)
+        assert spec.slot is not None
+        assert spec.slot.users is not None
+        return confined.bundle(
+            bundle,
+            rootfs=places.root,
+            homes=account.homes(places.root, spec.slot.users.first + confined.UID),
+            volumes=[each.path for each in spec.volumes if not each.read_only],
+        )
 
     def _in_namespace(self) -> None:
         """Every port is its user's."""

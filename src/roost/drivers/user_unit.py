@@ -77,11 +77,12 @@ def number(spec: StartSpec) -> int:
     return spec.slot.users.first + confined.UID
 
 
-def properties(spec: StartSpec, *, size: Limits, places: Places, part_of: str) -> Properties:
-    """``part_of``: the slice."""
+def properties(
+    spec: StartSpec, *, size: Limits, places: Places, homes: Sequence[str], part_of: str
+) -> Properties:
+    """``homes``: what its user may write of the image; ``part_of``: the slice."""
     assert spec.slot is not None
     who, shm = str(number(spec)), max(64, spec.size.memory_mib // 2)
-    home = f"{places.root / confined.HOME.lstrip('/')}:{confined.HOME}"
     return [
         ("Type", "exec"),
         ("Slice", part_of),
@@ -99,8 +100,8 @@ def properties(spec: StartSpec, *, size: Limits, places: Places, part_of: str) -
         ("ProtectSystem", "strict"),
         ("ProtectHome", "tmpfs"),
         ("ProtectProc", "invisible"),
-        ("BindPaths", home),
-        ("ReadWritePaths", f"+{confined.HOME}"),
+        *(("BindPaths", f"{places.root / home.lstrip('/')}:{home}") for home in homes),
+        *(("ReadWritePaths", f"+{home}") for home in homes),
         ("BindReadOnlyPaths", f"{places.passwd}:/etc/passwd"),
         ("BindReadOnlyPaths", f"{places.group}:/etc/group"),
         # The host's own would be there, and what is left in them.
@@ -139,9 +140,9 @@ def properties(spec: StartSpec, *, size: Limits, places: Places, part_of: str) -
     ]
 
 
-def program(spec: StartSpec) -> list[str]:
+def program(spec: StartSpec, homes: Sequence[str]) -> list[str]:
     """The agent, which is no first process there."""
-    writable = [each.path for each in spec.volumes if not each.read_only]
+    writable = [*homes, *(each.path for each in spec.volumes if not each.read_only)]
     return [
         oci.AGENT_PATH,
         *("--listen", f"tcp:0.0.0.0:{AGENT_PORT}"),

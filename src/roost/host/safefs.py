@@ -48,6 +48,17 @@ class Tree:
             return False
         return True
 
+    def owner(self, path: str) -> int | None:
+        """Of a directory; None where there is none, or a link on the way."""
+        try:
+            fd = self.directory(path)
+        except OSError:
+            return None
+        try:
+            return os.fstat(fd).st_uid
+        finally:
+            os.close(fd)
+
     def give(self, path: str, uid: int, gid: int) -> None:
         """A directory its owner, if it has another. Raises OSError as ``directory``."""
         fd = self.directory(path)

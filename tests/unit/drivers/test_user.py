@@ -78,7 +78,7 @@ def test_only_its_home_and_what_ends_with_it_can_be_written() -> None:
 def test_its_agent_says_so_once_more() -> None:
     args = _bundle()["process"]["args"]
     told = [args[at + 1] for at, word in enumerate(args) if word == "--writable"]
-    assert told == ["/home/user", "/tmp", "/run", "/dev", "/proc", "/home/user/data"]
+    assert told == ["/home/user", "/home/user/data", "/tmp", "/run", "/dev", "/proc"]
     assert args[args.index("--workdir") + 1] == "/home/user"
 
 
@@ -185,6 +185,20 @@ def test_the_image_is_given_home_account_and_helper(tmp_path: Path) -> None:
     (root / "usr/local/bin/roost").write_text("mine")
     account.prepare(root)
     assert (root / "usr/local/bin/roost").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+def test_a_place_to_work_is_its_own_where_the_template_gave_it(tmp_path: Path) -> None:
+    root = _image(tmp_path / "root")
+    account.prepare(root)
+    assert account.homes(root, 1000) == ["/home/user"]
+    (root / "workspace").symlink_to("/root")
+    assert account.homes(root, 1000) == ["/home/user"]
+    (root / "workspace").unlink()
+    (root / "workspace").mkdir()
+    assert account.homes(root, 1000) == ["/home/user"], "it is root's"
+    os.chown(root / "workspace", 1000, 1000)
+    assert account.homes(root, 1000) == ["/home/user", "/workspace"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")

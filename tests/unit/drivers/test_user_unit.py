@@ -21,13 +21,16 @@ PLACES = user_unit.Places(
     console=Path("/run/roost/machines/user/m1/console"),
     volumes=Path("/run/roost/machines/user/m1/volumes"),
 )
+HOMES = ["/home/user", "/workspace"]
 # Of 10, as systemd counts; what is left is what it is for: the network of its slot, its home, programs that compile.
 EXPOSURE = 1.5
 
 
 def _made() -> user_unit.Properties:
     size = Limits(0.5, 512 << 20, 100)
-    return user_unit.properties(START, size=size, places=PLACES, part_of="roostuser.slice")
+    return user_unit.properties(
+        START, size=size, places=PLACES, homes=HOMES, part_of="roostuser.slice"
+    )
 
 
 def test_a_unit_is_known_by_its_name() -> None:
@@ -69,7 +72,7 @@ def test_all_that_confines_it_is_said() -> None:
 
 
 def test_nothing_of_it_that_everybody_may_read_has_the_token() -> None:
-    argv = user_unit.program(START)
+    argv = user_unit.program(START, HOMES)
     assert "s3cret" not in user_unit.text(_made(), argv)
     assert "s3cret" not in str(user_unit.command("u", _made(), argv))
     told = user_unit.environment(START, {})
@@ -88,7 +91,7 @@ def test_a_value_of_the_environment_stays_one() -> None:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_systemd_finds_it_little_exposed(tmp_path: Path) -> None:
     unit = tmp_path / user_unit.name("m1")
-    unit.write_text(user_unit.text(_made(), user_unit.program(START)))
+    unit.write_text(user_unit.text(_made(), user_unit.program(START, HOMES)))
     done = _analyze("security", "--offline=true", f"--threshold={EXPOSURE * 10:.0f}", str(unit))
     assert done.returncode == 0, "\n".join(e for e in done.stdout.splitlines() if "✓" not in e)
 
@@ -96,7 +99,10 @@ def test_systemd_finds_it_little_exposed(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_systemd_understands_every_word(tmp_path: Path) -> None:
     unit = tmp_path / user_unit.name("m1")
-    argv = ["/bin/true", *user_unit.program(START)[1:]]  # it looks for the program on the host
+    argv = [
+        "/bin/true",
+        *user_unit.program(START, HOMES)[1:],
+    ]  # it looks for the program on the host
     unit.write_text(user_unit.text(_made(), argv))
     done = _analyze("verify", "--recursive-errors=no", str(unit))
     assert unit.name not in done.stderr, done.stderr
