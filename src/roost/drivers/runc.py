@@ -23,7 +23,7 @@ from roost.drivers.interface import (
     StartSpec,
 )
 from roost.errors import MachineError
-from roost.host import cgroups, console, processes, run
+from roost.host import advisories, cgroups, console, processes, run
 
 _TUN = "c 10:200 rwm"
 
@@ -125,5 +125,7 @@ def _probe() -> Probe:
         done = run.run(["runc", "--version"], timeout_s=10)
     except (OSError, TimeoutError) as exc:
         return Probe(False, reason=f"runc does not run: {exc}", remedy="apt-get install runc")
+    if why := advisories.refusal("runc"):
+        return Probe(False, reason=why, remedy=advisories.REMEDY)
     words = done.stdout.split()
     return Probe(True, version=words[2] if len(words) > 2 else None)
