@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from roost.drivers import oci, seccomp
+from roost.drivers import apparmor, oci, seccomp
 from roost.drivers.container import ContainerDriver
 from roost.drivers.interface import (
     Capabilities,
@@ -74,6 +74,9 @@ class RuncDriver(ContainerDriver):
     def _seccomp(self) -> Mapping[str, Any]:
         return seccomp.profile()
 
+    def _apparmor(self) -> str | None:
+        return apparmor.loaded()
+
     def _launch(
         self, spec: StartSpec, directory: Path, command: list[str], fifo: console.Console
     ) -> int:
@@ -128,4 +131,8 @@ def _probe() -> Probe:
     if why := advisories.refusal("runc"):
         return Probe(False, reason=why, remedy=advisories.REMEDY)
     words = done.stdout.split()
-    return Probe(True, version=words[2] if len(words) > 2 else None)
+    return Probe(
+        True,
+        version=words[2] if len(words) > 2 else None,
+        details={"apparmor": apparmor.why_not() or "machines run under its profile"},
+    )
