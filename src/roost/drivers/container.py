@@ -121,6 +121,10 @@ class ContainerDriver(Driver):
         """What the runtime is told, of what ``oci.spec`` made."""
         return bundle
 
+    def _apparmor(self) -> str | None:
+        """A profile that is loaded, for machines to run under."""
+        return None
+
     def _restore_command(self, directory: Path, machine_id: str, image: Path) -> list[str]:
         """As ``_command``, from a memory image."""
         raise NotImplementedError
@@ -358,6 +362,7 @@ class ContainerDriver(Driver):
             network_namespace=str(spec.slot.netns) if spec.slot else None,
             places=places,
             users=users,
+            apparmor=self._apparmor(),
         )
         bundle = self._refine(bundle, spec, places)
         fd = os.open(directory / "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

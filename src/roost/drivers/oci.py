@@ -93,9 +93,10 @@ def spec(
     network_namespace: str | None,
     places: Places = Places(Path("rootfs"), Path("volumes")),
     users: Users | None = None,
+    apparmor: str | None = None,
 ) -> dict[str, Any]:
     """``network_namespace``: a path, or None where the launcher is in it already. ``users``: None where they are the
-    host's own."""
+    host's own. ``apparmor``: a profile that is loaded."""
     files = file_limit()
     env = {
         "PATH": PATH,
@@ -130,6 +131,7 @@ def spec(
             ),
             "noNewPrivileges": start.no_new_privs,
             "oomScoreAdj": 500,  # before anything of the host's
+            **({"apparmorProfile": apparmor} if apparmor else {}),
         },
         "mounts": [
             _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),

@@ -53,6 +53,26 @@ def capacity(base: int = DEFAULT_BASE) -> int:
     return max(0, LAST - base) // COUNT
 
 
+def taken(first: int, last: int) -> list[str]:
+    """Who else on this host has numbers of that range, as the files that give them away say."""
+    found = []
+    for path, number, count in (
+        ("/etc/passwd", 2, None),
+        ("/etc/group", 2, None),
+        ("/etc/subuid", 1, 2),
+        ("/etc/subgid", 1, 2),
+    ):
+        with contextlib.suppress(OSError):
+            for line in Path(path).read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError, IndexError):
+                    fields = line.split(":")
+                    begin = int(fields[number])
+                    end = begin if count is None else begin + int(fields[count]) - 1
+                    if begin <= last and end >= first:
+                        found.append(f"{fields[0]}'s {begin}-{end} ({path})")
+    return found
+
+
 @contextlib.contextmanager
 def namespaces(of: Block) -> Iterator[Path]:
     """``/proc/PID/ns`` of a process with a user namespace of that block, and a network namespace that belongs to it:
