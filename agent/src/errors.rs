@@ -4,6 +4,8 @@ use std::io;
 
 use tonic::{Code as Grpc, Status, metadata::MetadataValue};
 
+use crate::workspace;
+
 pub type Result<T> = std::result::Result<T, Status>;
 
 macro_rules! codes {
@@ -86,6 +88,13 @@ pub fn code_of_errno(errno: i32) -> Code {
 }
 
 pub fn errno(number: i32, what: impl AsRef<str>) -> Status {
+    if number == libc::EXDEV && workspace::here().is_some() {
+        let message = format!(
+            "{}: it leads out of this machine's directory",
+            what.as_ref()
+        );
+        return fail(Code::InvalidPath, message);
+    }
     let cause = io::Error::from_raw_os_error(number);
     fail(code_of_errno(number), format!("{}: {cause}", what.as_ref()))
 }

@@ -57,6 +57,7 @@ pub mod upload;
 pub mod users;
 pub mod watch;
 pub mod wire;
+pub mod workspace;
 pub mod zygote;
 
 /// The contract, generated from proto/roost/agent/v1/agent.proto.

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixListener as StdListener;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,6 +20,8 @@ use crate::{limits, serial};
 pub enum Address {
     Tcp(String),
     Unix(String),
+    /// A unix socket that whoever started the agent listens on already, as its standard input.
+    UnixStdin,
     Serial(String),
     SerialStdio,
 }
@@ -31,9 +34,10 @@ impl std::str::FromStr for Address {
             Some(("tcp", rest)) if rest.contains(':') => Ok(Address::Tcp(rest.to_owned())),
             Some(("unix", rest)) if !rest.is_empty() => Ok(Address::Unix(rest.to_owned())),
             Some(("serial", rest)) if !rest.is_empty() => Ok(Address::Serial(rest.to_owned())),
+            None if text == "unix-stdin" => Ok(Address::UnixStdin),
             None if text == "serial-stdio" => Ok(Address::SerialStdio),
             _ => Err(format!(
-                "{text:?} is not tcp:ADDR:PORT, unix:PATH, serial:PATH or serial-stdio"
+                "{text:?} is not tcp:ADDR:PORT, unix:PATH, unix-stdin, serial:PATH or serial-stdio"
             )),
         }
     }
@@ -53,8 +57,20 @@ pub struct Connection {
 
 pub type Incoming = mpsc::Receiver<io::Result<Connection>>;
 
-/// Starts listening everywhere; returns the TCP ports, which Dial must not reach.
-pub async fn listen(addresses: &[Address], token: &Token) -> io::Result<(Incoming, Vec<u16>)> {
+/// Takes the socket of `UnixStdin`, before anything could inherit it.
+pub fn take_stdin() -> io::Result<StdListener> {
+    let taken = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let null = std::fs::File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(StdListener::from(taken))
+}
+
+/// Starts listening everywhere; returns the TCP ports, which Dial must not reach. `given`: of `take_stdin`.
+pub async fn listen(
+    addresses: &[Address],
+    mut given: Option<StdListener>,
+    token: &Token,
+) -> io::Result<(Incoming, Vec<u16>)> {
     let (sender, incoming) = mpsc::channel(8);
     let room = Arc::new(Semaphore::new(limits::CONNECTIONS));
     let mut ports = Vec::new();
@@ -71,6 +87,11 @@ pub async fn listen(addresses: &[Address], token: &Token) -> io::Result<(Incomin
             }
             Address::Unix(path) => {
                 tokio::spawn(accept_unix(bind_unix(path)?, queue));
+            }
+            Address::UnixStdin => {
+                let given = given.take().ok_or(io::ErrorKind::InvalidInput)?;
+                given.set_nonblocking(true)?;
+                tokio::spawn(accept_unix(UnixListener::from_std(given)?, queue));
             }
             Address::Serial(path) => {
                 let device = serial::Device::open(path)?;

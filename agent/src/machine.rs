@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::pool::Pool;
-use crate::{guest, proctree};
+use crate::{guest, proctree, workspace};
 
 const MAX_GRACE: Duration = Duration::from_secs(60);
 /// After SIGKILL nothing should live; a process stuck in the kernel is not waited for longer.
@@ -34,7 +34,7 @@ impl Machine {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
-        let _ = tokio::task::spawn_blocking(rustix::fs::sync).await;
+        let _ = tokio::task::spawn_blocking(sync).await;
         if exit {
             // After the reply is on its way.
             tokio::spawn(async {
@@ -79,6 +79,14 @@ impl Machine {
             !process.kernel && !process.zombie && !spared.contains(&process.pid)
         };
         all.iter().filter(ours).map(|process| process.pid).collect()
+    }
+}
+
+/// What is dirty goes to the disk; of a host that is not ours alone only to the workspace's.
+pub fn sync() {
+    match workspace::here() {
+        Some(here) => drop(rustix::fs::syncfs(here.root())),
+        None => rustix::fs::sync(),
     }
 }
 

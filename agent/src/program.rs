@@ -4,6 +4,7 @@ use crate::errors::{Code, Result, fail};
 use crate::pb::EnvVar;
 use crate::users::{self, Account, Cached, User, Users};
 use crate::wire::{Credentials, Launch};
+use crate::workspace;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -77,6 +78,9 @@ impl Programs {
             },
             shell: "/bin/sh".to_owned(),
         });
+        if workspace::here().is_some() && !user.shell.ends_with("sh") {
+            user.shell = "/bin/sh".to_owned(); // accounts that nobody logs in to
+        }
         let groups = match self.uid {
             0 => users
                 .account("0")
@@ -135,6 +139,9 @@ impl Programs {
         set(&mut pairs, "USER", &user.name);
         set(&mut pairs, "LOGNAME", &user.name);
         set(&mut pairs, "SHELL", shell);
+        if let Some(here) = workspace::here().and_then(|here| here.path.to_str()) {
+            set(&mut pairs, "ROOST_WORKSPACE", here);
+        }
         if let Some(term) = term {
             set(&mut pairs, "TERM", term);
         }

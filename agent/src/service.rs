@@ -12,13 +12,13 @@ use crate::exec::{self, Executions, Record};
 use crate::files::{self, blocking};
 use crate::inside::Inside;
 use crate::limits;
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::memory;
 use crate::pb::{self, agent_server::Agent};
 use crate::program::Programs;
 use crate::terminal::{Begin, Terminals};
 use crate::upload::{self, Chunk, Parts};
-use crate::{auth::Token, clock, dial, identity, stats, tar, watch};
+use crate::{auth::Token, clock, dial, identity, stats, tar, watch, workspace};
 
 pub const CONTRACT_MAJOR: u32 = 1;
 pub const CONTRACT_MINOR: u32 = 6;
@@ -398,6 +398,10 @@ impl Agent for Service {
     type DialStream = Out<pb::DialFrame>;
 
     async fn dial(&self, request: Request<Streaming<pb::DialFrame>>) -> Reply<Self::DialStream> {
+        if workspace::here().is_some() {
+            let message = "this machine has the host's network: its ports are the host's own";
+            return Err(fail(Code::Unsupported, message));
+        }
         stream(dial::dial(request.into_inner(), &self.own_ports).await?)
     }
 
@@ -433,7 +437,7 @@ impl Agent for Service {
 
     async fn sync(&self, _: Request<pb::Empty>) -> Reply<pb::Empty> {
         blocking(|| {
-            rustix::fs::sync();
+            machine::sync();
             Ok(())
         })
         .await?;

@@ -21,18 +21,21 @@ use crate::pool::Pool;
 use crate::program::Programs;
 use crate::service::Service;
 use crate::terminal::Terminals;
+use crate::workspace::{self, Limit};
 use crate::{guest, landlock, limits, memory, zygote};
 
 const USAGE: &str =
     "usage: roost-agent --listen ADDRESS... [--token-file PATH] [--workdir DIR] [--inside PATH]
-                   [--readable PATH]... [--writable PATH]...
+                   [--readable PATH]... [--writable PATH]... [--workspace DIR] [--limit NAME=NUMBER]...
 
-  --listen ADDRESS   tcp:ADDR:PORT, unix:PATH, serial:PATH or serial-stdio; may be given again
+  --listen ADDRESS   tcp:ADDR:PORT, unix:PATH, unix-stdin, serial:PATH or serial-stdio; may be given again
   --token-file PATH  read the token there and remove the file; otherwise from ROOST_AGENT_TOKEN
   --workdir DIR      home of the agent's own user, in place of the one in /etc/passwd
   --inside PATH      where programs ask the daemon; of a machine's first process /run/roost/socket
   --writable PATH    it and all it starts write there and below alone, where the kernel has Landlock; may be given again
   --readable PATH    with --writable: they read there, and where they write, alone; may be given again, else everywhere
+  --workspace DIR    the machine is this directory of the host: files are named beneath it, programs begin in it
+  --limit NAME=NUMBER of every process: as, core, data, fsize, nofile, nproc; may be given again
   --version
 ";
 const TOKEN_VARIABLE: &std::ffi::CStr = c"ROOST_AGENT_TOKEN";
@@ -45,6 +48,8 @@ struct Arguments {
     inside: Option<String>,
     readable: Vec<String>,
     writable: Vec<String>,
+    workspace: Option<String>,
+    limits: Vec<Limit>,
 }
 
 pub fn main() {
@@ -109,6 +114,8 @@ fn parse(arguments: Vec<String>) -> Result<Arguments, String> {
             "--inside" => parsed.inside = Some(value()?),
             "--readable" => parsed.readable.push(value()?),
             "--writable" => parsed.writable.push(value()?),
+            "--workspace" => parsed.workspace = Some(value()?),
+            "--limit" => parsed.limits.push(value()?.parse()?),
             _ => return Err(format!("unknown argument {name:?}")),
         }
     }
@@ -126,8 +133,20 @@ fn run(arguments: Arguments) -> Result<(), String> {
         true => guest::FIRST_TOKEN.to_vec(),
         false => take_token(arguments.token_file.as_deref())?,
     };
+    let mut given = None;
+    if arguments.listen.contains(&Address::UnixStdin) {
+        given = Some(listen::take_stdin().map_err(text("cannot take the socket"))?);
+    }
+    workspace::limit(&arguments.limits)?;
+    if let Some(directory) = &arguments.workspace {
+        workspace::enter(Path::new(directory))?;
+    }
     let landlock = confine(&arguments.readable, &arguments.writable);
-    let (zygote, zygote_pid) = zygote::fork(|| token.fill(0)).map_err(text("cannot fork"))?;
+    let forget = || {
+        token.fill(0);
+        drop(given.take()); // a second holder would hide the agent's death
+    };
+    let (zygote, zygote_pid) = zygote::fork(forget).map_err(text("cannot fork"))?;
     // SAFETY: prctl with constant arguments. The agent's memory holds the token: programs of the same user
     // must not read it.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
@@ -143,10 +162,10 @@ fn run(arguments: Arguments) -> Result<(), String> {
         tokio::spawn(machine::reap_orphans());
         tokio::spawn(memory::give_back());
         let pool = Pool::new(zygote, zygote_pid).map_err(text("cannot start"))?;
-        let (incoming, own_ports) = listen::listen(&arguments.listen, &token)
+        let (incoming, own_ports) = listen::listen(&arguments.listen, given, &token)
             .await
             .map_err(text("cannot listen"))?;
-        let programs = Arc::new(Programs::new(arguments.workdir));
+        let programs = Arc::new(Programs::new(arguments.workdir.or(arguments.workspace)));
         let executions =
             Executions::new(pool.clone(), programs.clone()).map_err(text("cannot start"))?;
         let terminals = Terminals::new(pool.clone(), programs.clone());

@@ -5,6 +5,7 @@ use std::fs;
 
 use crate::clock;
 use crate::pb::StatsReply;
+use crate::workspace;
 
 pub fn stats() -> StatsReply {
     let memory = fs::read_to_string("/proc/meminfo")
@@ -17,7 +18,11 @@ pub fn stats() -> StatsReply {
         Some(&available) => available,
         None => field("MemFree") + cache,
     };
-    let disk = rustix::fs::statvfs("/").ok();
+    let disk = match workspace::here() {
+        Some(here) => rustix::fs::fstatvfs(here.root()),
+        None => rustix::fs::statvfs("/"),
+    };
+    let disk = disk.ok();
     let blocks = |count: Option<u64>| match &disk {
         Some(disk) => count.unwrap_or(0).saturating_mul(disk.f_frsize),
         None => 0,

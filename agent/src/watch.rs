@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,16 +11,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
-use rustix::fs::{AtFlags, CWD, Dir, statat};
+use rustix::fs::{Dir, Mode, OFlags};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use crate::errors::{Code, Context, Result, fail};
-use crate::files::{beneath, info, show};
+use crate::files::{at, info, show};
 use crate::limits;
 use crate::pb::{FileKind, WatchEvent, WatchRequest, watch_event::Kind};
 use crate::sync::async_fd;
+use crate::workspace;
 
 /// Directories below one watch. Past it, and past the kernel's own limit, OVERFLOW says that not all is seen.
 const MAX_DIRECTORIES: usize = 65_536;
@@ -67,7 +68,7 @@ pub async fn watch(request: WatchRequest) -> Result<mpsc::Receiver<Result<WatchE
     let notifier = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).at("inotify")?;
     let notifier = Arc::new(async_fd(notifier).at("inotify")?);
     // Through a link to what it leads to; what is found below is never followed.
-    let root = path.canonicalize().at(show(&path))?;
+    let root = at::real(&path).at(show(&path))?;
     let mut watch = Watch {
         notifier: notifier.clone(),
         root: root.clone(),
@@ -180,7 +181,7 @@ impl Watch {
                 self.event(Kind::Overflow, &directory, true);
                 return Ok(());
             }
-            match inotify::add_watch(self.notifier.as_ref(), &directory, flags) {
+            match self.see(&directory, flags) {
                 Ok(number) => drop(self.directories.insert(number, directory.clone())),
                 Err(error) if top && !tell => return Err(error),
                 Err(Errno::NOSPC) => {
@@ -192,7 +193,7 @@ impl Watch {
             if !self.recursive && !tell {
                 return Ok(());
             }
-            let Ok(opened) = beneath::open_exactly(&directory) else {
+            let Ok(opened) = at::directory(&directory) else {
                 continue;
             };
             let Ok(entries) = Dir::read_from(&opened) else {
@@ -204,7 +205,7 @@ impl Watch {
                     continue;
                 }
                 let below = directory.join(std::ffi::OsStr::from_bytes(name));
-                let stat = statat(CWD, &below, AtFlags::SYMLINK_NOFOLLOW);
+                let stat = at::lstat(&below);
                 let is_directory = stat.is_ok_and(|stat| info::kind(&stat) == FileKind::Directory);
                 if tell {
                     self.event(Kind::Created, &below, is_directory);
@@ -215,6 +216,20 @@ impl Watch {
             }
         }
         Ok(())
+    }
+
+    /// In a workspace by descriptor: inotify knows only paths.
+    fn see(&self, directory: &Path, flags: WatchFlags) -> rustix::io::Result<i32> {
+        if workspace::here().is_none() {
+            return inotify::add_watch(self.notifier.as_ref(), directory, flags);
+        }
+        let found = at::open(directory, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+        let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+        inotify::add_watch(
+            self.notifier.as_ref(),
+            path,
+            flags - WatchFlags::DONT_FOLLOW,
+        )
     }
 
     /// Takes what the kernel has.
@@ -275,7 +290,7 @@ impl Watch {
         } else if flags.contains(ReadFlags::ATTRIB) {
             // A directory below is seen twice, from its parent and from itself; a file that is unlinked
             // changes its count of links first.
-            if name.is_some() || path == root && path.exists() {
+            if name.is_some() || path == root && at::lstat(&path).is_ok() {
                 self.event(Kind::Attributes, &path, directory);
             }
         } else if path == root && flags.intersects(ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF) {

@@ -45,7 +45,7 @@ from roost.gateway.metrics import Metrics
 from roost.gateway.rpc import Rpc
 from roost.gateway.tls import Tls
 from roost.logs import Logs
-from roost.network import SlotNetwork
+from roost.network import HostNetwork, Network, SlotNetwork
 from roost.preview.plane import Plane
 from roost.prices import Prices
 from roost.secrets import process as boundary
@@ -150,11 +150,11 @@ def load_settings() -> Settings:
 
 
 def require_root(settings: Settings) -> None:
-    """Raises FORBIDDEN."""
-    if os.geteuid() != 0 and settings.driver_names != ["fake"]:
+    """Of a daemon that offers nothing without it. Raises FORBIDDEN."""
+    if os.geteuid() != 0 and not {"workspace", "fake"} & set(settings.driver_names):
         raise ForbiddenError(
-            f"The drivers {settings.drivers} (rungs 2 and 3) make namespaces, mounts and firewall rules,"
-            " which needs root: run the daemon as root."
+            f"The drivers {settings.drivers} make namespaces, mounts and firewall rules, which needs root: run the"
+            " daemon as root, or offer workspaces too (ROOST_DRIVERS)."
         )
 
 
@@ -244,7 +244,9 @@ async def compose(
     store = await asyncio.to_thread(Store.open, settings.data_dir / "roost.db", clock)
     stack.push_async_callback(store.close)
     storage = PoolStorage(settings)
-    network = SlotNetwork(settings, Supervisor(settings))
+    network: Network = HostNetwork()
+    if os.geteuid() == 0:
+        network = SlotNetwork(settings, Supervisor(settings))
     drivers = {name: registry.create(name, settings) for name in settings.driver_names}
     agents = Agents()
     stack.push_async_callback(agents.close)
@@ -355,12 +357,12 @@ async def compose(
         browser=browser,
         computer=Computer(helpers),
         code=Code(helpers, machines),
-        promotions=Promotions(engine, machines, ports, keys),
+        promotions=Promotions(engine, machines, ports, keys, templates),
         diffs=Diffs(machines),
         trees=Trees(store, machines),
         tickets=Tickets(keys, engine.identity.secret, clock),
         exchange=Exchange(keys, rates, clock, engine.identity.secret),
-        listening=ListeningPorts(files),
+        listening=ListeningPorts(files, machines),
     )
     asked = Requests(engine, machines, ports, services.usage, audit)
     stack.push_async_callback(asked.close)

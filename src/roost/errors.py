@@ -107,6 +107,7 @@ CODES: dict[str, tuple[int, bool, type[RoostError]]] = {
     "AUTH_REQUIRED": (401, False, AuthError),
     "AUTH_INVALID": (401, False, AuthError),
     "FORBIDDEN": (403, False, ForbiddenError),
+    "RUNG_REFUSED": (403, False, ForbiddenError),  # the profile, or the tenant, asks for more
     "PERMISSION_DENIED": (403, False, ForbiddenError),  # the machine's own file permissions
     "NOT_FOUND": (404, False, NotFoundError),
     "MACHINE_NOT_FOUND": (404, False, NotFoundError),
@@ -138,6 +139,7 @@ CODES: dict[str, tuple[int, bool, type[RoostError]]] = {
     "RANGE_NOT_SATISFIABLE": (416, False, InvalidRequestError),
     "INVALID_STATE": (409, False, ConflictError),
     "ALREADY_EXISTS": (409, False, ConflictError),
+    "RUNG_LOWER": (409, False, ConflictError),  # machines go up the ladder only
     "FILE_EXISTS": (409, False, ConflictError),
     "DIRECTORY_NOT_EMPTY": (409, False, ConflictError),
     "SNAPSHOT_INVALID": (409, False, ConflictError),  # damaged, or not of this host

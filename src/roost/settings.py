@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from roost import defaults
 from roost.egress.policy import Mode, Policy, private_ranges
 from roost.errors import RoostError
 from roost.host.idmaps import COUNT, DEFAULT_BASE, LAST
@@ -22,9 +24,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ROOST_", extra="ignore")
 
-    data_dir: Path = Field(Path("/var/lib/roost"), description="Database, pool, keys, logs.")
+    data_dir: Path = Field(
+        Path("/var/lib/roost"),
+        description="Database, pool, keys, logs; of a daemon that is not root `~/.local/share/roost`.",
+    )
     run_dir: Path = Field(
-        Path("/run/roost"), description="Sockets, pid file, bundles; gone after a reboot."
+        Path("/run/roost"),
+        description="Sockets, pid file, bundles; gone after a reboot; of a daemon that is not root `$XDG_RUNTIME_DIR/roost`.",
     )
     host: str = Field("127.0.0.1", description="Address the one port listens on.")
     port: int = Field(7676, ge=1, le=65535, description="The one port: HTTP and gRPC.")
@@ -41,8 +47,17 @@ class Settings(BaseSettings):
     )
     ssh_host: str = Field("", description="Address SSH listens on; empty: that of the one port.")
     drivers: str = Field(
-        "qemu,gvisor,runc,user",
-        description="Drivers offered, best first; `auto` takes the first available that need not emulate a CPU.",
+        "qemu,gvisor,runc,user,workspace",
+        description="Drivers offered, best first; `auto` takes the first available that need not emulate a CPU, and rungs 0 and 1 only where there is nothing else.",
+    )
+    workspace_user: str = Field(
+        "nobody",
+        min_length=1,
+        description="Account that programs of workspaces run as where the daemon is root, never root itself; another daemon's run as its own user.",
+    )
+    profile: Literal["indie", "managed"] = Field(
+        "indie",
+        description="`managed`: tenants' machines stand on rungs 2 and 3, `auto` takes a container; `indie`: every rung offered is everybody's.",
     )
     pool_gib: int = Field(200, ge=2, description="Apparent size of a loop-backed pool (sparse).")
     pool_reserve_percent: float = Field(
@@ -187,6 +202,14 @@ class Settings(BaseSettings):
         description='JSON, e.g. `{"currency": "EUR", "vcpu_second": "0.00001"}`; also `memory_gib_second`, `storage_gib_hour`, `egress_gib`.',
     )
     log_level: str = Field("info", description="debug, info, warning, error.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _places(cls, values: Any) -> Any:
+        given = dict(values)
+        given.setdefault("data_dir", defaults.data_dir())
+        given.setdefault("run_dir", defaults.run_dir())
+        return given
 
     @field_validator("prices")
     @classmethod

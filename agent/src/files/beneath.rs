@@ -36,9 +36,3 @@ pub fn open_directory(root: BorrowedFd<'_>, relative: &Path) -> Result<OwnedFd> 
         .map_or(root, |directory| directory.as_fd());
     openat(at, ".", READ, Mode::empty())
 }
-
-/// The directory that `path` itself is, links above it followed as usual.
-pub fn open_exactly(path: &Path) -> Result<OwnedFd> {
-    let directory = openat(rustix::fs::CWD, path, STEP, Mode::empty())?;
-    openat(directory, ".", READ, Mode::empty())
-}

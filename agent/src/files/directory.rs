@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{
     AtFlags, CWD, Dir, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat,
-    mkdir, open, openat, renameat, statat, utimensat,
+    openat, statat, utimensat,
 };
 use rustix::io::Errno;
 
 use crate::errors::{Code, Context, Result, fail};
-use crate::files::{beneath, info, show, write::move_new};
+use crate::files::{at, beneath, info, show, write::move_new};
 use crate::pb::{
     FileInfo, FileKind, ListDirReply, ListDirRequest, MakeDirRequest, MoveRequest,
     SetAttributesRequest,
@@ -31,7 +31,7 @@ pub fn list(request: &ListDirRequest, users: &Users) -> Result<ListDirReply> {
         limit => limit.min(MAX_LIMIT),
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let directory = open(&path, flags, Mode::empty()).at(show(&path))?;
+    let directory = at::open(&path, flags, Mode::empty()).at(show(&path))?;
     // The smallest names after `after`: a directory of a million entries costs no more memory than a page.
     let mut names: BinaryHeap<Vec<u8>> = BinaryHeap::new();
     let mut more = false;
@@ -81,7 +81,7 @@ pub fn make(request: &MakeDirRequest, users: &Users) -> Result<FileInfo> {
         }
         match make_one(&path, mode, owner) {
             Err(status) if status.code() == tonic::Code::AlreadyExists => {
-                let stat = statat(CWD, &path, AtFlags::empty()).at(show(&path))?;
+                let stat = at::stat(&path).at(show(&path))?;
                 if info::kind(&stat) != FileKind::Directory {
                     return Err(status);
                 }
@@ -95,19 +95,19 @@ pub fn make(request: &MakeDirRequest, users: &Users) -> Result<FileInfo> {
 }
 
 fn make_one(path: &Path, mode: u32, owner: (Option<u32>, Option<u32>)) -> Result<()> {
-    mkdir(path, Mode::from(mode & 0o777)).at(show(path))?;
+    at::make_directory(path, Mode::from(mode & 0o777)).at(show(path))?;
     if owner != (None, None) {
         chown(path, owner)?;
     }
     // The umask does not count here.
-    chmodat(CWD, path, Mode::from(mode), AtFlags::empty()).at(show(path))
+    at::change_mode(path, Mode::from(mode)).at(show(path))
 }
 
 /// `path` and what is missing above it.
 pub fn make_all(path: &Path, mode: u32, owner: (Option<u32>, Option<u32>)) -> Result<()> {
     let mut missing: Vec<&Path> = Vec::new();
     for ancestor in path.ancestors() {
-        match statat(CWD, ancestor, AtFlags::empty()) {
+        match at::stat(ancestor) {
             Ok(stat) if info::kind(&stat) == FileKind::Directory => break,
             Ok(_) => {
                 let message = format!("{} is not a directory", show(ancestor));
@@ -128,14 +128,14 @@ pub fn make_all(path: &Path, mode: u32, owner: (Option<u32>, Option<u32>)) -> Re
 
 fn chown(path: &Path, owner: (Option<u32>, Option<u32>)) -> Result<()> {
     let (uid, gid) = (owner.0.map(Uid::from_raw), owner.1.map(Gid::from_raw));
-    chownat(CWD, path, uid, gid, AtFlags::SYMLINK_NOFOLLOW).at(show(path))
+    at::change_owner(path, uid, gid).at(show(path))
 }
 
 pub fn move_entry(request: &MoveRequest, users: &Users) -> Result<FileInfo> {
     let source = crate::files::path(&request.source)?;
     let destination = crate::files::path(&request.destination)?;
     let moved = if request.overwrite {
-        renameat(CWD, &source, CWD, &destination)
+        at::rename(&source, &destination)
     } else {
         move_new(&source, &destination)
     };
@@ -199,11 +199,12 @@ pub fn set_attributes(request: &SetAttributesRequest, users: &Users) -> Result<F
             }
             Ok(())
         };
-    change(CWD.as_fd(), &path, &path, true)?;
-    let stat = statat(CWD, &path, AtFlags::empty()).at(show(&path))?;
+    let (_held, target) = at::target(&path).at(show(&path))?;
+    change(CWD.as_fd(), &target, &path, true)?;
+    let stat = at::stat(&path).at(show(&path))?;
     if request.recursive && info::kind(&stat) == FileKind::Directory {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = open(&path, flags, Mode::empty()).at(show(&path))?;
+        let root = at::open(&path, flags, Mode::empty()).at(show(&path))?;
         let mut pending = vec![PathBuf::new()];
         while let Some(relative) = pending.pop() {
             let parent = match beneath::open_directory(root.as_fd(), &relative) {

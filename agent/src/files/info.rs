@@ -1,14 +1,14 @@
 //! What is told about one entry of a directory.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, CWD, FileType, Stat, readlinkat, statat};
+use rustix::fs::{AtFlags, FileType, Stat, readlinkat, statat};
 
 use crate::errors::{Context, Result};
-use crate::files::show;
+use crate::files::{at, show};
 use crate::pb::{FileInfo, FileKind};
 use crate::users::Users;
 
@@ -45,15 +45,20 @@ pub fn mtime_ns(stat: &Stat) -> i64 {
         .saturating_add(stat.st_mtime_nsec as i64)
 }
 
-/// The entry `name` of the directory `at`; `path` is how the reply calls it.
-pub fn of_entry(at: BorrowedFd<'_>, name: &Path, path: &Path, users: &Users) -> Result<FileInfo> {
-    let stat = statat(at, name, AtFlags::SYMLINK_NOFOLLOW).at(show(path))?;
+/// The entry `name` of a directory; `path` is how the reply calls it.
+pub fn of_entry(
+    directory: BorrowedFd<'_>,
+    name: &Path,
+    path: &Path,
+    users: &Users,
+) -> Result<FileInfo> {
+    let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).at(show(path))?;
     let mut info = of_stat(path, &stat, users);
     if kind(&stat) == FileKind::Symlink {
-        if let Ok(target) = readlinkat(at, name, Vec::new()) {
+        if let Ok(target) = readlinkat(directory, name, Vec::new()) {
             info.link_target = Bytes::copy_from_slice(target.as_bytes());
         }
-        if let Ok(target) = statat(at, name, AtFlags::empty()) {
+        if let Ok(target) = at::follow(directory, name) {
             info.target_kind = kind(&target).into();
         }
     }
@@ -62,8 +67,9 @@ pub fn of_entry(at: BorrowedFd<'_>, name: &Path, path: &Path, users: &Users) -> 
 
 pub fn of_path(path: &Path, follow: bool, users: &Users) -> Result<FileInfo> {
     if follow {
-        let stat = statat(CWD, path, AtFlags::empty()).at(show(path))?;
+        let stat = at::stat(path).at(show(path))?;
         return Ok(of_stat(path, &stat, users));
     }
-    of_entry(CWD.as_fd(), path, path, users)
+    let place = at::place(path).at(show(path))?;
+    of_entry(place.directory(), place.name(), path, users)
 }

@@ -1,6 +1,7 @@
 //! Files, as the machine's own kernel resolves them. Every operation here blocks, and runs on the bounded
 //! pool of blocking threads.
 
+pub mod at;
 pub mod beneath;
 pub mod directory;
 pub mod info;

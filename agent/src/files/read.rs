@@ -5,11 +5,11 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, open, statat};
+use rustix::fs::{Mode, OFlags, fstat};
 use tokio::sync::mpsc::Sender;
 
 use crate::errors::{Code, Context, Result, fail};
-use crate::files::{info, show};
+use crate::files::{at, info, show};
 use crate::pb::{FileKind, ReadFileChunk, ReadFileRequest};
 use crate::users::Users;
 
@@ -21,11 +21,11 @@ const MAX_UNSIZED: u64 = 16 << 20;
 /// Opens a regular file without waiting on, or waking, anything else that a path can lead to.
 pub fn open_regular(path: &Path, flags: OFlags, mode: Mode) -> Result<File> {
     // Looked at first as well, because to open a device can be to act on it.
-    if let Ok(stat) = statat(CWD, path, AtFlags::empty()) {
+    if let Ok(stat) = at::stat(path) {
         refuse_other_kinds(path, &stat)?;
     }
     let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = File::from(open(path, flags, mode).at(show(path))?);
+    let file = File::from(at::open(path, flags, mode).at(show(path))?);
     refuse_other_kinds(path, &fstat(&file).at(show(path))?)?;
     Ok(file)
 }

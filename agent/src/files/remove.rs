@@ -5,21 +5,26 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, renameat, statat, unlinkat};
+use rustix::fs::{AtFlags, Dir, fstat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use crate::errors::{Code, Context, Result, fail};
 use crate::files::write::random;
-use crate::files::{beneath, info, show};
+use crate::files::{at, beneath, info, show};
 use crate::pb::{FileKind, RemoveRequest};
+use crate::workspace;
 
 /// Open directories while descending; a deeper one is first moved up beside the root of the removal.
 const MAX_DEPTH: usize = 64;
 
 pub fn remove(request: &RemoveRequest) -> Result<()> {
     let path = crate::files::path(&request.path)?;
-    let stat = statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW).at(show(&path))?;
-    let root = statat(CWD, "/", AtFlags::empty()).at("/")?;
+    let stat = at::lstat(&path).at(show(&path))?;
+    let root = match workspace::here() {
+        Some(here) => fstat(here.root()),
+        None => at::stat(Path::new("/")),
+    };
+    let root = root.at("/")?;
     if (stat.st_dev, stat.st_ino) == (root.st_dev, root.st_ino) {
         return Err(fail(
             Code::InvalidArgument,
@@ -27,13 +32,13 @@ pub fn remove(request: &RemoveRequest) -> Result<()> {
         ));
     }
     if info::kind(&stat) != FileKind::Directory {
-        return unlinkat(CWD, &path, AtFlags::empty()).at(show(&path));
+        return at::remove(&path, AtFlags::empty()).at(show(&path));
     }
     if request.recursive {
-        let directory = beneath::open_exactly(&path).at(show(&path))?;
+        let directory = at::directory(&path).at(show(&path))?;
         empty(directory.as_fd()).at(show(&path))?;
     }
-    unlinkat(CWD, &path, AtFlags::REMOVEDIR).at(show(&path))
+    at::remove(&path, AtFlags::REMOVEDIR).at(show(&path))
 }
 
 /// A directory and everything below it.

@@ -8,13 +8,13 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, Stat, fstat, open, readlinkat, statat};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat, fstat, readlinkat, statat};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc::Sender;
 
 use crate::errors::{Code, Context, Result, fail};
-use crate::files::{beneath, info, read::open_regular, show};
+use crate::files::{at, beneath, info, read::open_regular, show};
 use crate::pb::{DigestReply, DigestRequest, FileKind, SurveyReply, SurveyRequest, TreeEntry};
 
 const MAX_ENTRIES: u64 = 1_000_000;
@@ -43,12 +43,12 @@ pub fn survey(request: &SurveyRequest, sender: &Sender<Result<SurveyReply>>) -> 
         0 => MAX_ENTRIES,
         asked => asked.min(MAX_ENTRIES),
     };
-    let stat = statat(CWD, &top, AtFlags::SYMLINK_NOFOLLOW).at(show(&top))?;
+    let stat = at::lstat(&top).at(show(&top))?;
     let directory = info::kind(&stat) == FileKind::Directory;
     let mut reply = Replies::new(sender);
     let mut first = entry(Path::new(""), &stat);
     if info::kind(&stat) == FileKind::Symlink
-        && let Ok(target) = readlinkat(CWD, &top, Vec::new())
+        && let Ok(target) = at::read_link(&top)
     {
         first.link_target = Bytes::copy_from_slice(target.as_bytes());
     }
@@ -58,9 +58,9 @@ pub fn survey(request: &SurveyRequest, sender: &Sender<Result<SurveyReply>>) -> 
         return Ok(());
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let root = match open(&top, flags, Mode::empty()) {
+    let root = match at::open(&top, flags, Mode::empty()) {
         // gVisor, see `beneath`.
-        Err(Errno::LOOP | Errno::NOTDIR) => beneath::open_exactly(&top).at(show(&top))?,
+        Err(Errno::LOOP | Errno::NOTDIR) => at::directory(&top).at(show(&top))?,
         other => other.at(show(&top))?,
     };
     let walk = Walk {

@@ -5,13 +5,10 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Uid, fchmod, fchown, fstat, open, readlink,
-    renameat, renameat_with, statat, unlink,
-};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchmod, fchown, fstat};
 
 use crate::errors::{Code, Context, Result, fail};
-use crate::files::{directory, info, read::open_regular, show};
+use crate::files::{at, directory, info, read::open_regular, show};
 use crate::pb::write_file_header::Mode as WriteMode;
 use crate::pb::{FileInfo, FileKind, WriteFileHeader};
 use crate::upload::{Part, Parts, broke_off};
@@ -43,7 +40,7 @@ struct Target {
 impl Drop for Target {
     fn drop(&mut self) {
         if let Some(temporary) = &self.temporary {
-            let _ = unlink(temporary);
+            let _ = at::remove(temporary, AtFlags::empty());
         }
     }
 }
@@ -69,7 +66,7 @@ impl Target {
                 format!("{} is a directory", show(asked)),
             ));
         }
-        let old = statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW).ok();
+        let old = at::lstat(&path).ok();
         if let Some(old) = &old {
             match (header.mode(), info::kind(old)) {
                 (WriteMode::CreateNew, _) => {
@@ -93,7 +90,7 @@ impl Target {
             let temporary = parent.join(format!(".roost-{:016x}", random()?));
             let flags =
                 OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let file = File::from(open(&temporary, flags, Mode::from(0o600)).at(show(&path))?);
+            let file = File::from(at::open(&temporary, flags, Mode::from(0o600)).at(show(&path))?);
             let create_new = header.mode() == WriteMode::CreateNew;
             Target {
                 file,
@@ -170,13 +167,14 @@ impl Target {
             let moved = if self.create_new {
                 move_new(temporary, &self.path)
             } else {
-                renameat(CWD, temporary, CWD, &self.path)
+                at::rename(temporary, &self.path)
             };
             match moved {
                 Ok(()) => self.temporary = None,
                 // A mount point, as /etc/resolv.conf is in many containers, can only be written in place.
                 Err(rustix::io::Errno::BUSY) if !self.create_new => {
-                    let mut source = File::open(temporary).at(show(&self.path))?;
+                    let source = at::open(temporary, OFlags::RDONLY, Mode::empty());
+                    let mut source = File::from(source.at(show(&self.path))?);
                     let flags = OFlags::WRONLY | OFlags::TRUNC;
                     let mut file = open_regular(&self.path, flags, Mode::empty())?;
                     std::io::copy(&mut source, &mut file).at(show(&self.path))?;
@@ -186,9 +184,9 @@ impl Target {
         }
         if sync {
             let parent = self.path.parent().unwrap_or(Path::new("/"));
-            File::open(parent)
-                .and_then(|directory| directory.sync_all())
-                .at(show(parent))?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            let directory = at::open(parent, flags, Mode::empty()).at(show(parent))?;
+            rustix::fs::fsync(&directory).at(show(parent))?;
         }
         Ok(())
     }
@@ -197,17 +195,17 @@ impl Target {
 /// A rename that refuses an existing target, also where the file system cannot do that in one step.
 pub fn move_new(from: &Path, to: &Path) -> rustix::io::Result<()> {
     use rustix::io::Errno;
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+    match at::rename_new(from, to) {
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
         other => return other,
     }
-    match rustix::fs::linkat(CWD, from, CWD, to, AtFlags::empty()) {
-        Ok(()) => unlink(from),
+    match at::link(from, to) {
+        Ok(()) => at::remove(from, AtFlags::empty()),
         Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            if statat(CWD, to, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+            if at::lstat(to).is_ok() {
                 return Err(Errno::EXIST);
             }
-            renameat(CWD, from, CWD, to)
+            at::rename(from, to)
         }
         Err(error) => Err(error),
     }
@@ -217,10 +215,10 @@ pub fn move_new(from: &Path, to: &Path) -> rustix::io::Result<()> {
 fn resolve(path: &Path) -> Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {
-        match statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW) {
+        match at::lstat(&path) {
             Ok(stat) if info::kind(&stat) == FileKind::Symlink => {
                 use std::os::unix::ffi::OsStrExt;
-                let target = readlink(&path, Vec::new()).at(show(&path))?;
+                let target = at::read_link(&path).at(show(&path))?;
                 let target = Path::new(std::ffi::OsStr::from_bytes(target.as_bytes())).to_owned();
                 path = path.parent().unwrap_or(Path::new("/")).join(target);
             }

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::buffer::spare_capacity;
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, open, openat,
-    readlinkat, statat,
+    AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat,
+    statat,
 };
 use rustix::io::Errno;
 use tokio::sync::mpsc::Sender;
 
 use crate::errors::{Context, Result};
-use crate::files::{beneath, info, read::open_regular, show};
+use crate::files::{at, beneath, info, read::open_regular, show};
 use crate::pb::{Data, FileKind, TarOutRequest};
 use crate::tar::format::{BLOCK, Header, Kind, encode, padding};
 use crate::tar::layer::elsewhere;
@@ -46,7 +46,7 @@ struct Pack<'a> {
 
 pub fn pack(request: &TarOutRequest, sender: &Sender<Result<Data>>) -> Result<()> {
     let path = crate::files::path(&request.path)?;
-    let stat = statat(CWD, &path, AtFlags::empty()).at(show(&path))?;
+    let stat = at::stat(&path).at(show(&path))?;
     let mut pack = Pack {
         sender,
         pending: Vec::new(),
@@ -56,7 +56,7 @@ pub fn pack(request: &TarOutRequest, sender: &Sender<Result<Data>>) -> Result<()
     };
     if info::kind(&stat) == FileKind::Directory {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = open(&path, flags, Mode::empty()).at(show(&path))?;
+        let root = at::open(&path, flags, Mode::empty()).at(show(&path))?;
         pack.tree(root.as_fd(), &path)?;
     } else {
         let file = open_regular(&path, OFlags::RDONLY, Mode::empty())?;

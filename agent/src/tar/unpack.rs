@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 use bytes::{Buf, Bytes};
 use rustix::fs::{
     AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chownat, fchmod, fchown,
-    futimens, linkat, mkdirat, open, openat, statat, symlinkat, syncfs, unlinkat, utimensat,
+    futimens, linkat, mkdirat, openat, statat, symlinkat, syncfs, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
 use crate::errors::{Code, Context, Result, fail};
-use crate::files::{beneath, directory, info, show};
+use crate::files::{at, beneath, directory, info, show};
 use crate::pb::{FileKind, TarInHeader, TarInReply};
 use crate::tar::decode::{Bounds, Decoder};
 use crate::tar::format::{BLOCK, Header, Kind, Reader, broken, padding};
@@ -82,7 +82,7 @@ pub fn unpack(header: &TarInHeader, source: impl Read, users: &Users) -> Result<
     directory::make_all(&path, 0o755, owner)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut unpack = Unpack {
-        root: open(&path, flags, Mode::empty()).at(show(&path))?,
+        root: at::open(&path, flags, Mode::empty()).at(show(&path))?,
         shown: path,
         owner,
         modes: if header.keep_special { 0o7777 } else { 0o1777 },

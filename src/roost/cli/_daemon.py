@@ -17,11 +17,13 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from roost import defaults
 from roost.cli._out import note
 from roost.client import _tls as tls
-from roost.client._config import DEFAULT_DATA_DIR, data_dir, default_url, is_loopback
+from roost.client._config import data_dir, default_url, is_loopback
 from roost.errors import RoostError, error
 
+SYSTEM_DATA_DIR = "/var/lib/roost"  # what the unit serves
 UNIT = Path("/etc/systemd/system/roost.service")
 START_S = 60.0
 STOP_S = 40.0
@@ -30,7 +32,7 @@ LINES = 12  # of a failed start
 
 
 def run_dir() -> Path:
-    return Path(os.environ.get("ROOST_RUN_DIR") or "/run/roost")
+    return Path(os.environ.get("ROOST_RUN_DIR") or defaults.run_dir())
 
 
 def local_url() -> str:
@@ -103,7 +105,7 @@ def _is_daemon(pid: int) -> bool:
     if b"roost.daemon" not in arguments:
         return False
     theirs = next((v[15:] for v in environment if v.startswith(b"ROOST_DATA_DIR=")), None)
-    where = os.fsdecode(theirs) if theirs else DEFAULT_DATA_DIR
+    where = os.fsdecode(theirs) if theirs else defaults.data_dir()
     return os.path.realpath(where) == os.path.realpath(data_dir())
 
 
@@ -209,7 +211,7 @@ def _systemd() -> bool:
     return (
         UNIT.exists()
         and Path("/run/systemd/system").is_dir()
-        and os.path.realpath(data_dir()) == DEFAULT_DATA_DIR
+        and os.path.realpath(data_dir()) == SYSTEM_DATA_DIR
     )
 
 

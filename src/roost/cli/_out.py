@@ -29,6 +29,8 @@ HINTS = {
     "TENANT_NOT_FOUND": "roost tenant ls",
     "PORT_NOT_FOUND": "roost port ls MACHINE",
     "RUNG_UNAVAILABLE": "roost doctor",
+    "RUNG_REFUSED": "roost doctor --contract",
+    "RUNG_LOWER": "roost doctor --contract",
     "BROWSER_DOWN": "roost ps MACHINE --all",
     "DISPLAY_DOWN": "roost ps MACHINE --all",
     "KERNEL_DOWN": "roost ps MACHINE --all",

@@ -138,12 +138,33 @@ def promote(
     destroy: Annotated[
         bool, typer.Option("--destroy", help="Destroy that machine then; else it lives on.")
     ] = False,
+    isolation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUNG",
+            help="Up the ladder instead, with its disk: user, container, microvm.",
+            autocompletion=lambda: ["user", "container", "microvm"],
+        ),
+    ] = None,
+    driver: Annotated[
+        str | None, typer.Option(help="Up the ladder to this driver (see roost doctor).")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Put a fork in its parent's place: it takes key, name, ports with their hosts and links.
 
-    The way back: roost promote PARENT --onto MACHINE.
+    The way back: roost promote PARENT --onto MACHINE. With --isolation or --driver the machine goes up the ladder: same
+    id, disk, key, ports and policy; what runs in it ends, its memory is dropped, and there is no way down.
     """
+    if isolation is not None or driver is not None:
+        if onto is not None or destroy:
+            raise usage_error("--isolation and --driver go without --onto and --destroy.")
+        climbed = find(machine).promote(isolation=isolation, driver=driver)
+        if json:
+            print_json(climbed.to_json())
+        else:
+            say(f"{climbed.id} {climbed.isolation['claim']}")
+        return
     other = None if onto is None else find(onto)
     m = find(machine).promote(other, previous="destroy" if destroy else "keep")
     if json:

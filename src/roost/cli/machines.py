@@ -68,6 +68,13 @@ Autowake = Annotated[
         "--autowake/--no-autowake", help="Asleep, what needs it wakes it; or wake alone does."
     ),
 ]
+Unrestricted = Annotated[
+    bool,
+    typer.Option(
+        "--unrestricted",
+        help="Without the guardrails inside it (a tool policy); the boundary stays.",
+    ),
+]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Until it runs.")]
 
 
@@ -95,6 +102,7 @@ def create(
     volume: Volumes = [],  # noqa: B006
     expiry: Expiry = None,
     autowake: Autowake = None,
+    unrestricted: Unrestricted = False,
     egress: Mode = None,
     allow: Allow = [],  # noqa: B006
     observe: Observe = False,
@@ -109,6 +117,7 @@ def create(
         name, vcpu, memory, storage, isolation, driver, env, label, autosleep, hibernate_after, ttl
     )
     settings |= {"volumes": volume or None, "expiry": expiry, "autowake": autowake}
+    settings["unrestricted"] = unrestricted or None
     settings["egress"] = asked(egress, allow, observe)
     settings["allow_inside"] = allowed(allow_inside)
     _made(Machine.create(template, key=key, snapshot=snapshot, wait=wait, **settings), json)
@@ -132,6 +141,7 @@ def ensure(
     volume: Volumes = [],  # noqa: B006
     expiry: Expiry = None,
     autowake: Autowake = None,
+    unrestricted: Unrestricted = False,
     egress: Mode = None,
     allow: Allow = [],  # noqa: B006
     observe: Observe = False,
@@ -148,6 +158,7 @@ def ensure(
         name, vcpu, memory, storage, isolation, driver, env, label, autosleep, hibernate_after, ttl
     )
     settings |= {"volumes": volume or None, "expiry": expiry, "autowake": autowake}
+    settings["unrestricted"] = unrestricted or None
     settings["egress"] = asked(egress, allow, observe)
     settings["allow_inside"] = allowed(allow_inside)
     _made(Machine.ensure(key, template=template, **settings), json)
@@ -193,6 +204,8 @@ def show_made(machines: list[Machine], json: bool) -> None:
 
 
 def _made(machine: Machine, json: bool) -> None:
+    for warning in machine.warnings:
+        note(f"Warning: {warning}")
     if json:
         print_json(machine.to_json())
         return
@@ -286,6 +299,7 @@ def show(machine: MachineArg, json: Json = False) -> None:
             ("size", f"{m.vcpu:g} vCPU, {m.memory_mib} MiB, {m.storage_gib} GiB disk"),
             ("isolation", f"{isolation.get('claim')} [{isolation.get('driver')}]"),
             ("boundary", isolation.get("boundary")),
+            *(("warning", each) for each in m.warnings),
             ("autosleep", "never" if m.autosleep is None else f"after {m.autosleep} s idle"),
             (
                 "hibernates",

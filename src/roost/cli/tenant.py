@@ -46,6 +46,14 @@ Storage = Annotated[str | None, _quota("GiB of disks and snapshots.")]
 Forks = Annotated[str | None, _quota("Children forked a minute.")]
 Rate = Annotated[str | None, _quota("Requests a second.")]
 Burst = Annotated[str | None, _quota("Requests at once.")]
+Isolation = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUNG|none",
+        help="The least isolation of its machines: workspace, user, container, microvm.",
+        autocompletion=lambda: ["workspace", "user", "container", "microvm", "none"],
+    ),
+]
 
 
 def quotas(**named: str | None) -> dict[str, float | None]:
@@ -73,6 +81,7 @@ def create(
     forks: Forks = None,
     rate: Rate = None,
     burst: Burst = None,
+    isolation: Isolation = None,
     json: Json = False,
 ) -> None:
     """Make a tenant; then a key for it: roost key create NAME --tenant TENANT."""
@@ -80,7 +89,8 @@ def create(
         machines=machines, awake_machines=awake, vcpu=vcpu, memory_mib=memory, storage_gib=storage,
         forks_per_minute=forks, requests_per_second=rate, request_burst=burst,
     )  # fmt: skip
-    made = client().create_tenant(name, quotas=named)
+    least = None if isolation == "none" else isolation
+    made = client().create_tenant(name, quotas=named, isolation=least)
     if json:
         print_json(made)
         return
@@ -116,7 +126,14 @@ def show(tenant: TenantArg, json: Json = False) -> None:
     if json:
         print_json(found)
         return
-    fields([("id", found["tenant_id"]), ("name", found["name"]), ("created", found["created_at"])])
+    fields(
+        [
+            ("id", found["tenant_id"]),
+            ("name", found["name"]),
+            ("isolation", f"{found['isolation']} at least" if found.get("isolation") else None),
+            ("created", found["created_at"]),
+        ]
+    )
     print()
     used = found.get("used") or {}
     table(
@@ -137,16 +154,17 @@ def set_(
     forks: Forks = None,
     rate: Rate = None,
     burst: Burst = None,
+    isolation: Isolation = None,
     json: Json = False,
 ) -> None:
-    """Change a tenant's quotas; what is not named stays."""
+    """Change a tenant's quotas and the least isolation of its machines; what is not named stays."""
     named = quotas(
         machines=machines, awake_machines=awake, vcpu=vcpu, memory_mib=memory, storage_gib=storage,
         forks_per_minute=forks, requests_per_second=rate, request_burst=burst,
     )  # fmt: skip
-    if name is None and not named:
-        raise usage_error("name what to change: --machines, --vcpu, --name, ...")
-    changed = client().update_tenant(tenant, name=name, quotas=named)
+    if name is None and isolation is None and not named:
+        raise usage_error("name what to change: --machines, --vcpu, --isolation, --name, ...")
+    changed = client().update_tenant(tenant, name=name, quotas=named, isolation=isolation)
     if json:
         print_json(changed)
     else:

@@ -49,14 +49,21 @@ def up(
     if not json:
         took = f"started in {time.monotonic() - begun:.1f} s" if started else "runs already"
         say(f"daemon    {took}, {url}")
-    template = _template(json)
-    if not json:
+    template = _template(json) if _has_disks() else None
+    if template is not None and not json:
         say(f"template  {TEMPLATE} is {template['status']}")
     done: dict[str, Any] = {"url": url, "started": started, "template": template}
     if machine:
         done |= _machine(json)
     if json:
         print_json(done)
+
+
+def _has_disks() -> bool:
+    """Whether what machines get by default begins with a template; a workspace has the host's programs."""
+    host = client().host()
+    rung = next((r for r in host["rungs"] if r["driver"] == host["default_driver"]), None)
+    return rung is None or bool((rung["capabilities"] or {}).get("disk_image", True))
 
 
 def _template(quiet: bool) -> dict[str, Any]:

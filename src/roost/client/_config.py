@@ -8,9 +8,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from roost import defaults
 from roost.errors import error
-
-DEFAULT_DATA_DIR = "/var/lib/roost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ def fingerprint() -> tuple[str | None, ...]:
 
 
 def data_dir() -> Path:
-    return Path(os.environ.get("ROOST_DATA_DIR") or DEFAULT_DATA_DIR)
+    return Path(os.environ.get("ROOST_DATA_DIR") or defaults.data_dir())
 
 
 def default_url() -> str:

@@ -29,14 +29,15 @@ def bundle(
     rootfs: Path,
     homes: Sequence[str] = (HOME,),
     volumes: Sequence[str] = (),
+    guarded: bool = True,
 ) -> dict[str, Any]:
     """Of what ``oci.spec`` made. ``rootfs``: where the image is mounted; ``homes`` are bound from there. ``volumes``:
-    where those that can be written are."""
+    where those that can be written are. Not ``guarded``: the agent says nothing of it once more."""
     process, linux = dict(made["process"]), dict(made["linux"])
     env = [each for each in process["env"] if not each.startswith("HOME=")]
     process |= {
         "user": {"uid": UID, "gid": UID},
-        "args": [*process["args"], *arguments([*homes, *volumes])],
+        "args": [*process["args"], *arguments([*homes, *volumes], guarded)],
         "env": [*env, f"HOME={HOME}"],
         "capabilities": {key: [] for key in ("bounding", "effective", "permitted")},
         "noNewPrivileges": True,
@@ -51,10 +52,10 @@ def bundle(
     }
 
 
-def arguments(writable: Sequence[str]) -> list[str]:
+def arguments(writable: Sequence[str], guarded: bool = True) -> list[str]:
     """Of the agent: where it lives, and all that it and what it starts may write."""
-    said = [word for path in (*writable, *_WRITABLE) for word in ("--writable", path)]
-    return ["--workdir", HOME, *said]
+    places = (*writable, *_WRITABLE) if guarded else ()
+    return ["--workdir", HOME, *(word for path in places for word in ("--writable", path))]
 
 
 def _mounts(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from roost import claims
 from roost.drivers import saved, urpc
 from roost.drivers.container import ContainerDriver
 from roost.drivers.interface import Capabilities, ForkKind, Handle, Isolation, Probe, Size
@@ -46,9 +47,8 @@ class GVisorDriver(ContainerDriver):
     def capabilities(self) -> Capabilities:
         return Capabilities(
             isolation=Isolation.CONTAINER,
-            boundary="gVisor's own kernel in user space (systrap), itself unprivileged and behind seccomp "
-            "and namespaces; the host's kernel serves it a narrow set of calls",
-            claim="sandboxed by gVisor",
+            boundary=claims.boundary(self.name),
+            claim=claims.claim(self.name),
             own_kernel=True,
             own_clock=False,  # the host's, both
             own_network=True,

@@ -50,7 +50,7 @@ class Capabilities:
 
     isolation: Isolation
     boundary: str  # what stands between machine and host, in words
-    claim: str  # "isolated workspace" at levels 0-1, "sandboxed by ..." at 2-3
+    claim: str  # a sentence of ``roost.claims``
     own_kernel: bool
     own_network: bool  # needs a network slot
     disk_image: bool  # root is an image; otherwise a directory
@@ -75,6 +75,11 @@ class Capabilities:
     def one_user(self) -> bool:
         """Its programs run as one user that is not root, whoever a template would have them be."""
         return self.level < LEVELS[Isolation.CONTAINER]
+
+    @property
+    def rank(self) -> tuple[int, bool]:
+        """Up the ladder is what has more of it: of two of a level, the one with a kernel of its own."""
+        return self.level, self.own_kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,9 @@ class StartSpec:
     linux_id: str  # for /etc/machine-id of a fresh disk: 32 lower-case hex digits
     env: Mapping[str, str] = field(default_factory=dict)  # of PID 1; no secrets
     no_new_privs: bool = False
+    unrestricted: bool = (
+        False  # without the agent's guardrails, where the rung has some; the boundary stands
+    )
     volumes: tuple[
         Volume, ...
     ] = ()  # for ``restore``: those of the captured, which nobody else wrote since

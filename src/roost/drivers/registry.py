@@ -39,6 +39,12 @@ def _qemu(settings: Settings) -> Driver:
     return QemuDriver(settings)
 
 
+def _workspace(settings: Settings) -> Driver:
+    from roost.drivers.workspace import WorkspaceDriver
+
+    return WorkspaceDriver(settings)
+
+
 def _fake(settings: Settings) -> Driver:
     from roost.drivers.fake import FakeDriver
 
@@ -51,6 +57,7 @@ _DRIVERS: dict[str, Callable[[Settings], Driver]] = {
     "runc": _runc,
     "user": _user,
     "systemd": _systemd,
+    "workspace": _workspace,
     "fake": _fake,
 }
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from roost import claims
 from roost.drivers import apparmor, oci, seccomp
 from roost.drivers.container import ContainerDriver
 from roost.drivers.interface import (
@@ -38,9 +39,8 @@ class RuncDriver(ContainerDriver):
     def capabilities(self) -> Capabilities:
         return Capabilities(
             isolation=Isolation.CONTAINER,
-            boundary="Linux namespaces (root in the machine is nobody on the host), cgroups, dropped capabilities "
-            "and a seccomp allow-list; shares the host's kernel",
-            claim="sandboxed by runc",
+            boundary=claims.boundary(self.name),
+            claim=claims.claim(self.name),
             own_kernel=False,
             own_clock=False,  # the host's, both
             own_network=True,

@@ -12,10 +12,12 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from roost import claims
 from roost.drivers import account, oci, user_unit
-from roost.drivers.interface import Handle, Probe, Size, StartSpec
+from roost.drivers.interface import Capabilities, Handle, Probe, Size, StartSpec
 from roost.drivers.user import UserDriver
 from roost.errors import InternalError, MachineError
 from roost.host import cgroups, console, run, syscalls
@@ -35,6 +37,13 @@ class SystemdDriver(UserDriver):
         super().__init__(settings)
         self._slice = f"roostuser{instance_tag(settings.run_dir)}.slice"
         self.cgroups = cgroups.Cgroups(self._slice, delegated=False)
+
+    def capabilities(self) -> Capabilities:
+        return replace(
+            super().capabilities(),
+            boundary=claims.boundary(self.name),
+            claim=claims.claim(self.name),
+        )
 
     async def probe(self) -> Probe:
         return await self._run(_probe)

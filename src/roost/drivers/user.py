@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from roost import claims
 from roost.drivers import account, confined, oci
 from roost.drivers.interface import Capabilities, ForkKind, Isolation, StartSpec
 from roost.drivers.runc import RuncDriver
@@ -25,10 +26,8 @@ class UserDriver(RuncDriver):
     def capabilities(self) -> Capabilities:
         return Capabilities(
             isolation=Isolation.USER,
-            boundary="One unprivileged user of a block of its own: Linux namespaces, no capabilities, a read-only "
-            "system, a seccomp allow-list, Landlock, cgroups; shares the host's kernel",
-            claim="isolated workspace: one user without root (no sudo, no installing of packages), who writes "
-            "to a home of its own alone; it shares the host's kernel",
+            boundary=claims.boundary("user"),
+            claim=claims.claim("user"),
             own_kernel=False,
             own_clock=False,
             own_network=True,
@@ -58,6 +57,7 @@ class UserDriver(RuncDriver):
             rootfs=places.root,
             homes=account.homes(places.root, spec.slot.users.first + confined.UID),
             volumes=[each.path for each in spec.volumes if not each.read_only],
+            guarded=not spec.unrestricted,
         )
 
     def _in_namespace(self) -> None:

@@ -147,7 +147,7 @@ def program(spec: StartSpec, homes: Sequence[str]) -> list[str]:
         oci.AGENT_PATH,
         *("--listen", f"tcp:0.0.0.0:{AGENT_PORT}"),
         *("--inside", "/run/roost/socket"),
-        *confined.arguments(writable),
+        *confined.arguments(writable, not spec.unrestricted),
     ]
 
 

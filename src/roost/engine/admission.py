@@ -63,6 +63,8 @@ def reserve(
         "volumes": None,
         "expiry": "destroy",
         "autowake": True,
+        "unrestricted": False,
+        "brings_tree": False,
         "created_at": now,
         "last_transition_at": now,
         "last_progress_at": now,

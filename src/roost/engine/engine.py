@@ -26,20 +26,24 @@ from roost.clock import Clock
 from roost.drivers.interface import Driver, Exit
 from roost.engine import (
     admission,
+    climbing,
     ending,
     flows,
     keeping,
+    ladder,
     metering,
     quotas,
     recovery,
     reservations,
 )
 from roost.engine.changes import Changes
+from roost.engine.climbing import Onto
 from roost.engine.desk import Desk
 from roost.engine.flows import Parts
 from roost.engine.identity import HostIdentity
 from roost.engine.idle import Idle
 from roost.engine.journal import Context, Hook, Interrupted, Journal, Operation, Plan
+from roost.engine.ladder import Least, Profile
 from roost.engine.lifecycle import (
     HOLDING,
     Command,
@@ -63,11 +67,18 @@ from roost.engine.samples import Samples
 from roost.engine.timers import Timers
 from roost.engine.transitions import Change, advance, amend, load
 from roost.engine.turns import Turns
-from roost.errors import CapacityError, ConflictError, MachineError, RoostError, UnavailableError
+from roost.errors import (
+    CapacityError,
+    ConflictError,
+    MachineError,
+    RoostError,
+    UnavailableError,
+    UnsupportedError,
+)
 from roost.network.interface import Network
 from roost.settings import Settings
 from roost.storage.interface import Storage
-from roost.store import Store, machines, operations, snapshots
+from roost.store import Store, keys, machines, operations, snapshots, tenants
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -106,7 +117,7 @@ class Engine:
         self.settings = settings
         self.clock = clock
         self.identity = identity or HostIdentity.load(settings.data_dir)
-        self.rungs = Rungs(drivers, settings.driver_names)
+        self.rungs = Rungs(drivers, settings.driver_names, Profile(settings.profile))
         self.host = host
         self.boot_id = boot_id or recovery.host_boot_id
         self.parts = Parts(
@@ -311,6 +322,18 @@ class Engine:
         await self.parts.storage.delete_snapshot(snapshot_id)
         return True
 
+    async def climb(self, machine_id: str, onto: Onto) -> Machine:
+        """The same machine of another driver (``climbing``): running there if it ran, else as it was. One that is of
+        that driver already stays as it is. Raises RUNG_LOWER, INVALID_STATE, UNSUPPORTED, and what a stop and a wake
+        raise; the last with the machine where it was to go."""
+        return await asyncio.shield(
+            self.desk.submit(
+                machine_id,
+                f"climb {onto.driver}",
+                lambda interrupt: self._climb(machine_id, onto, interrupt),
+            )
+        )
+
     async def wake(self, machine_id: str, from_failed: bool = True) -> Machine:
         """Running. With ``from_failed=False``, for what needs it and nobody asked to be woken, a failed machine raises
         MACHINE_FAILED instead, and one asleep that is not to be woken so MACHINE_SLEEPING."""
@@ -436,6 +459,11 @@ class Engine:
     async def load(self, machine_id: str) -> Machine:
         return await self.store.read(lambda c: load(c, machine_id))
 
+    def least(self, connection: sa.Connection, tenant: str) -> Least:
+        """Where machines of the tenant may stand."""
+        operators = tenant in (keys.DEFAULT_TENANT, keys.NOBODY)
+        return ladder.least(self.rungs.profile, operators, tenants.isolation(connection, tenant))
+
     async def stuck(self) -> list[dict[str, Any]]:
         """Operations that can neither be done nor undone."""
         rows = await self.store.read(lambda c: operations.open_ones(c, state="stuck"))
@@ -499,7 +527,13 @@ class Engine:
                 await self.store.write(lambda c: machines.update(c, machine.id, values))
         return await self.load(machine.id)
 
-    async def _wake(self, machine_id: str, from_failed: bool, interrupt: asyncio.Event) -> Machine:
+    async def _wake(
+        self,
+        machine_id: str,
+        from_failed: bool,
+        interrupt: asyncio.Event,
+        climbing: bool = False,
+    ) -> Machine:
         machine = await self.load(machine_id)
         if machine.phase == Phase.FAILED and not from_failed:
             raise MachineError(
@@ -530,6 +564,13 @@ class Engine:
                 values = {}
             if before.frozen:
                 values = {}
+            if before.phase != Phase.RUNNING and not climbing:
+                ladder.check(
+                    self.least(connection, before.tenant_id),
+                    before.capabilities,
+                    "The machine",
+                    "It keeps its disk: take it up with promote.",
+                )
             change = advance(connection, machine_id, WakeAsked(), self.clock.now(), values)
             if not change.commands:
                 return change, None, {}
@@ -595,6 +636,8 @@ class Engine:
         image = start.machine.memory_image
         if image is not None and image.snapshot_id is None:
             await self._discard(machine.id)
+        if start.machine.brings_tree:
+            await self._left(machine.id, self.parts.storage.delete_tree)
         return machine
 
     async def begun(
@@ -700,7 +743,17 @@ class Engine:
             if row is None or row["machine_id"] != machine_id or row["status"] != "ready":
                 raise keeping.not_found(snapshot_id)
             change = advance(connection, machine_id, RollbackAsked(), self.clock.now())
-            context = {"snapshot_id": snapshot_id, "memory_image": row["memory_image"]}
+            if row["machine"]["capabilities"]["disk_image"] != before.capabilities.disk_image:
+                raise UnsupportedError(
+                    "That snapshot is of the directory it was before it was promoted; it has a disk now. Make another"
+                    " machine from it."
+                )
+            # Memory is its driver's: one that was promoted since goes back to the disk alone.
+            mine = row["machine"]["driver"] == before.driver
+            context = {
+                "snapshot_id": snapshot_id,
+                "memory_image": row["memory_image"] if mine else None,
+            }
             operation = self.journal.open(connection, "rollback", machine_id, context, step=1)
             return before, change, operation
 
@@ -712,6 +765,45 @@ class Engine:
             if before.phase == Phase.RUNNING and machine.phase == Phase.SLEEPING:
                 machine = await self._wake(machine_id, True, interrupt)
         return machine
+
+    async def _climb(self, machine_id: str, onto: Onto, interrupt: asyncio.Event) -> Machine:
+        before = await self.load(machine_id)
+        if before.driver == onto.driver:
+            return before
+        climbing.check(before, onto.driver, onto.capabilities)
+        ran = before.phase == Phase.RUNNING
+        if before.phase == Phase.SLEEPING and before.tier == Tier.HIBERNATED:
+            await self._wake(machine_id, True, interrupt, climbing=True)
+        if before.phase != Phase.FAILED and before.tier != Tier.STOPPED:
+            await self._sleep(machine_id, Tier.STOPPED)
+        await recovery.unstick(self, machine_id)
+
+        def fn(connection: sa.Connection) -> tuple[Machine, Operation]:
+            now = load(connection, machine_id)
+            climbing.check(now, onto.driver, onto.capabilities)
+            return now, self.journal.open(connection, "climb", machine_id, step=1)
+
+        machine, operation = await self.store.write(fn)
+        climb = climbing.Climb(self.parts, machine, str(onto.values.get("image_digest", "")))
+        try:
+            climbed = await self._run(operation, climbing.plan(climb, onto))
+        except RoostError as error:
+            if ran:  # where it was
+                with contextlib.suppress(RoostError):
+                    await self._wake(machine_id, True, interrupt)
+            raise failed(machine_id, "promoted", error) from error
+        if climb.brings_tree:
+            await self._left(machine_id, self.parts.storage.delete_home)
+        if ran and climbed.driver == onto.driver:
+            return await self._wake(machine_id, True, interrupt)
+        return climbed
+
+    async def _left(self, machine_id: str, delete: Callable[[str], Awaitable[None]]) -> None:
+        """What it had before it was promoted; what fails here is swept at the next start."""
+        try:
+            await delete(machine_id)
+        except (RoostError, OSError) as error:
+            log.warning("what %s was before could not be deleted: %s", machine_id, error)
 
     async def _sleep(self, machine_id: str, asked: Tier | None) -> Machine:
         """Who comes from now on gets in line behind it."""

@@ -26,7 +26,7 @@ import sqlalchemy as sa
 
 from roost.agent.v1 import agent_pb2 as pb
 from roost.clock import Clock
-from roost.drivers.interface import Capture, Handle, NetworkSlot, Root, StartSpec, Volume
+from roost.drivers.interface import Capture, Handle, Isolation, NetworkSlot, Root, StartSpec, Volume
 from roost.engine import metering
 from roost.engine.identity import HostIdentity, linux_machine_id
 from roost.engine.journal import Context, Interrupted, Plan, Stage, Step
@@ -53,10 +53,10 @@ from roost.errors import (
     MachineError,
     NotFoundError,
     RoostError,
-    UnsupportedError,
     discreet,
 )
 from roost.network.interface import Network
+from roost.storage import packing
 from roost.storage.interface import Image, Storage
 from roost.store import Store, machines, operations, ports, snapshots, volumes
 from roost.store.schema import templates
@@ -67,6 +67,7 @@ HUSH_S = 8.0
 SETTLE_GRACE_S = 0.5  # of one that is to be gone
 SETTLE_S = 5.0
 SYNC_S = 10.0
+TREE_S = 3600.0  # to pack or unpack what a directory had
 GONE: dict[str, Any] = {"handle": None, "slot_index": None}
 
 
@@ -122,6 +123,9 @@ class Start:
         if self.machine.snapshot_id is not None:
             await self.parts.storage.clone_snapshot(self.machine.snapshot_id, self.machine.id)
             return
+        if not self.machine.capabilities.disk_image:
+            await self.parts.storage.make_home(self.machine.id)
+            return
         image = await image_of(self.parts.storage, self.machine.image_digest)
         await self.parts.storage.clone(image, self.machine.id, self.machine.storage_gib)
 
@@ -145,19 +149,18 @@ class Start:
 
     async def boot(self, context: Context) -> None:
         machine = self.machine
-        if not machine.capabilities.disk_image:
-            raise UnsupportedError(f"Machines of the {machine.driver} driver cannot be made yet.")
         env = {**dict(self.config.get("env") or {}), **machine.env}
         spec = StartSpec(
             machine_id=machine.id,
             hostname=machine.hostname,
             size=machine.size,
-            root=Root(image=self.parts.storage.disk(machine.id)),
+            root=self._root(),
             slot=self.slot,
             agent_token=self.token,
             linux_id=self.linux_id,
             env=env,
             no_new_privs=bool(self.config.get("no_new_privs", False)),
+            unrestricted=machine.unrestricted,
             volumes=tuple(
                 Volume(self.parts.storage.volume(each.volume_id), each.path, each.read_only)
                 for each in machine.volumes
@@ -177,6 +180,12 @@ class Start:
                     self.invalid = self.image.snapshot_id
                 self.lost, self.image = f"{error.code}: {error.message}", None
         self.handle = await driver.start(spec)
+
+    def _root(self) -> Root:
+        storage, machine = self.parts.storage, self.machine
+        if machine.capabilities.disk_image:
+            return Root(image=storage.disk(machine.id))
+        return Root(directory=storage.home(machine.id))
 
     def _capture(self, image: MemoryImage) -> Capture:
         storage = self.parts.storage
@@ -211,6 +220,19 @@ class Start:
         if known != self.token:
             self.parts.agents.renewed(machine.id, self.token)
         await self.parts.boundary.greeted(machine.id, agent, machine.capabilities.one_user)
+
+    async def unpack(self, context: Context) -> None:
+        """What it had when it was a directory, into its home; nobody was told yet that it runs. Done again where this
+        start is undone."""
+        assert self.handle is not None
+        machine = self.machine
+        agent = self.parts.agents.get(machine.id, self.handle.agent_target, self.token)
+        as_user = (
+            machine.capabilities.isolation is Isolation.USER
+        )  # who owns nothing but what it makes
+        home, owner = ("/home/user", "") if as_user else ("/root", "0:0")
+        header = pb.TarInHeader(path=home.encode(), owner=owner)
+        await agent.tar_in(header, packing.pieces(self.parts.storage.tree(machine.id)))
 
     def _renewal(self, stranger: bool) -> pb.RenewIdentityRequest:
         assert self.handle is not None
@@ -272,7 +294,7 @@ class Start:
             context.machine_id,
             Running(),
             context.now,
-            {"last_activity_at": context.now, "memory_image": None},
+            {"last_activity_at": context.now, "memory_image": None, "brings_tree": False},
         )
         self.set_aside(connection)
         if self.lost is None and self.spent:
@@ -293,7 +315,8 @@ class Start:
         used = (image.used or self.tried) and not self.fresh_disk
         return {"memory_image": replace(image, used=used).to_json()}
 
-    def boot_and_greet(self) -> tuple[Stage, Stage]:
+    def boot_and_greet(self) -> tuple[Stage, ...]:
+        unpacked = Stage("tree", (Step("tree", self.unpack, timeout_s=TREE_S),))
         return (
             Stage(
                 "boot",
@@ -307,6 +330,7 @@ class Start:
                 interruptible=True,
                 eager=True,
             ),
+            *((unpacked,) if self.machine.brings_tree else ()),
         )
 
 

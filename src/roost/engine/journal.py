@@ -57,6 +57,7 @@ class Step:
     name: str
     do: Callable[[Context], Awaitable[None]]
     undo: Callable[[Context], Awaitable[None]] | None = None
+    timeout_s: float | None = None  # of ``do``, where the journal's own does not do
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +263,7 @@ class Journal:
     ) -> None:
         async def one(step: Step) -> None:
             self._at(plan.kind, f"do:{step.name}")
-            await self._timed(step.name, step.do(context))
+            await self._timed(step.name, step.do(context), step.timeout_s)
             self._at(plan.kind, f"did:{step.name}")
 
         if len(stage.steps) == 1 and not (stage.interruptible and interrupt):
@@ -371,13 +372,16 @@ class Journal:
 
     # --- helpers --------------------------------------------------------------------------------
 
-    async def _timed(self, name: str, work: Awaitable[None]) -> None:
+    async def _timed(
+        self, name: str, work: Awaitable[None], timeout_s: float | None = None
+    ) -> None:
+        limit = self._timeout if timeout_s is None else timeout_s
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(limit):
                 await work
         except TimeoutError as error:
             raise TimeoutExpired(
-                f"The step {name} took longer than {self._timeout:g} s.", details={"step": name}
+                f"The step {name} took longer than {limit:g} s.", details={"step": name}
             ) from error
 
     async def _repeat(self, attempt: Callable[[], Awaitable[None]]) -> None:

@@ -65,7 +65,10 @@ class Keep:
         place = await storage.begin_snapshot(self.snapshot_id)
         image: MemoryImage | None = None
         capture: Capture | None = None
-        if machine.handle is not None:
+        if machine.handle is not None and not machine.capabilities.disk_image:
+            await sync(self.parts, machine)
+            await storage.copy_disk(machine.id, self.snapshot_id)  # its programs run on meanwhile
+        elif machine.handle is not None:
             driver = self.parts.rungs.driver(machine.driver)
             if not self.memory:
                 await sync(self.parts, machine)

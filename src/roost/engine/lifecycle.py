@@ -227,7 +227,7 @@ def step(state: State, event: Event) -> tuple[State, tuple[Command, ...]]:
             state, Desired.SLEEPING
         ):
             return _to(state, Phase.RUNNING, Desired.RUNNING), (Command.WATCH,)
-        case RollbackAsked() if phase in (Phase.RUNNING, Phase.SLEEPING) or _restartable(state):
+        case RollbackAsked() if phase in (Phase.RUNNING, Phase.SLEEPING) or restartable(state):
             new = _to(state, Phase.STOPPING, Desired.SLEEPING)
             return new, (Command.UNWATCH, Command.RUN_ROLLBACK)
         case Slept(tier) if phase is Phase.STOPPING or _stuck(state, Desired.SLEEPING):
@@ -236,7 +236,7 @@ def step(state: State, event: Event) -> tuple[State, tuple[Command, ...]]:
             return state, ()
         case WakeAsked() if state.frozen:
             return _to(state, Phase.WAKING, Desired.RUNNING), (Command.RUN_THAW,)
-        case WakeAsked() if phase is Phase.SLEEPING or _restartable(state):
+        case WakeAsked() if phase is Phase.SLEEPING or restartable(state):
             return _to(state, Phase.WAKING, Desired.RUNNING), (Command.RUN_WAKE,)
         case WakeUndone(reason, tier) if phase is Phase.WAKING or (
             tier is Tier.FROZEN and _stuck(state, Desired.RUNNING)
@@ -261,7 +261,7 @@ def step(state: State, event: Event) -> tuple[State, tuple[Command, ...]]:
             raise illegal(state, event)
 
 
-def _restartable(state: State) -> bool:
+def restartable(state: State) -> bool:
     """Failed, but not on its way out: a destroy is never taken back."""
     return (
         state.phase is Phase.FAILED and state.retryable and state.desired is not Desired.DESTROYED
@@ -307,7 +307,7 @@ def _possible(state: State) -> str:
             return "Create another."
         case Phase.DESTROYING:
             return "Wait until it is destroyed, then create another."
-        case Phase.FAILED if _restartable(state):
+        case Phase.FAILED if restartable(state):
             return "Wake it to start it again from its disk, or delete it."
         case Phase.FAILED:
             return "Delete it."

@@ -86,6 +86,10 @@ class Machine:
     volumes: tuple[Mount, ...] = ()  # from its row on until it is destroyed
     expiry: str = "destroy"  # once ``expires_at`` is past: destroy | sleep
     autowake: bool = True  # what needs it wakes it; else only who asks for that
+    unrestricted: bool = (
+        False  # without our guardrails inside it; the boundary around it is the same
+    )
+    brings_tree: bool = False  # it was a directory: its next start unpacks what was in it
 
     @property
     def hostname(self) -> str:

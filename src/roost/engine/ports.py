@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import sqlalchemy as sa
@@ -26,6 +26,8 @@ class Agent(Protocol):
     async def set_clock(self, unix_ns: int) -> Any: ...
 
     async def shutdown(self, grace_s: float) -> Any: ...
+
+    async def tar_in(self, header: pb.TarInHeader, data: AsyncIterable[bytes]) -> Any: ...
 
     async def sync(self) -> Any:
         """What is dirty goes to its disks."""

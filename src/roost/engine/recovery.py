@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from structlog.contextvars import bind_contextvars
 
-from roost.engine import flows, keeping, metering
+from roost.drivers.interface import Isolation
+from roost.engine import climbing, flows, keeping, metering
 from roost.engine.journal import Context, Operation, Plan
 from roost.engine.lifecycle import (
     HOLDING,
@@ -222,6 +223,8 @@ def plan_of(engine: Engine, operation: Operation, machine: Machine) -> Plan:
     if operation.kind == "rollback":
         snapshot_id = str(operation.context["snapshot_id"])
         return keeping.rollback(keeping.Rollback(engine.parts, machine, snapshot_id))
+    if operation.kind == "climb":
+        return climbing.plan(climbing.Climb(engine.parts, machine, ""), None)
     if operation.kind in ("freeze", "thaw"):
         still = flows.Still(engine.parts, machine)
         return flows.freeze(still) if operation.kind == "freeze" else flows.thaw(still)
@@ -295,6 +298,13 @@ async def _sweep(engine: Engine) -> None:
     }
     for machine_id in await engine.parts.storage.list_memory() - remembered:
         await _quietly(engine.parts.storage.delete_memory(machine_id))
+    directories = {row["id"] for row in rows if row["isolation"] == Isolation.WORKSPACE.value}
+    for machine_id in (await engine.parts.storage.list_homes() & living) - directories:
+        log.warning("sweeping the directory that %s had before it was promoted", machine_id)
+        await _quietly(engine.parts.storage.delete_home(machine_id))
+    brought = {row["id"] for row in rows if row["brings_tree"]}
+    for machine_id in await engine.parts.storage.list_trees() - brought:
+        await _quietly(engine.parts.storage.delete_tree(machine_id))
     kept = await engine.store.read(snapshots.ids)
     for snapshot_id in await engine.parts.storage.list_snapshots() - kept:
         log.warning("sweeping the snapshot %s of no row", snapshot_id)

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 
 from roost.drivers.interface import Capabilities, Driver, Isolation, Probe
+from roost.engine import ladder
+from roost.engine.ladder import Least, Profile
 from roost.errors import InvalidRequestError, RoostError, UnavailableError
 
 log = logging.getLogger(__name__)
 TRY_AGAIN_S = 600.0
+ANY = Least()
 
 
 class Rungs:
     """``offered`` names drivers best first; ``drivers`` may hold more, whose machines can still be ended."""
 
-    def __init__(self, drivers: Mapping[str, Driver], offered: Sequence[str]) -> None:
+    def __init__(
+        self,
+        drivers: Mapping[str, Driver],
+        offered: Sequence[str],
+        profile: Profile = Profile.INDIE,
+    ) -> None:
         self.drivers = dict(drivers)
+        self.profile = profile
         self.offered = [name for name in offered if name in drivers]
         self.probes: dict[str, Probe] = {}
         self._capabilities: dict[str, Capabilities] = {}
@@ -28,7 +38,7 @@ class Rungs:
     async def probe(self) -> None:
         """Looks at the host again; at the start and when host() asks."""
         for name, driver in self.drivers.items():
-            self.probes[name] = await driver.probe()
+            self.probes[name] = await _probed(driver)
             if self.probes[name].available:
                 self._capabilities[name] = driver.capabilities()
 
@@ -59,6 +69,8 @@ class Rungs:
         for name in self.offered:
             if name == self.default:
                 return
+            if self.profile is Profile.MANAGED:  # a container, however fast the others are
+                continue
             if self.available(name) and self.drivers[name].undecided:
                 await asyncio.wait({self._decision(name)}, timeout=timeout_s)
 
@@ -82,18 +94,20 @@ class Rungs:
 
     @property
     def default(self) -> str | None:
-        """What ``auto`` takes: the best that can be used, an emulated CPU last."""
-        return next((name for name in self._by_speed() if self.available(name)), None)
+        """What ``auto`` takes for who is held to nothing more."""
+        return next((name for name in self._preferred() if self.available(name)), None)
 
-    def _by_speed(self) -> list[str]:
-        def emulated(name: str) -> bool:
-            capabilities = self._capabilities.get(name)
-            return capabilities is not None and capabilities.accelerated is False
+    def _preferred(self) -> list[str]:
+        return sorted(
+            self.offered,
+            key=lambda name: ladder.preference(self.profile, self._capabilities.get(name)),
+        )
 
-        return sorted(self.offered, key=emulated)
-
-    def choose(self, isolation: str, driver: str | None) -> tuple[str, Capabilities]:
-        """The driver for what was asked. Raises VALIDATION_FAILED, RUNG_UNAVAILABLE (with reason and remedy)."""
+    def choose(
+        self, isolation: str, driver: str | None, least: Least = ANY
+    ) -> tuple[str, Capabilities]:
+        """The driver for what was asked, of who may have ``least`` and above. Raises VALIDATION_FAILED,
+        RUNG_UNAVAILABLE (with reason and remedy), RUNG_REFUSED."""
         if isolation != "auto" and isolation not in {i.value for i in Isolation}:
             raise InvalidRequestError(
                 f"isolation {isolation[:40]!r} is not one of auto, "
@@ -104,14 +118,18 @@ class Rungs:
             raise _unavailable(
                 f"The driver {driver[:40]!r} is not offered here; these are: {', '.join(self.offered)}."
             )
-        names = self._by_speed() if driver is None else [driver]
+        names = self._preferred() if driver is None else [driver]
         missing: list[str] = []
         for name in names:
             if not self.available(name):
                 missing.append(self._why(name))
                 continue
             capabilities = self._capabilities[name]
+            if isolation == "auto" and driver is None and capabilities.level < least.level:
+                missing.append(f"{name}: {least.why}.")
+                continue
             if isolation in ("auto", capabilities.isolation.value):
+                ladder.check(least, capabilities, f"The driver {name}", "Leave isolation out.")
                 return name, capabilities
             if driver is not None:
                 raise InvalidRequestError(
@@ -130,6 +148,14 @@ class Rungs:
             return f"{name}: not looked at yet."
         remedy = f" ({probe.remedy})" if probe.remedy else ""
         return f"{name}: {probe.reason or 'not available'}{remedy}."
+
+
+async def _probed(driver: Driver) -> Probe:
+    """One that needs root is not even looked at by a daemon that has not got it."""
+    if os.geteuid() != 0 and driver.capabilities().needs_root:
+        reason = "it needs root, for namespaces, mounts and firewall rules, and this daemon has not got it"
+        return Probe(False, reason=reason, remedy="sudo roost up")
+    return await driver.probe()
 
 
 def _unavailable(message: str, **details: str) -> InvalidRequestError:

@@ -59,13 +59,15 @@ class Authenticator(Protocol):
 @dataclass(slots=True)
 class Caller:
     """Who asks. ``principal`` is None only on paths that need no key. Apps add for the audit log what the path does
-    not say: the ``machine_id`` of one just made, the ``error_code`` of the answer."""
+    not say: the ``machine_id`` of one just made, the ``error_code`` of the answer, a ``remark``: what else it was that
+    was done, as an entry of its own."""
 
     request_id: str
     principal: Principal | None
     subprotocol: str | None = None
     machine_id: str | None = None
     error_code: str | None = None
+    remark: str | None = None
 
     @property
     def tenant(self) -> str:
@@ -284,6 +286,8 @@ class Gateway:
             "request_id": caller.request_id,
         }
         await self._audit.record(entry, action.lasting)
+        if caller.remark is not None:
+            await self._audit.record({**entry, "action": caller.remark}, action.lasting)
 
     def _record(self, scope: Scope, caller: Caller, out: _Out, seconds: float) -> None:
         method = scope.get("method", "WEBSOCKET")

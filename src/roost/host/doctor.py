@@ -7,6 +7,8 @@ the drivers' own ``probe``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import ipaddress
 import json
 import os
@@ -22,6 +24,8 @@ from roost.host import advisories, files, idmaps, mounts, run
 from roost.settings import Settings
 
 _KERNEL = (5, 15)  # openat2, cgroup.kill, idmapped mounts, nftables' wildcards
+_LANDLOCK_CREATE_RULESET = 444  # on every architecture
+_LANDLOCK_VERSION = 1
 _MIN_FREE_GIB = 5
 _MIN_MEMORY_MIB = 1024
 _TOOLS = {
@@ -73,12 +77,28 @@ def _all(settings: Settings) -> list[Check]:
     return found
 
 
+def facts() -> dict[str, bool]:
+    """What the contracts of the rungs (``roost.claims``) depend on; cheap."""
+    found = {"cgroups": False, "landlock": landlock() > 0}
+    with contextlib.suppress(OSError):
+        found["cgroups"] = _cgroups().ok
+    return found
+
+
+def landlock() -> int:
+    """The version of the kernel's Landlock; 0 where there is none, or it is switched off."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return max(0, int(libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_VERSION)))
+
+
 def _root() -> Check:
     ok = os.geteuid() == 0
     return Check(
         "root",
         ok,
-        "running as root" if ok else "the daemon needs root for namespaces, mounts and cgroups",
+        "running as root"
+        if ok
+        else "not root: there are workspaces alone; the other rungs need it for namespaces, mounts and cgroups",
         None if ok else "sudo roost up",
     )
 

@@ -12,6 +12,7 @@ from roost.host import processes
 from roost.host.cgroups import Cgroups
 
 _AGAIN_S = 1.0
+_PAUSE_S = 0.005
 
 
 def end_group(groups: Cgroups, name: str, timeout_s: float) -> None:
@@ -73,3 +74,56 @@ def _pidfd(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except OSError:
         return None
+
+
+def end_trees(tops: Collection[int], mark: str, timeout_s: float) -> None:
+    """Without a group to find them by: these processes, what descends from them, and what was started with the variable
+    ``mark``. All are stopped until no new one turns up, so that none forks on while others die. Raises InternalError at
+    the deadline."""
+    deadline = time.monotonic() + timeout_s
+    known: dict[int, int] = {pid: ticks for pid in tops if (ticks := _ticks(pid))}
+    while _spread(known, mark):
+        _signal(known, signal.SIGSTOP)
+        if time.monotonic() > deadline:
+            break
+    while living := {pid: ticks for pid, ticks in known.items() if _ticks(pid) == ticks}:
+        _signal(living, signal.SIGKILL)
+        for pid in living:
+            processes.reap(pid)
+        if time.monotonic() > deadline:
+            raise InternalError(
+                f"Processes do not end; look at them with `ps` ({sorted(living)[:5]}).",
+                retryable=True,
+            )
+        time.sleep(_PAUSE_S)
+        _spread(known, mark)
+    for pid in known:
+        processes.reap(pid)
+
+
+def _spread(known: dict[int, int], mark: str) -> bool:
+    """Whether there are more of them than ``known``, in which they are then."""
+    everyone = processes.everyone()
+    found = processes.marked(mark) if mark else set()
+    for pid, ticks in list(known.items()):
+        if processes.start_ticks(pid) == ticks:  # another may have its number by now
+            found |= processes.tree(pid, everyone)
+    fresh = {pid: ticks for pid in found if (ticks := _ticks(pid)) and known.get(pid) != ticks}
+    known.update(fresh)
+    return bool(fresh)
+
+
+def _ticks(pid: int) -> int:
+    return processes.start_ticks(pid) or 0
+
+
+def _signal(them: dict[int, int], number: signal.Signals) -> None:
+    for pid, ticks in them.items():
+        fd = processes.open_pidfd(pid, ticks)
+        if fd is not None:
+            try:
+                signal.pidfd_send_signal(fd, number)
+            except (ProcessLookupError, PermissionError):
+                pass
+            finally:
+                os.close(fd)

@@ -94,7 +94,7 @@ def rewrite(source: Path, target: Path) -> None:
         try:
             os.fchmod(dst.fileno(), 0o600)
             dst.truncate(os.fstat(src.fileno()).st_size)
-            for start, end in _runs(src.fileno()):
+            for start, end in runs(src.fileno()):
                 os.posix_fallocate(dst.fileno(), start, end - start)
                 for at in range(start, end, _PIECE):
                     data = os.pread(src.fileno(), min(_PIECE, end - at), at)
@@ -105,8 +105,8 @@ def rewrite(source: Path, target: Path) -> None:
             raise
 
 
-def _runs(fd: int) -> Iterator[tuple[int, int]]:
-    """Where data is: begin and end; what lies nearer to each other than a piece is one."""
+def runs(fd: int) -> Iterator[tuple[int, int]]:
+    """Where a file has data: begin and end; what lies nearer to each other than a piece is one."""
     size, begin, end = os.fstat(fd).st_size, -1, -1
     while end < size:
         try:

@@ -177,3 +177,45 @@ def kill(pid: int, ticks: int) -> None:
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
         finally:
             os.close(fd)
+
+
+def everyone() -> set[int]:
+    return {int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()}
+
+
+def marked(variable: str) -> set[int]:
+    """Processes that were started with this variable (``NAME=value``) in their environment, as far as it can be seen."""
+    mark = b"\0" + os.fsencode(variable) + b"\0"
+    found = set()
+    for pid in everyone():
+        with contextlib.suppress(OSError):
+            if mark in b"\0" + Path(f"/proc/{pid}/environ").read_bytes():
+                found.add(pid)
+    return found
+
+
+def tasks_of(uid: int) -> int:
+    """Threads of a user, as the kernel counts them against its limit of processes."""
+    count = 0
+    for pid in everyone():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = dict(
+                line.split(":", 1)
+                for line in Path(f"/proc/{pid}/status").read_text(errors="replace").split("\n")
+                if line.startswith(("Uid:", "Threads:"))
+            )
+            if int(fields["Uid"].split()[0]) == uid:
+                count += int(fields["Threads"])
+    return count
+
+
+def consumed(pids: set[int]) -> tuple[int, int]:
+    """(CPU time in microseconds, those ended and waited for included; resident bytes) of these processes."""
+    ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    cpu = memory = 0
+    for pid in pids:
+        fields = _stat(pid)
+        if fields is not None and len(fields) > 21:
+            cpu += sum(int(each) for each in fields[11:15])
+            memory += int(fields[21]) * page
+    return cpu * 1_000_000 // ticks, memory

@@ -14,7 +14,7 @@ from pathlib import Path
 from roost.host import processes
 
 _GRACE_S = 2.0
-_NAMES = ("runsc", "exe", "runc", "gofer", "sandbox", "boot", "roost-agent")
+_NAMES = ("runsc", "exe", "runc", "gofer", "sandbox", "boot", "roost-")
 
 
 class Reaper:

@@ -48,6 +48,7 @@ _SYS_OPENAT2 = 437  # the same number on every architecture
 _SYS_MOUNT_SETATTR = 442
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
+_SYS_LANDLOCK_CREATE_RULESET = 444
 # These differ by architecture: pivot_root, setgroups, setresgid, setresuid.
 _SYS_PIVOT_ROOT, _SYS_SETGROUPS, _SYS_SETRESGID, _SYS_SETRESUID = {
     "x86_64": (155, 116, 119, 117),
@@ -178,3 +179,9 @@ def openat2(dir_fd: int, path: str, flags: int, mode: int = 0, resolve: int = 0)
     return _check(
         _libc.syscall(_SYS_OPENAT2, dir_fd, _b(path), ctypes.byref(how), ctypes.sizeof(how)), path
     )
+
+
+def landlock_version() -> int:
+    """0 where the kernel has no Landlock, or has it switched off."""
+    version = 1  # the flag that asks for it
+    return max(0, int(_libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, None, 0, version)))

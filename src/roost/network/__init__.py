@@ -7,10 +7,11 @@ nothing private, nothing inbound but the agent's port from the host. A table of 
 the same once more, keeps slots apart and lets only root reach an agent.
 
 ``addresses.py`` and ``rules.py`` are pure; ``plumbing.py`` makes and unmakes one slot, ``slots.py`` keeps
-the pool and is what the engine calls (``interface.Network``).
+the pool and is what the engine calls (``interface.Network``); ``host.py`` stands in its place in a daemon that is not root.
 """
 
+from roost.network.host import HostNetwork
 from roost.network.interface import Network
 from roost.network.slots import SlotNetwork
 
-__all__ = ["Network", "SlotNetwork"]
+__all__ = ["HostNetwork", "Network", "SlotNetwork"]

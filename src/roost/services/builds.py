@@ -27,6 +27,7 @@ from roost import ids
 from roost.drivers.interface import Size
 from roost.engine import quotas
 from roost.engine.engine import Engine
+from roost.engine.ladder import SANDBOX
 from roost.errors import (
     ConflictError,
     InvalidRequestError,
@@ -441,7 +442,7 @@ class Builds:
                 return name
         if asked is not None:
             name, capabilities = rungs.choose("auto", asked)
-            if not capabilities.disk_image:
+            if not capabilities.disk_image or capabilities.level < SANDBOX:
                 raise UnsupportedError(f"The driver {asked} cannot build templates.")
             return name
         return rungs.choose("container", None)[0]

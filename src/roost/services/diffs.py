@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
@@ -101,7 +102,7 @@ class Diffs:
         exclude: Sequence[bytes] = (),
         limit: int = ITEMS,
     ) -> Diff:
-        """Below ``path``, an absolute one in both. Wakes both.
+        """Below ``path``, an absolute one in both; of a machine that is a directory of the host ``/`` is that. Wakes both.
 
         Raises VALIDATION_FAILED, MACHINE_NOT_FOUND, INVALID_PATH, FILE_NOT_FOUND (in both), UNSUPPORTED (an agent of
         before), and what waking and reading a machine raise."""
@@ -114,22 +115,23 @@ class Diffs:
         for each in (path, *exclude):
             check_path(each)
             _check_normal(each)
-        for each_id in (machine_id, other):
-            await self._machines.get(tenant, each_id)
+        homes = [await self._machines.home(tenant, each) for each in (machine_id, other)]
+        tops = [b"" if home is None else os.fsencode(home) for home in homes]
         left_out = [*exclude, *(own for own in OWN if own != path)]
         try:
-            return await self._diff(tenant, machine_id, other, path, left_out, limit)
+            return await self._diff(tenant, machine_id, other, tops, path, left_out, limit)
         except RoostError as failure:
             if failure.code != "AGENT_LOST":
                 raise
         # Once more: a capture of one of them cuts what it was asked.
-        return await self._diff(tenant, machine_id, other, path, left_out, limit)
+        return await self._diff(tenant, machine_id, other, tops, path, left_out, limit)
 
     async def _diff(
         self,
         tenant: str,
         machine_id: str,
         other: str,
+        tops: Sequence[bytes],
         path: bytes,
         exclude: Sequence[bytes],
         limit: int,
@@ -139,7 +141,7 @@ class Diffs:
         )
         found = Diff(machine_id, other)
         with self._machines.using(machine_id), self._machines.using(other):
-            comparison = _Comparison(found, lives, path, exclude, limit)
+            comparison = _Comparison(found, lives, tops, path, exclude, limit)
             try:
                 async with asyncio.timeout(self._time_s):
                     await comparison.run()
@@ -156,6 +158,7 @@ class _Comparison:
         self,
         found: Diff,
         lives: Sequence[Live],
+        tops: Sequence[bytes],
         path: bytes,
         exclude: Sequence[bytes],
         limit: int,
@@ -163,7 +166,15 @@ class _Comparison:
         self._found = found
         self._agents: list[AgentClient] = [each.agent for each in lives]
         self._path = path
-        self._request = pb.SurveyRequest(path=path, exclude=exclude, max_entries=MAX_ENTRIES)
+        self._tops = tops
+        self._requests = [
+            pb.SurveyRequest(
+                path=_under(top, path),
+                exclude=[_under(top, each) for each in exclude],
+                max_entries=MAX_ENTRIES,
+            )
+            for top in tops
+        ]
         self._limit = limit
         self._window: list[tuple[bytes, pb.TreeEntry | None, pb.TreeEntry | None, Change | Look]]
         self._window = []
@@ -175,7 +186,8 @@ class _Comparison:
         merge = Merge()
         missing: list[RoostError] = []
         async with contextlib.AsyncExitStack() as stack:
-            surveys = [each.survey(self._request) for each in self._agents]
+            both = zip(self._agents, self._requests, strict=True)
+            surveys = [agent.survey(request) for agent, request in both]
             for survey in surveys:
                 await stack.enter_async_context(contextlib.aclosing(survey))
 
@@ -233,8 +245,11 @@ class _Comparison:
                 wanted.append(name)
         same: dict[bytes, bool] = {}
         if wanted:
-            request = pb.DigestRequest(paths=wanted, max_bytes=asked)
-            mine, theirs = await asyncio.gather(*(each.digest(request) for each in self._agents))
+            digests = []
+            for agent, top in zip(self._agents, self._tops, strict=True):
+                paths = [_under(top, each) for each in wanted]
+                digests.append(agent.digest(pb.DigestRequest(paths=paths, max_bytes=asked)))
+            mine, theirs = await asyncio.gather(*digests)
             for name, one, another in zip(wanted, mine, theirs, strict=True):
                 if one and another:
                     same[name] = one == another
@@ -264,6 +279,10 @@ class _Comparison:
                 self._found.items.append(difference)
             else:
                 self._found.truncated = self._found.truncated or "items"
+
+
+def _under(top: bytes, path: bytes) -> bytes:
+    return path if not top else top + path.rstrip(b"/")
 
 
 async def _next(survey: AsyncGenerator[pb.SurveyReply, None]) -> pb.SurveyReply | None:

@@ -20,7 +20,14 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from roost.agent.streams import DialStream
-from roost.errors import InvalidRequestError, MachineError, NotFoundError, RoostError
+from roost.engine.machine import Machine
+from roost.errors import (
+    InvalidRequestError,
+    MachineError,
+    NotFoundError,
+    RoostError,
+    UnsupportedError,
+)
 from roost.network.addresses import AGENT_PORT, MACHINE_ADDRESS
 from roost.services.machines import Machines
 from roost.services.models import Live
@@ -72,6 +79,7 @@ class Doors:
         PORT_CLOSED and what ``Machines.awake`` raises."""
         check_port(port)
         live = await self._machines.awake(tenant, machine_id)
+        require_own_network(live.machine)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._machines.using(machine_id))
             found = await self.reach(live, port)
@@ -82,6 +90,7 @@ class Doors:
         """As ``open``, to the machine's own 127.0.0.1, ::1 or localhost and to no other address of it."""
         check_port(port)
         live = await self._machines.awake(tenant, machine_id)
+        require_own_network(live.machine)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._machines.using(machine_id))
             return _InUse(await _through_agent(live, port, host), stack.pop_all())
@@ -90,6 +99,7 @@ class Doors:
         """A connected socket (not blocking), or the agent's stream where only that reaches the port. Raises
         PORT_CLOSED (for the agent's own port, too) and what the agent raises. The caller says that the machine is in
         use."""
+        require_own_network(live.machine)
         if port == AGENT_PORT:
             raise closed(port)
         key = (live.machine.id, live.machine.generation, port)
@@ -203,6 +213,16 @@ def check_port(port: int) -> None:
     """Raises VALIDATION_FAILED."""
     if not 1 <= port <= 65535:
         raise InvalidRequestError("port: from 1 to 65535.", details={"field": "port"})
+
+
+def require_own_network(machine: Machine) -> None:
+    """Raises UNSUPPORTED."""
+    if not machine.capabilities.own_network:
+        raise UnsupportedError(
+            f"Machines of the {machine.driver} driver have the host's network: what listens there may be anybody's, "
+            "so no port of theirs is led to. Ask for another isolation.",
+            details={"driver": machine.driver},
+        )
 
 
 def closed(port: int) -> MachineError:

@@ -1,20 +1,25 @@
-"""Files of machines, all of it done by the agent inside: no path is ever resolved on the host."""
+"""Files of machines, all of it done by the agent inside: no path is ever resolved on the host.
+
+Paths are absolute. In a machine that is a directory of the host they may be relative to that, and absolute ones lie in it:
+its agent refuses others.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import contextlib
+import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from roost.agent.v1 import agent_pb2 as pb
 from roost.errors import InvalidRequestError
 from roost.services.machines import Machines
-from roost.services.models import Page
+from roost.services.models import Live, Page
 
 T = TypeVar("T")
 MAX_PATH = 4095
@@ -112,8 +117,7 @@ class Files:
         """From ``offset``, ``length`` bytes (0: to the end), or the last ``suffix``. A part that lies beyond
         the end is RANGE_NOT_SATISFIABLE only by ``length`` 0 coming back; a file that grows meanwhile is
         read to where it ended."""
-        check_path(path)
-        live = await self._machines.awake(tenant, machine_id)
+        live, path = await self._at(tenant, machine_id, path)
         head, data = await live.agent.read_file(path, offset, length, suffix)
         return Reading(_info(head.info), head.offset, head.length, self._in_use(machine_id, data))
 
@@ -121,25 +125,24 @@ class Files:
         self, tenant: str, machine_id: str, spec: Write, data: AsyncIterable[bytes]
     ) -> FileInfo:
         """Replaces the file in one step once ``data`` has ended; if that raises, the old file stays."""
-        header = _write_header(spec)
-        live = await self._machines.awake(tenant, machine_id)
+        _write_header(spec)
+        live, path = await self._at(tenant, machine_id, spec.path)
+        header = _write_header(replace(spec, path=path))
         with self._machines.using(machine_id):
             return _info(await live.agent.write_file(header, data))
 
     async def stat(
         self, tenant: str, machine_id: str, path: bytes, follow: bool = True
     ) -> FileInfo:
-        check_path(path)
-        live = await self._machines.awake(tenant, machine_id)
+        live, path = await self._at(tenant, machine_id, path)
         return _info(await live.agent.stat(path, follow))
 
     async def list(
         self, tenant: str, machine_id: str, path: bytes, limit: int = 100, cursor: str | None = None
     ) -> Page[FileInfo]:
         """Entries by name, bytewise. Raises INVALID_CURSOR."""
-        check_path(path)
         after = _read_cursor(cursor) if cursor else b""
-        live = await self._machines.awake(tenant, machine_id)
+        live, path = await self._at(tenant, machine_id, path)
         reply = await live.agent.list_dir(path, limit, after)
         items = [_info(entry) for entry in reply.entries]
         return Page(items, _write_cursor(items[-1].name) if reply.more else None)
@@ -154,9 +157,8 @@ class Files:
         owner: str = "",
     ) -> FileInfo:
         """With ``parents`` one that is there already will do."""
-        check_path(path)
         check_owner(owner)
-        live = await self._machines.awake(tenant, machine_id)
+        live, path = await self._at(tenant, machine_id, path)
         request = pb.MakeDirRequest(path=path, parents=parents, permissions=mode, owner=owner)
         return _info(await live.agent.make_dir(request))
 
@@ -169,9 +171,8 @@ class Files:
         overwrite: bool = False,
     ) -> FileInfo:
         """Raises FILE_EXISTS unless ``overwrite``."""
-        check_path(source)
-        check_path(destination)
-        live = await self._machines.awake(tenant, machine_id)
+        destination = await self._absolute(tenant, machine_id, destination)
+        live, source = await self._at(tenant, machine_id, source)
         with self._machines.using(machine_id):
             return _info(await live.agent.move(source, destination, overwrite))
 
@@ -179,8 +180,7 @@ class Files:
         self, tenant: str, machine_id: str, path: bytes, recursive: bool = False
     ) -> None:
         """Raises DIRECTORY_NOT_EMPTY unless ``recursive``; ``/`` is refused."""
-        check_path(path)
-        live = await self._machines.awake(tenant, machine_id)
+        live, path = await self._at(tenant, machine_id, path)
         with self._machines.using(machine_id):
             await live.agent.remove(path, recursive)
 
@@ -194,12 +194,11 @@ class Files:
         mtime: datetime | None = None,
         recursive: bool = False,
     ) -> FileInfo:
-        check_path(path)
         check_owner(owner)
         mtime_ns = None
         if mtime is not None:
             mtime_ns = (mtime - _EPOCH) // timedelta(microseconds=1) * 1000
-        live = await self._machines.awake(tenant, machine_id)
+        live, path = await self._at(tenant, machine_id, path)
         request = pb.SetAttributesRequest(
             path=path, mode=mode, owner=owner, mtime_unix_ns=mtime_ns, recursive=recursive
         )
@@ -210,8 +209,7 @@ class Files:
         self, tenant: str, machine_id: str, path: bytes
     ) -> AsyncGenerator[bytes, None]:
         """A pax tar; close the generator."""
-        check_path(path)
-        live = await self._machines.awake(tenant, machine_id)
+        live, path = await self._at(tenant, machine_id, path)
         return self._in_use(machine_id, live.agent.tar_out(path))
 
     async def tar_in(
@@ -223,9 +221,8 @@ class Files:
         owner: str = "",
     ) -> tuple[int, int]:
         """Unpacks below ``path``; entries and bytes. What was unpacked before a failure stays."""
-        check_path(path)
         check_owner(owner)
-        live = await self._machines.awake(tenant, machine_id)
+        live, path = await self._at(tenant, machine_id, path)
         with self._machines.using(machine_id):
             reply = await live.agent.tar_in(pb.TarInHeader(path=path, owner=owner), data)
         return reply.entries, reply.bytes
@@ -240,10 +237,22 @@ class Files:
     ) -> AsyncGenerator[FileEvent, None]:
         """``ready`` first, then what happens, for as long as it is iterated; close the generator. ``keep_awake``:
         meanwhile the machine is not idle."""
-        check_path(path)
-        live = await self._machines.awake(tenant, machine_id)
+        live, path = await self._at(tenant, machine_id, path)
         events = _events(live.agent.watch(path, recursive))
         return self._in_use(machine_id, events) if keep_awake else events
+
+    async def _at(self, tenant: str, machine_id: str, path: bytes) -> tuple[Live, bytes]:
+        """The machine awake, and the path as its agent is told it."""
+        path = await self._absolute(tenant, machine_id, path)
+        return await self._machines.awake(tenant, machine_id), path
+
+    async def _absolute(self, tenant: str, machine_id: str, path: bytes) -> bytes:
+        if path and not path.startswith(b"/"):
+            home = await self._machines.home(tenant, machine_id)
+            if home is not None:
+                path = b"/".join((os.fsencode(home), path))
+        check_path(path)
+        return path
 
     async def _in_use(
         self, machine_id: str, data: AsyncGenerator[T, None]
@@ -286,7 +295,6 @@ def check_owner(owner: str) -> None:
 
 
 def _write_header(spec: Write) -> pb.WriteFileHeader:
-    check_path(spec.path)
     check_owner(spec.owner)
     if (spec.append, spec.create_new, spec.offset is not None).count(True) > 1:
         raise InvalidRequestError("append, create_new and offset exclude each other.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from roost.engine.engine import Engine
 from roost.engine.lifecycle import HOLDING
 from roost.engine.machine import capabilities_to_json
 from roost.host import doctor
+from roost.services import contracts
 from roost.services.warm import Warm
 from roost.settings import Settings
 from roost.store import machines as rows
@@ -56,6 +58,7 @@ class Host:
             "rungs": described,
             "checks": [dict(check) for check in await self._checks()],
             "default_driver": self._engine.rungs.default,
+            "profile": self._engine.rungs.profile.value,
             "capacity": await self._capacity(),
             "pool": asdict(await self._engine.parts.storage.usage()),
             "stuck": await self._engine.stuck(),
@@ -78,9 +81,18 @@ class Host:
             "rungs": [{**rung, **hidden, "details": {}} for rung in described],
             "checks": [],
             "default_driver": self._engine.rungs.default,
+            "profile": self._engine.rungs.profile.value,
             "capacity": None,
             "pool": None,
         }
+
+    async def capabilities(self, tenant: str, everything: bool) -> dict[str, Any]:
+        """The contract of each rung, for a tenant (``contracts``)."""
+        engine = self._engine
+        least = await engine.store.read(lambda c: engine.least(c, tenant))
+        await engine.rungs.decide(DECIDE_S)
+        await engine.rungs.probe()
+        return await asyncio.to_thread(contracts.describe, engine.rungs, least, everything)
 
     async def describe_rungs(self) -> list[dict[str, Any]]:
         """As they are now."""

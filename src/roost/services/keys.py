@@ -38,7 +38,7 @@ from roost.services.models import TOKENS, Key, Principal, Role
 from roost.store import Store, tenants
 from roost.store import keys as rows
 
-DEFAULT_TENANT = "default"  # the local admin's
+DEFAULT_TENANT = rows.DEFAULT_TENANT
 REMEMBER = 10_000
 KEYS = 100  # of a tenant that count; the admin's has no limit
 TOKENS_OF_MACHINE = 50

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from roost.errors import RoostError
 from roost.network.addresses import AGENT_PORT
+from roost.services.doors import require_own_network
 from roost.services.files import Files
+from roost.services.machines import Machines
 
 _TABLES = (b"/proc/net/tcp", b"/proc/net/tcp6")
 _LISTEN = "0A"
@@ -25,11 +27,13 @@ class Listening:
 
 
 class ListeningPorts:
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, machines: Machines) -> None:
         self._files = files
+        self._machines = machines
 
     async def list(self, tenant: str, machine_id: str) -> builtins.list[Listening]:
-        """By number, without the agent's own. Wakes the machine."""
+        """By number, without the agent's own. Wakes the machine. Raises UNSUPPORTED (it has the host's network)."""
+        require_own_network(await self._machines.get(tenant, machine_id))
         found: defaultdict[int, set[str]] = defaultdict(set)
         for number, table in enumerate(_TABLES):
             try:

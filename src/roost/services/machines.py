@@ -11,17 +11,20 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from roost import ids
+from roost import claims, ids
+from roost.drivers.interface import Capabilities
 from roost.egress.policy import Policy
-from roost.engine import egress, quotas, reservations
+from roost.engine import egress, ladder, quotas, reservations
 from roost.engine.allowance import Allowance
 from roost.engine.engine import REMEMBER_DESTROYED, Engine, check_revision
 from roost.engine.flows import config_of
+from roost.engine.ladder import SANDBOX, Least, Profile
 from roost.engine.lifecycle import HOLDING, Desired, Phase, Tier
 from roost.engine.machine import Machine, capabilities_to_json
 from roost.engine.transitions import amend, load, not_found
@@ -48,7 +51,7 @@ from roost.services.models import (
     Sample,
 )
 from roost.services.rates import Windows
-from roost.services.templates import Templates
+from roost.services.templates import HOST, Templates
 from roost.services.warm import Warm
 from roost.store import machines as rows
 from roost.store import tenants
@@ -85,7 +88,7 @@ class Machines:
         """A running machine; with ``wait=False`` an accepted one.
 
         Raises VALIDATION_FAILED, TEMPLATE_NOT_FOUND, INVALID_STATE (template not built), RUNG_UNAVAILABLE,
-        ALREADY_EXISTS (the key; details.machine_id), SNAPSHOT_INVALID (it is quarantined), QUOTA_EXCEEDED, CAPACITY_EXCEEDED, STORAGE_FULL: nothing
+        RUNG_REFUSED (the profile, or what its tenant is held to), ALREADY_EXISTS (the key; details.machine_id), SNAPSHOT_INVALID (it is quarantined), QUOTA_EXCEEDED, CAPACITY_EXCEEDED, STORAGE_FULL: nothing
         was made; so VOLUME_NOT_FOUND, VOLUME_IN_USE, UNSUPPORTED (a microVM's volume, in a container).
         TEMPLATE_NOT_READY: it runs, but what its template starts does not. Any other error with
         details.machine_id (MACHINE_FAILED, TIMEOUT, ...) but ALREADY_EXISTS: the machine exists as ``failed``.
@@ -102,8 +105,12 @@ class Machines:
         engine = self._engine
         if req.isolation == "auto" and req.driver is None:
             await engine.rungs.decide()
-        driver, capabilities = engine.rungs.choose(req.isolation, req.driver)
+        least = await self._store.read(lambda c: engine.least(c, tenant))
+        driver, capabilities = engine.rungs.choose(req.isolation, req.driver, least)
         egress.require_enforced(self._policy(req), driver, capabilities)
+        self._check_unrestricted(req, capabilities)
+        if not capabilities.disk_image:
+            return await self._create_directory(tenant, req, driver, capabilities, wait)
         template = await self._templates.resolve(tenant, req.template)
         config = template.config
         size = self._bakes.fit(config, driver, limits.size(req, config), req.env)
@@ -130,7 +137,7 @@ class Machines:
         if req.volumes:  # a bake knows no disk but its own, and none can be plugged in
             return await self._make(tenant, values, config, wait, attach=req.volumes)
         machine = None
-        if alike(config, req.env):
+        if alike(config, req.env) and not req.unrestricted:
             try:
                 machine = await self._warm.take(values)
             except IntegrityError as error:
@@ -142,6 +149,39 @@ class Machines:
                 machine = await self._make(tenant, {**values, **source}, config, wait)
         self._warm.want(template, values)
         return machine
+
+    async def _create_directory(
+        self,
+        tenant: str,
+        req: CreateMachine,
+        driver: str,
+        capabilities: Capabilities,
+        wait: bool,
+    ) -> Machine:
+        """One without a disk begins empty, with the programs of the host: no template, no bake, none kept warm."""
+        if req.template not in ("base", HOST.name):
+            raise UnsupportedError(
+                f"Machines of the {driver} driver have the host's programs and no template: leave it out, or ask for "
+                "another isolation.",
+                details={"field": "template", "driver": driver},
+            )
+        if req.volumes:
+            raise _no_volumes(driver)
+        size = limits.size(req, HOST.config)
+        reservations.check_size(self._engine.host(), size.vcpu, size.memory_mib)
+        await self._engine.parts.storage.require(ROOM_BYTES)
+        values = {
+            **self._asked(tenant, req),
+            **columns(HOST, driver, capabilities, size),
+            "env": dict(req.env),
+        }
+
+        def check(connection: sa.Connection) -> None:
+            quotas.check(connection, tenant, quotas.of_machine(values))
+            _check_key(connection, tenant, req.key)
+
+        await self._store.read(check)
+        return await self._make(tenant, values, HOST.config, wait)
 
     async def fork(self, tenant: str, machine_id: str, req: ForkMachine) -> builtins.list[Machine]:
         """``count`` machines that go on from this one's instant, with memory where its rung can; all or none.
@@ -176,6 +216,7 @@ class Machines:
             volumes=_shared(parent) if req.volumes is None else req.volumes,
             expiry=parent.expiry if req.expiry is None else req.expiry,
             autowake=parent.autowake if req.autowake is None else req.autowake,
+            unrestricted=parent.unrestricted,
         )
         limits.check_create(wanted)
         egress.require_enforced(self._policy(wanted), parent.driver, parent.capabilities)
@@ -278,8 +319,10 @@ class Machines:
         values = {**self._asked(tenant, req), **captured.values(row, memory)}
         engine = self._engine
         driver = values["driver"]
-        _, capabilities = engine.rungs.choose("auto", driver)
+        least = await self._store.read(lambda c: engine.least(c, tenant))
+        _, capabilities = engine.rungs.choose("auto", driver, least)
         egress.require_enforced(self._policy(req), driver, capabilities)
+        self._check_unrestricted(req, capabilities)
         values["capabilities"] = capabilities_to_json(capabilities)
         reservations.check_size(engine.host(), values["vcpu"], values["memory_mib"])
         await engine.parts.storage.require(ROOM_BYTES)
@@ -310,7 +353,15 @@ class Machines:
             "inside": req.inside.to_json(),
             "expiry": req.expiry,
             "autowake": req.autowake,
+            "unrestricted": req.unrestricted,
         }
+
+    def _check_unrestricted(self, req: CreateMachine, capabilities: Capabilities) -> None:
+        """Raises RUNG_REFUSED."""
+        if req.unrestricted and self._engine.rungs.profile is Profile.MANAGED:
+            why = "this host's profile is managed: unrestricted is for rungs 2 and 3"
+            least = Least(SANDBOX, why)
+            ladder.check(least, capabilities, "An unrestricted machine", "Leave it out.")
 
     def _policy(self, req: CreateMachine) -> Policy:
         return self._engine.settings.egress_policy if req.egress is None else req.egress
@@ -328,10 +379,9 @@ class Machines:
         engine = self._engine
         boundary = engine.parts.boundary
         if attach and not engine.rungs.driver(values["driver"]).volumes:
-            raise UnsupportedError(
-                f"Machines of the {values['driver']} driver have no volumes.",
-                details={"field": "volumes"},
-            )
+            raise _no_volumes(values["driver"])
+
+        unrestricted = bool(values["unrestricted"])
 
         def also(connection: sa.Connection, machine_id: str) -> None:
             if secrets_of is not None:
@@ -342,13 +392,16 @@ class Machines:
                 volumes.attach(engine, connection, machine_id, found, raw_disk)
                 told = {"volumes": [each.to_json() for each in found]}
                 rows.update(connection, machine_id, told)
+            if unrestricted:
+                now = engine.clock.now()
+                rows.record(connection, machine_id, now, "unrestricted", claims.UNRESTRICTED)
 
         try:
             machine = await engine.create(
                 values,
                 config,
                 find_source=find_source,
-                also=also if secrets_of or attach else None,
+                also=also if secrets_of or attach or unrestricted else None,
             )
         except IntegrityError as error:
             raise await self._taken(tenant, values["key"], error) from error
@@ -380,6 +433,13 @@ class Machines:
         if machine.phase == Phase.DESTROYED and age >= REMEMBER_DESTROYED:
             raise not_found(machine_id)
         return machine
+
+    async def home(self, tenant: str, machine_id: str) -> Path | None:
+        """Of a machine that is a directory of the host; None for one with a disk. Raises MACHINE_NOT_FOUND."""
+        machine = await self.get(tenant, machine_id)
+        if machine.capabilities.disk_image:
+            return None
+        return self._engine.parts.storage.home(machine_id)
 
     async def anyones(self, machine_id: str) -> Machine:
         """Of whichever tenant: for a caller that proves by other means than a key that it may. From memory where it
@@ -872,6 +932,12 @@ async def _stats(agent: Any) -> Any:
             return await agent.stats()
     except (RoostError, TimeoutError):
         return None
+
+
+def _no_volumes(driver: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"Machines of the {driver} driver have no volumes.", details={"field": "volumes"}
+    )
 
 
 def _check_key(connection: sa.Connection, tenant: str, key: str | None) -> None:

@@ -116,6 +116,7 @@ class CreateMachine:
     volumes: Sequence[Attach] = ()  # it boots then, from no bake and no snapshot's memory
     expiry: str = "destroy"  # destroy | sleep: what its ttl ends in; asleep it has none any more
     autowake: bool = True  # what needs it wakes it; else only ``wake``
+    unrestricted: bool = False  # without our guardrails inside it (``claims.UNRESTRICTED``)
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +372,7 @@ class Tenant:
     quotas: Mapping[str, Any]  # those it has, by name
     created_at: datetime
     usage: Mapping[str, Any] | None = None  # only where asked for one
+    isolation: str | None = None  # the least of its machines; None: the profile's
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from roost.engine.lifecycle import Phase
 from roost.errors import ConflictError, LimitError, NotFoundError, UnsupportedError
 from roost.network.addresses import AGENT_PORT
 from roost.services import browser, code, computer, limits, places
+from roost.services.doors import require_own_network
 from roost.services.links import Links
 from roost.services.machines import Machines
 from roost.services.models import UNSET, Port, Unset
@@ -140,9 +141,11 @@ class Ports:
         name: str | None = None,
         from_inside: bool = False,
     ) -> Port:
-        """``from_inside``: the machine itself asked. Raises VALIDATION_FAILED, ALREADY_EXISTS (the port, or the name), QUOTA_EXCEEDED, INVALID_STATE."""
+        """``from_inside``: the machine itself asked. Raises VALIDATION_FAILED, ALREADY_EXISTS (the port, or the name), QUOTA_EXCEEDED, INVALID_STATE, UNSUPPORTED (it has
+        the host's network)."""
         machine = await self._machines.get(tenant, machine_id)
         _require_here(machine.phase)
+        require_own_network(machine)
         _check(port, protocol, visibility, name)
         if port == EVERY and from_inside:
             raise limits.bad("port", "is one: showing all of them is for the machine's owner")

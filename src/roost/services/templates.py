@@ -11,7 +11,7 @@ import builtins
 import functools
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,21 @@ from roost.store import Store
 from roost.store import templates as rows
 from roost.templates import reference
 from roost.templates.reference import LATEST, Reference
+
+# What machines that are directories of the host are made from: nothing but what the host has.
+HOST = Template(
+    id="host",
+    tenant_id=None,
+    name="host",
+    status="ready",
+    digest="",
+    recipe_digest=None,
+    size_bytes=None,
+    config={},
+    error=None,
+    created_at=datetime.fromtimestamp(0, UTC),
+    updated_at=datetime.fromtimestamp(0, UTC),
+)
 
 
 class Recipe(Protocol):

@@ -12,10 +12,11 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from roost import ids
+from roost.drivers.interface import Isolation
 from roost.engine.lifecycle import HOLDING
 from roost.errors import ConflictError, InvalidRequestError, NotFoundError
 from roost.services.keys import DEFAULT_TENANT, Keys
-from roost.services.models import Tenant
+from roost.services.models import UNSET, Tenant, Unset
 from roost.services.rates import Rates
 from roost.settings import Settings
 from roost.store import Store
@@ -52,11 +53,18 @@ class Tenants:
         for row in await self._store.read(rows.every):
             self._rates.set(row["id"], row["quotas"] or {})
 
-    async def create(self, name: str, quotas: Mapping[str, Any] | None = None) -> Tenant:
-        """``quotas``: what differs from the settings' for a new one; None: no limit.
+    async def create(
+        self,
+        name: str,
+        quotas: Mapping[str, Any] | None = None,
+        isolation: str | None = None,
+    ) -> Tenant:
+        """``quotas``: what differs from the settings' for a new one; None: no limit. ``isolation``: the least of its
+        machines; None: the profile's.
 
         Raises VALIDATION_FAILED, ALREADY_EXISTS (the name)."""
         _check_name(name)
+        _check_isolation(isolation)
         given = {
             "machines": self._settings.tenant_machines,
             "requests_per_second": self._settings.tenant_requests_per_second,
@@ -66,6 +74,7 @@ class Tenants:
             "id": ids.new(),
             "name": name,
             "quotas": _changed(given, quotas or {}),
+            "isolation": isolation,
             "created_at": self._store.clock.now(),
         }
         try:
@@ -93,18 +102,26 @@ class Tenants:
         return str((await self._store.read(lambda c: _row(c, which)))["id"])
 
     async def set(
-        self, which: str, name: str | None = None, quotas: Mapping[str, Any] | None = None
+        self,
+        which: str,
+        name: str | None = None,
+        quotas: Mapping[str, Any] | None = None,
+        isolation: str | Unset | None = UNSET,
     ) -> Tenant:
         """Quotas that are not named stay; None: no limit. One below what is used takes nothing away and lets
-        nothing more in. Raises VALIDATION_FAILED, ALREADY_EXISTS (the name)."""
+        nothing more in; machines below its ``isolation`` run on, and wake no more until they are promoted. Raises VALIDATION_FAILED, ALREADY_EXISTS (the name)."""
         if name is not None:
             _check_name(name)
+        if isolation is not UNSET:
+            _check_isolation(isolation)
 
         def fn(connection: sa.Connection) -> Tenant:
             row = _row(connection, which)
             values: dict[str, Any] = {"quotas": _changed(row["quotas"] or {}, quotas or {})}
             if name is not None:
                 values["name"] = name
+            if isolation is not UNSET:
+                values["isolation"] = isolation
             rows.update(connection, row["id"], values)
             return _tenant(_row(connection, row["id"]))
 
@@ -146,7 +163,8 @@ def _row(connection: sa.Connection, which: str) -> rows.Row:
 
 
 def _tenant(row: rows.Row, usage: Mapping[str, Any] | None = None) -> Tenant:
-    return Tenant(row["id"], row["name"], dict(row["quotas"] or {}), row["created_at"], usage)
+    quotas = dict(row["quotas"] or {})
+    return Tenant(row["id"], row["name"], quotas, row["created_at"], usage, row["isolation"])
 
 
 def _changed(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,6 +190,11 @@ def _changed(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise _bad("name", "is 1-63 of [a-z0-9-], starting and ending with a letter or digit")
+
+
+def _check_isolation(isolation: str | None) -> None:
+    if isolation is not None and isolation not in {each.value for each in Isolation}:
+        raise _bad("isolation", f"is one of {', '.join(each.value for each in Isolation)}, or null")
 
 
 def _bad(field: str, message: str) -> InvalidRequestError:

@@ -182,6 +182,11 @@ class Transfers:
             if image is None:
                 raise UnsupportedError(f"Snapshot {row['id']} is of a disk alone: export it so.")
         place = self._storage.snapshot(row["id"])
+        if not row["machine"]["capabilities"]["disk_image"]:
+            raise UnsupportedError(
+                f"Snapshot {row['id']} is of an isolated workspace: a directory and no disk. Take its files with"
+                " `roost cp`."
+            )
         parts = [Part("disk", place.disk)]
         names: list[str] = []
         if image is not None:

@@ -16,7 +16,7 @@ class PoolUsage:
     free: int
     backing_total: int
     backing_free: int
-    kind: str  # "xfs-loop", "xfs", "btrfs"
+    kind: str  # "xfs-loop", "xfs", "btrfs", "directory" (no reflinks: copies are whole ones)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,11 @@ class Snapshot:
     def memory(self) -> Path:
         return self.directory / "memory"
 
+    @property
+    def home(self) -> Path:
+        """In place of a disk, of a machine that is a directory."""
+        return self.directory / "home"
+
 
 @dataclass(frozen=True, slots=True)
 class Holder:
@@ -70,17 +75,44 @@ class Storage(Protocol):
         """A machine's disk: a reflink of ``image`` (of its variant at that size, made once). Durable after
         ``sync_disk``."""
 
+    async def make_home(self, machine_id: str) -> Path:
+        """An empty directory in place of a disk. Durable on return."""
+
+    def home(self, machine_id: str) -> Path:
+        """Where a machine's directory lies (whether or not it is there)."""
+
     async def sync_disk(self, machine_id: str) -> None:
-        """A cloned disk and its name outlive a power cut."""
+        """A cloned disk, or home, and its name outlive a power cut."""
 
     def disk(self, machine_id: str) -> Path:
         """Where a machine's disk lies (whether or not it is there)."""
 
     async def delete(self, machine_id: str) -> None:
-        """Idempotent."""
+        """Disk or home. Idempotent."""
 
     async def list_disks(self) -> set[str]:
-        """Machine ids that have a disk in the pool."""
+        """Machine ids that have a disk or home in the pool."""
+
+    async def delete_disk(self, machine_id: str) -> None:
+        """Of one that has a directory as well, which stays. Idempotent."""
+
+    async def pack_tree(self, machine_id: str) -> None:
+        """What is in a machine's directory, as a tar at ``tree``, for the disk it is to get. Durable on return."""
+
+    def tree(self, machine_id: str) -> Path:
+        """Where that tar lies (whether or not it is there)."""
+
+    async def delete_tree(self, machine_id: str) -> None:
+        """Idempotent."""
+
+    async def list_trees(self) -> set[str]:
+        """Machine ids that have one."""
+
+    async def list_homes(self) -> set[str]:
+        """Machine ids that have a directory."""
+
+    async def delete_home(self, machine_id: str) -> None:
+        """The directory of a machine; a disk of its own stays. Idempotent."""
 
     async def shares(
         self, families: Sequence[Sequence[Holder]], free: Iterable[str]
@@ -108,7 +140,7 @@ class Storage(Protocol):
         durable."""
 
     async def copy_out_snapshot(self, snapshot_id: str) -> Path:
-        """Its disk, likewise. Raises SNAPSHOT_NOT_FOUND."""
+        """Its disk, likewise. Raises SNAPSHOT_NOT_FOUND, UNSUPPORTED (it is of a directory)."""
 
     async def keep_image(
         self, made: Path, digest: str, of: Path, manifest: Mapping[str, Any]
@@ -123,7 +155,8 @@ class Storage(Protocol):
         """Empty, ready to be captured into; what was there before is gone."""
 
     async def copy_disk(self, machine_id: str, snapshot_id: str) -> None:
-        """The disk of a machine that does not run, into a begun snapshot. Durable on return."""
+        """The disk of a machine that does not run, into a begun snapshot, or its home, file by file as each then is.
+        Durable on return."""
 
     async def copy_memory(self, machine_id: str, snapshot_id: str) -> None:
         """The memory of a machine asleep, into a begun snapshot. Durable on return."""
@@ -132,7 +165,7 @@ class Storage(Protocol):
         """Keeps what is known of the machine's disk with its copy; the bytes allocated. Durable on return."""
 
     async def clone_snapshot(self, snapshot_id: str, machine_id: str) -> Path:
-        """A machine's disk from a snapshot's; replaces what the machine had. Durable after ``sync_disk``.
+        """A machine's disk, or home, from a snapshot's; replaces what the machine had. Durable after ``sync_disk``.
         Raises SNAPSHOT_NOT_FOUND."""
 
     async def delete_snapshot(self, snapshot_id: str) -> None:

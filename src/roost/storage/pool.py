@@ -1,4 +1,4 @@
-"""The pool: a directory on a file system that can reflink."""
+"""The pool: a directory on a file system that can reflink, or, of a daemon that is not root, on any."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 from roost.errors import CapacityError, UnsupportedError
 from roost.host import files, loop, mounts, run
+from roost.storage import trees
 from roost.storage.interface import PoolUsage
 
-_DIRECTORIES = ("images", "variants", "disks", "volumes", "snapshots", "memory", "tmp")
+_DIRECTORIES = ("images", "variants", "disks", "homes", "volumes", "snapshots", "memory", "tmp")
 # No `discard`: freeing blocks at once costs each later sync of a new disk 10 ms and more. `trim` does it
 # in bulk.
 _OPTIONS = "nodiscard"
@@ -40,6 +41,11 @@ class Pool:
         return self.root / "disks"
 
     @property
+    def homes(self) -> Path:
+        """Directories of machines that have no disk."""
+        return self.root / "homes"
+
+    @property
     def volumes(self) -> Path:
         return self.root / "volumes"
 
@@ -64,6 +70,8 @@ class Pool:
             self.kind = "xfs-loop"
         elif not self._file.exists() and files.can_reflink(self.root):
             self.kind = _fstype(self.root)
+        elif os.geteuid() != 0:  # who cannot mount makes do: directories need no reflinks
+            self.kind = "directory"
         else:
             self._make_file()
             self._mount_file()
@@ -182,6 +190,6 @@ def _remove(path: Path) -> None:
             mounts_left = [Path(t) for t in mounts.below(path)]
             for target in reversed(mounts_left):
                 mounts.unmount(target)
-            shutil.rmtree(path)
+            trees.remove(path)
         else:
             path.unlink()

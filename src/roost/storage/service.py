@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from roost.errors import InvalidRequestError, NotFoundError
-from roost.host import files
+from roost.errors import InvalidRequestError, NotFoundError, UnsupportedError
+from roost.host import files, syscalls
 from roost.settings import Settings
-from roost.storage import accounting, content, disks, volumes
+from roost.storage import accounting, content, disks, packing, trees, volumes
 from roost.storage.disks import DiskInfo
+from roost.storage.homes import Homes
 from roost.storage.images import Images
 from roost.storage.interface import Holder, Image, PoolUsage, Snapshot
 from roost.storage.pool import Pool
@@ -33,6 +35,7 @@ class PoolStorage:
     def __init__(self, settings: Settings) -> None:
         self.pool = Pool(settings.data_dir, settings.pool_gib, settings.pool_reserve_percent)
         self.image_store = Images(self.pool)
+        self.homes = Homes(self.pool, settings.workspace_user)
         self._snapshots = Snapshots(self.pool)
         self._memories = Memories(self.pool)
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="storage")
@@ -86,15 +89,59 @@ class PoolStorage:
             raise
         return disk
 
+    async def make_home(self, machine_id: str) -> Path:
+        await self._run(self.homes.make, machine_id)
+        return self.home(machine_id)
+
+    def home(self, machine_id: str) -> Path:
+        return self.homes.at(machine_id)
+
     async def sync_disk(self, machine_id: str) -> None:
-        await self._run(_sync, self.disk(machine_id))
+        if self.home(machine_id).exists():
+            await self._run(_sync_file_system, self.pool.homes)
+        else:
+            await self._run(_sync, self.disk(machine_id))
 
     def disk(self, machine_id: str) -> Path:
         return self.pool.disks / f"{disks.check_id(machine_id)}.ext4"
 
     async def delete(self, machine_id: str) -> None:
         await self._run(self._delete, self.disk(machine_id))
+        await self._run(self.homes.delete, machine_id)
+        await self.delete_tree(machine_id)
         self._trim_later()
+
+    async def delete_disk(self, machine_id: str) -> None:
+        await self._run(self._delete, self.disk(machine_id))
+
+    # --- what a directory becomes when its machine goes up the ladder ------------------------------
+
+    async def pack_tree(self, machine_id: str) -> None:
+        await self._run(packing.pack, self.home(machine_id), self.tree(machine_id))
+
+    def tree(self, machine_id: str) -> Path:
+        return self.pool.disks / f"{disks.check_id(machine_id)}.tar"
+
+    async def delete_tree(self, machine_id: str) -> None:
+        tree = self.tree(machine_id)
+        for each in (tree, packing.half(tree)):
+            await self._run(each.unlink, missing_ok=True)
+
+    async def list_trees(self) -> set[str]:
+        return await self._run(
+            lambda: {
+                p.name.strip(".").removesuffix(".tar")
+                for p in self.pool.disks.iterdir()
+                if p.suffix == ".tar"
+            }
+        )
+
+    async def delete_home(self, machine_id: str) -> None:
+        await self._run(self.homes.delete, machine_id)
+        self._trim_later()
+
+    async def list_homes(self) -> set[str]:
+        return await self._run(self.homes.list)
 
     @staticmethod
     def _delete(disk: Path) -> None:
@@ -104,11 +151,14 @@ class PoolStorage:
     async def list_disks(self) -> set[str]:
         """A manifest alone counts as well, so that a half-made or half-deleted disk is found."""
         return await self._run(
-            lambda: {
-                p.stem
-                for p in self.pool.disks.iterdir()
-                if p.suffix in (".ext4", ".json") and not p.name.startswith(".")
-            }
+            lambda: (
+                {
+                    p.stem
+                    for p in self.pool.disks.iterdir()
+                    if p.suffix in (".ext4", ".json") and not p.name.startswith(".")
+                }
+                | self.homes.list()
+            )
         )
 
     async def images(self) -> list[Image]:
@@ -141,6 +191,10 @@ class PoolStorage:
     async def copy_out_snapshot(self, snapshot_id: str) -> Path:
         await self._run(self.pool.require, _CLONE_BYTES)
         disk = self._snapshots.at(snapshot_id).disk
+        if self._snapshots.at(snapshot_id).home.exists():
+            raise UnsupportedError(
+                f"Snapshot {snapshot_id} is of an isolated workspace: a directory, of which no template is made."
+            )
         if not disk.exists():
             raise NotFoundError(
                 f"Snapshot {snapshot_id} is not in the pool any more.", code="SNAPSHOT_NOT_FOUND"
@@ -179,16 +233,26 @@ class PoolStorage:
         return await self._run(self._snapshots.begin, snapshot_id)
 
     async def copy_disk(self, machine_id: str, snapshot_id: str) -> None:
+        home = self.home(machine_id)
+        if home.exists() and not self.disk(machine_id).exists():
+            await self._run(self.homes.copy, home, self._snapshots.at(snapshot_id).home)
+            return
         await self._run(self._snapshots.copy_disk, self.disk(machine_id), snapshot_id)
 
     async def copy_memory(self, machine_id: str, snapshot_id: str) -> None:
         await self._run(self._snapshots.copy_memory, self.memory(machine_id), snapshot_id)
 
     async def seal_snapshot(self, snapshot_id: str, machine_id: str) -> int:
+        if self._snapshots.at(snapshot_id).home.exists():
+            return await self._run(self._snapshots.seal_home, snapshot_id)
         return await self._run(self._snapshots.seal, snapshot_id, self.disk(machine_id))
 
     async def clone_snapshot(self, snapshot_id: str, machine_id: str) -> Path:
         await self._run(self.pool.require, _CLONE_BYTES)
+        home = self._snapshots.at(snapshot_id).home
+        if home.exists():
+            await self._run(self.homes.clone, home, machine_id)
+            return self.home(machine_id)
         disk = self.disk(machine_id)
         await self._run(self._snapshots.clone, snapshot_id, disk)
         return disk
@@ -212,9 +276,14 @@ class PoolStorage:
         _, costs_nothing = accounting.look(everybodys)
         found: dict[str, int] = {}
         for family in families:
-            named = [(each.id, self._files(each)) for each in family]
+            homes = {each.id: home for each in family if (home := self._home_of(each)).exists()}
+            named = [(each.id, self._files(each)) for each in family if each.id not in homes]
             found |= accounting.shares(named, costs_nothing)
+            found |= {id: trees.allocated(home) for id, home in homes.items()}
         return found
+
+    def _home_of(self, holder: Holder) -> Path:
+        return self._snapshots.at(holder.id).home if holder.is_snapshot else self.home(holder.id)
 
     def _files(self, holder: Holder) -> list[Path]:
         if holder.is_snapshot:
@@ -277,6 +346,14 @@ class PoolStorage:
 
     async def purge(self) -> None:
         await self._run(self.pool.purge)
+
+
+def _sync_file_system(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscalls.syncfs(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync(disk: Path) -> None:

@@ -1,4 +1,5 @@
-"""Snapshots in the pool: ``<id>/disk.ext4``, ``<id>/disk.json`` (what is known of it), ``<id>/memory/``."""
+"""Snapshots in the pool: ``<id>/disk.ext4``, ``<id>/disk.json`` (what is known of it), ``<id>/memory/``; of a machine that
+is a directory ``<id>/home/``."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from roost.errors import NotFoundError
 from roost.host import files
-from roost.storage import disks
+from roost.storage import disks, trees
 from roost.storage.interface import Snapshot
 from roost.storage.pool import Pool
 
@@ -45,6 +46,11 @@ class Snapshots:
         disks.write(snapshot.disk, info)
         files.sync_dir(self._pool.snapshots)
         return sum(p.stat().st_blocks * 512 for p in snapshot.directory.rglob("*") if p.is_file())
+
+    def seal_home(self, snapshot_id: str) -> int:
+        files.sync_dir(self.at(snapshot_id).directory)
+        files.sync_dir(self._pool.snapshots)
+        return trees.allocated(self.at(snapshot_id).home)
 
     def clone(self, snapshot_id: str, disk: Path) -> None:
         """A disk whose next start gives it an identity of its own, and our agent where it has another."""
@@ -89,4 +95,4 @@ class Memories:
 
 def _remove(directory: Path) -> None:
     if directory.is_symlink() or directory.exists():
-        shutil.rmtree(directory)
+        trees.remove(directory)

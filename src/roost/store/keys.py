@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from roost.store.schema import keys as t
 from roost.store.schema import tenants
 
+DEFAULT_TENANT = "default"  # the local admin's
 NOBODY = ":nobody"  # of what the daemon makes for itself; no key can be of a tenant of that name
 KEY_ROLES = ("admin", "tenant", "read_only")
 TOKEN_ROLES = ("machine", "preview")

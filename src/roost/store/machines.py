@@ -61,7 +61,16 @@ def update(connection: sa.Connection, machine_id: str, values: Mapping[str, Any]
 def living(connection: sa.Connection) -> list[Row]:
     """Oldest first, and of each only what tells where it stands: there may be very many."""
     c = t.c
-    query = sa.select(c.id, c.phase, c.tier, c.slot_index, c.disk_ready, c.memory_image)
+    query = sa.select(
+        c.id,
+        c.phase,
+        c.tier,
+        c.slot_index,
+        c.disk_ready,
+        c.memory_image,
+        c.brings_tree,
+        c.isolation,
+    )
     query = query.where(c.phase != "destroyed").order_by(c.created_at, c.id)
     return list(connection.execute(query).mappings())
 

@@ -45,6 +45,7 @@ tenants = sa.Table(
     sa.Column("name", sa.String(63), nullable=False),
     # by name, of engine.quotas and services.rates; what is not named has no limit
     sa.Column("quotas", sa.JSON, nullable=False, server_default="{}"),
+    sa.Column("isolation", sa.String(16)),  # the least of its machines; NULL: the profile's
     sa.Column("created_at", Time, nullable=False),
     sa.Index(None, "name", unique=True),
 )
@@ -204,6 +205,10 @@ machines = sa.Table(
     sa.Column("expiry", sa.String(16), nullable=False, server_default="destroy"),
     # whether what needs it wakes it; else only who asks for that
     sa.Column("autowake", sa.Boolean, nullable=False, server_default=sa.true()),
+    # asked for: without our guardrails inside it; never without the boundary around it
+    sa.Column("unrestricted", sa.Boolean, nullable=False, server_default=sa.false()),
+    # it was a directory: what was in it is unpacked on its disk before its next start is told
+    sa.Column("brings_tree", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("created_at", Time, nullable=False),
     sa.Column("last_transition_at", Time, nullable=False),
     sa.Column("last_progress_at", Time, nullable=False),

@@ -75,6 +75,12 @@ def quotas(connection: sa.Connection, tenant: str) -> dict[str, Any] | None:
     return None if row is None else dict(row[0] or {})
 
 
+def isolation(connection: sa.Connection, tenant: str) -> str | None:
+    """The least of its machines; None: nothing of its own."""
+    value = connection.execute(sa.select(t.c.isolation).where(t.c.id == tenant)).scalar()
+    return None if value is None else str(value)
+
+
 def used(
     connection: sa.Connection, tenant: str, awake: Collection[str], without: str | None = None
 ) -> dict[str, Any]:

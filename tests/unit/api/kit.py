@@ -28,6 +28,7 @@ from roost.egress.edit import edited
 from roost.egress.interface import Decision
 from roost.egress.policy import Policy, Reach
 from roost.egress.suggest import suggest
+from roost.engine.rungs import ANY, Rungs
 from roost.errors import ConflictError, NotFoundError, error
 from roost.gateway.app import Gateway
 from roost.gateway.calls import Calls
@@ -40,7 +41,7 @@ from roost.preview.plane import Plane
 from roost.prices import Prices
 from roost.secrets import Secret, SecretSpec
 from roost.secrets.secret import check_value, made
-from roost.services import asking
+from roost.services import asking, contracts
 from roost.services.audit import Audit
 from roost.services.browser import Browser
 from roost.services.build_files import BuildFiles
@@ -180,6 +181,9 @@ class FakeMachines:
         self.ended_trees: list[int] = []
         self.listeners: list[Callable[[str], None]] = []
         self.config: dict[str, Any] = {"env": {"FROM_TEMPLATE": "1"}, "workdir": "/", "user": ""}
+
+    async def home(self, tenant: str, machine_id: str) -> Path | None:
+        return None
 
     def add(self, tenant: str, req: CreateMachine | None = None) -> Machine:
         req = req or CreateMachine()
@@ -506,6 +510,14 @@ class FakePromotions:
         await self.machines.get(tenant, onto)
         return self.machines.change(machine, replaces=onto)
 
+    async def climb(
+        self, tenant: str, machine_id: str, isolation: str | None, driver: str | None
+    ) -> Machine:
+        machine = await self.machines.get(tenant, machine_id)
+        if driver is not None:
+            raise error("RUNG_UNAVAILABLE", "there is no such driver")
+        return self.machines.change(machine, reason=f"climbed to {isolation}")
+
 
 class FakeTemplates:
     async def list(self, tenant: str, unnamed: bool = False) -> list[Template]:
@@ -636,6 +648,10 @@ class FakeHost:
     async def public(self) -> dict[str, Any]:
         return {"daemon": {"pid": None, "started_at": None}, "rungs": []}
 
+    async def capabilities(self, tenant: str, everything: bool) -> dict[str, Any]:
+        rungs = Rungs({}, [])
+        return contracts.describe(rungs, ANY, everything)
+
 
 class Served:
     """A daemon but for its machines: made up, or those of ``engine`` (a Daemon of tests.unit.engine.kit). ``http``
@@ -730,7 +746,9 @@ class Served:
             metrics=self.metrics,
             policies=self.engine.policies if self.engine else _any(FakePolicies(self.machines)),
             promotions=(
-                Promotions(self.engine.engine, machines, self.ports, self.keys)
+                Promotions(
+                    self.engine.engine, machines, self.ports, self.keys, self.engine.templates
+                )
                 if self.engine
                 else _any(FakePromotions(self.machines))
             ),
@@ -746,7 +764,7 @@ class Served:
                 machines, self.engine.volumes if self.engine else _any(FakeVolumes())
             ),
             exchange=Exchange(self.keys, self.rates, clock, b"secret"),
-            listening=ListeningPorts(files),
+            listening=ListeningPorts(files, machines),
         )
         self.app = create_app(self.services)
         table = Table(

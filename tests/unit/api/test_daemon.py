@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from roost import daemon
+from roost.cli import _daemon
+from roost.client import _config
 from roost.errors import RoostError
 from roost.settings import Settings
 from tests.unit.api.kit import Served
@@ -43,9 +45,35 @@ def test_settings_name_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_root_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(RoostError) as found:
-        daemon.require_root(Settings.model_validate({}))
-    assert found.value.code == "FORBIDDEN" and "rungs 2 and 3" in found.value.message
+        daemon.require_root(Settings.model_validate({"drivers": "qemu,runc"}))
+    assert found.value.code == "FORBIDDEN" and "needs root" in found.value.message
     daemon.require_root(Settings.model_validate({"drivers": "fake"}))
+    daemon.require_root(Settings.model_validate({}))  # there are workspaces among them
+
+
+def test_places_of_a_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("ROOST_DATA_DIR", "ROOST_RUN_DIR", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    of_root = Settings()
+    assert (of_root.data_dir, of_root.run_dir) == (Path("/var/lib/roost"), Path("/run/roost"))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    kept = tmp_path / ".local/share/roost"
+    found = Settings()
+    assert (found.data_dir, found.run_dir) == (kept, kept / "run")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "relative, and so ignored")
+    assert Settings().run_dir == kept / "run"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "elsewhere"))
+    found = Settings()
+    assert (found.data_dir, found.run_dir) == (
+        tmp_path / "elsewhere/roost",
+        Path("/run/user/1000/roost"),
+    )
+    assert (_config.data_dir(), _daemon.run_dir()) == (found.data_dir, found.run_dir)
+    monkeypatch.setenv("ROOST_DATA_DIR", "/told")
+    assert Settings().data_dir == _config.data_dir() == Path("/told")
 
 
 def test_urls() -> None:

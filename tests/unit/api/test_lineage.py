@@ -97,3 +97,61 @@ async def test_a_fork_has_a_key(served: Served) -> None:
     assert made.json()["items"][0]["key"] == "copy"
     again = await http.post(f"/v1/machines/{parent}/fork", json={"key": "copy"})
     assert again.json()["error_code"] == "ALREADY_EXISTS"
+
+
+async def test_up_the_ladder(served: Served) -> None:
+    http = served.http
+    mine = (await http.post("/v1/machines", json={"memory_mib": 64})).json()["machine_id"]
+    path = f"/v1/machines/{mine}/promote"
+    for body, code in (
+        ({"isolation": "microvm"}, "RUNG_UNAVAILABLE"),
+        ({"driver": "none"}, "RUNG_UNAVAILABLE"),
+        ({"isolation": "workspace"}, "VALIDATION_FAILED"),
+        ({"isolation": "container", "previous": "destroy"}, "VALIDATION_FAILED"),
+        ({"driver": "fake", "onto": mine}, "VALIDATION_FAILED"),
+    ):
+        answer = await http.post(path, json=body)
+        assert answer.json()["error_code"] == code, body
+    same = await http.post(path, json={"isolation": "container"})
+    assert (same.status_code, same.json()["machine_id"]) == (200, mine)
+
+
+async def test_an_unrestricted_machine_is_warned_of_and_in_the_audit_log_as_one(
+    served: Served,
+) -> None:
+    http = served.http
+    body = {"memory_mib": 64, "unrestricted": True}
+    made = (await http.post("/v1/machines", json=body)).json()
+    assert made["unrestricted"]
+    assert made["warnings"]
+    plain = (await http.put("/v1/machines/by-key/k", json={"memory_mib": 64})).json()
+    assert (plain["unrestricted"], plain["warnings"]) == (False, [])
+    await http.put("/v1/machines/by-key/u", json=body)
+    await http.put("/v1/machines/by-key/u", json=body)  # that one is there already
+    entries = (await http.get("/v1/audit")).json()["items"]
+    noted = [e["machine_id"] for e in entries if e["action"] == "machines_unrestricted"]
+    assert len(noted) == 2
+    assert made["machine_id"] in noted
+    told = (await http.get(f"/v1/machines/{made['machine_id']}/logs")).json()["items"]
+    assert "unrestricted" in [each["event"] for each in told]
+
+
+async def test_a_tenants_machines_are_held_to_an_isolation(served: Served) -> None:
+    admin, path = served.client(served.admin), f"/v1/tenants/{TENANT}"
+    async with admin as http:
+        assert (await http.get(path)).json()["isolation"] is None
+        bad = await http.patch(path, json={"isolation": "castle"})
+        assert bad.status_code == 422
+        held = await http.patch(path, json={"isolation": "microvm"})
+        assert held.json()["isolation"] == "microvm"
+        kept = await http.patch(path, json={"quotas": {}})
+        assert kept.json()["isolation"] == "microvm"
+        refused = await served.http.post("/v1/machines", json={"isolation": "container"})
+        assert (refused.status_code, refused.json()["error_code"]) == (403, "RUNG_REFUSED")
+        told = (await served.http.get("/v1/capabilities")).json()
+        freed = await http.patch(path, json={"isolation": None})
+        assert freed.json()["isolation"] is None
+    assert {"profile", "rungs", "advice"} <= set(told)
+    assert all(each["reason"] is None for each in told["rungs"])
+    made = await served.http.post("/v1/machines", json={"memory_mib": 64})
+    assert made.status_code == 201

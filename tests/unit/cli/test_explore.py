@@ -97,6 +97,26 @@ def test_promote(stub: Stub, roost: Roost, capsys: pytest.CaptureFixture[str]) -
     assert stub.asked("POST", path)[0].json == {"previous": "destroy"}
 
 
+def test_up_the_ladder(stub: Stub, roost: Roost, capsys: pytest.CaptureFixture[str]) -> None:
+    path = f"/v1/machines/{MACHINE_ID}/promote"
+    up = {"level": 3, "driver": "qemu", "claim": "sandboxed by a QEMU microVM (KVM)"}
+    stub.on("POST", path, lambda _: machine(isolation=up))
+    assert roost("promote", "user-42", "--isolation", "microvm") == 0
+    assert capsys.readouterr().out == f"{MACHINE_ID} {up['claim']}\n"
+    assert roost("promote", "user-42", "--driver", "qemu", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["isolation"] == up
+    assert [each.json for each in stub.asked("POST", path)] == [
+        {"isolation": "microvm"},
+        {"driver": "qemu"},
+    ]
+    assert roost("promote", "user-42", "--isolation", "microvm", "--destroy") == 2
+    stub.on("POST", path, lambda _: Answer(wire("RUNG_LOWER", "no way down"), 409))
+    assert roost("promote", "user-42", "--isolation", "container") == 1
+    said = capsys.readouterr().err
+    assert "no way down" in said
+    assert "roost doctor --contract" in said
+
+
 def test_explore(stub: Stub, roost: Roost, capsys: pytest.CaptureFixture[str]) -> None:
     base, child = f"/v1/machines/{MACHINE_ID}", f"/v1/machines/{CHILD}"
     stub.on("POST", f"{base}/fork", lambda _: Answer({"items": [machine(machine_id=CHILD)]}, 201))

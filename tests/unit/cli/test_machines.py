@@ -217,6 +217,54 @@ def test_doctor(stub: Stub, roost: Roost, capsys: Out) -> None:
     assert roost("doctor") == 1
 
 
+def test_doctor_tells_the_contract_of_each_rung(stub: Stub, roost: Roost, capsys: Out) -> None:
+    line = {"text": "filling the host's disk", "known": "tested", "by": "tests/x.py"}
+    rung = {
+        "driver": "gvisor", "isolation": "container", "level": 2, "available": True, "allowed": False,
+        "claim": "sandboxed by gVisor", "boundary": "a kernel", "can": [line],
+        "defends_against": [{**line, "known": "measured"}], "does_not": [{**line, "known": "unverified"}],
+    }  # fmt: skip
+    told = {
+        "profile": "managed", "default_driver": "gvisor", "least_level": 3, "least_why": "held to it",
+        "rungs": [rung], "unrestricted": "every command runs unasked", "advice": "another host",
+    }  # fmt: skip
+    host = {"daemon": {}, "rungs": [{**rung, "available": True}], "checks": []}
+    stub.on("GET", "/v1/host", lambda _: host)
+    assert roost("doctor", "--contract") == 1  # a daemon of an older release
+    stub.on("GET", "/v1/capabilities", lambda _: told)
+    capsys.readouterr()
+    assert roost("doctor", "--contract") == 0
+    out = capsys.readouterr().out
+    for text in (
+        "2 container (gvisor; not yours): sandboxed by gVisor",
+        "[tested: tests/x.py]",
+        "[measured here: tests/x.py]",
+        "[not verified: tests/x.py]",
+        "every command runs unasked",
+        "another host",
+    ):
+        assert text in out
+    assert roost("doctor") == 0
+    assert "held to it" in capsys.readouterr().out
+    assert roost("doctor", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["contract"] == told
+
+
+def test_who_asks_for_an_unrestricted_machine_is_warned(
+    stub: Stub, roost: Roost, capsys: Out
+) -> None:
+    made = machine(unrestricted=True, warnings=["nothing asks first"])
+    stub.on("POST", "/v1/machines", lambda _: Answer(made, 201))
+    assert roost("create", "--unrestricted") == 0
+    seen = capsys.readouterr()
+    assert seen.out == f"{MACHINE_ID}\n"
+    assert seen.err == "Warning: nothing asks first\n"
+    assert stub.asked("POST", "/v1/machines")[0].json["unrestricted"] is True
+    stub.on("GET", f"/v1/machines/{MACHINE_ID}", lambda _: made)
+    assert roost("show", MACHINE_ID) == 0
+    assert "nothing asks first" in capsys.readouterr().out
+
+
 def test_template_build(stub: Stub, roost: Roost, capsys: Out) -> None:
     from tests.unit.client.stub import sse
 

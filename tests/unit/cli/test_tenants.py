@@ -77,6 +77,9 @@ def test_tenants(tenants: Stub, roost: Roost, capsys: Out) -> None:
     assert ["machines", "3", "10"] in lines and ["vcpu", "1.5", "none"] in lines
     assert roost("tenant", "set", "acme", "--machines", "none") == 0
     assert tenants.seen[-1].json == {"quotas": {"machines": None}}
+    for named, sent in (("microvm", "microvm"), ("none", None)):
+        assert roost("tenant", "set", "acme", "--isolation", named) == 0
+        assert tenants.seen[-1].json == {"isolation": sent}
     assert roost("tenant", "set", "acme") == 2
     assert roost("tenant", "set", "acme", "--vcpu", "many") == 2
     assert roost("tenant", "rm", "acme", "--json") == 0

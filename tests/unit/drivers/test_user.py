@@ -82,6 +82,21 @@ def test_its_agent_says_so_once_more() -> None:
     assert args[args.index("--workdir") + 1] == "/home/user"
 
 
+def test_an_unrestricted_one_has_the_same_boundary_and_no_guardrail() -> None:
+    made = oci.spec(
+        START,
+        limits=Limits(1, 1, 1),
+        cgroup="/x",
+        environment={},
+        seccomp=None,
+        network_namespace=None,
+    )
+    free = confined.bundle(made, rootfs=Path("/r"), guarded=False)
+    assert "--writable" not in free["process"]["args"]
+    assert free["root"]["readonly"] is True
+    assert free["linux"] == confined.bundle(made, rootfs=Path("/r"))["linux"]
+
+
 def test_it_is_refused_more_system_calls_than_a_container() -> None:
     rules = _bundle()["linux"]["seccomp"]
     assert rules["defaultAction"] == "SCMP_ACT_ERRNO"

@@ -192,6 +192,7 @@ class FakeStorage(Scripted):
         self.list: dict[str, Image] = {}
         self.sizes: dict[str, int] = {}  # bytes a machine or snapshot answers for
         self.volumes: set[str] = set()
+        self.homes: set[str] = set()  # directories, of machines that have no disk
 
     def add_image(self, letter: str) -> Image:
         digest = "sha256:" + letter * 64
@@ -218,16 +219,52 @@ class FakeStorage(Scripted):
     async def sync_disk(self, machine_id: str) -> None:
         await self.enter("sync_disk")
 
+    async def make_home(self, machine_id: str) -> Path:
+        await self.enter("make_home")
+        self.homes.add(machine_id)
+        self.home(machine_id).mkdir()
+        return self.home(machine_id)
+
+    def home(self, machine_id: str) -> Path:
+        return self.directory / f"home-{machine_id}"
+
+    async def list_homes(self) -> set[str]:
+        return set(self.homes)
+
     def disk(self, machine_id: str) -> Path:
         return self.directory / machine_id
 
     async def delete(self, machine_id: str) -> None:
         await self.enter("delete")
         self.disks.discard(machine_id)
+        await self.delete_home(machine_id)
+        self.disk(machine_id).unlink(missing_ok=True)
+        await self.delete_tree(machine_id)
+
+    async def delete_disk(self, machine_id: str) -> None:
+        self.disks.discard(machine_id)
         self.disk(machine_id).unlink(missing_ok=True)
 
+    async def pack_tree(self, machine_id: str) -> None:
+        await self.enter("pack_tree")
+        self.tree(machine_id).write_bytes(b"what was in the directory")
+
+    def tree(self, machine_id: str) -> Path:
+        return self.directory / f"{machine_id}.tar"
+
+    async def delete_tree(self, machine_id: str) -> None:
+        self.tree(machine_id).unlink(missing_ok=True)
+
+    async def list_trees(self) -> set[str]:
+        return {p.stem for p in self.directory.glob("*.tar")}
+
+    async def delete_home(self, machine_id: str) -> None:
+        await self.enter("delete_home")
+        self.homes.discard(machine_id)
+        shutil.rmtree(self.home(machine_id), ignore_errors=True)
+
     async def list_disks(self) -> set[str]:
-        return set(self.disks)
+        return self.disks | self.homes
 
     def snapshot(self, snapshot_id: str) -> Snapshot:
         return Snapshot(self.directory / f"snapshot-{snapshot_id}")
@@ -600,12 +637,15 @@ class Host:
     size: HostSize = field(default_factory=lambda: HostSize(4.0, 1_000_000, None))
     memory: bool = False  # the rung keeps memory
     driver: FakeDriver = None  # type: ignore[assignment]
+    others: dict[str, FakeDriver] = field(default_factory=dict)  # by name, of lower preference
 
     def __post_init__(self) -> None:
         if not (self.directory / "roost.db").exists():
             (self.directory / "roost.db").write_bytes(_migrated())
         self.identity = HostIdentity("node", bytes(32))
         self.driver = self.driver or FakeDriver(memory_snapshot=self.memory)
+        for name, each in self.others.items():
+            each.name, each.machines = name, self.driver.machines  # one host
         self.network = FakeNetwork()
         self.storage = FakeStorage(self.directory)
         self.recipes = FakeRecipes(self.storage)
@@ -628,11 +668,12 @@ class Host:
             for m in machines
             if m.memory_image is not None and m.memory_image.snapshot_id is None
         } - {m.id for m in machines if m.phase == "destroyed"}
+        slotted = {m.id for m in machines if m.id in running and m.capabilities.own_network}
         found = []
         for what, have, want in (
             ("process", set(self.driver.machines) | self.driver.debris, running),
-            ("slot", set(self.network.slots), running),
-            ("disk", self.storage.disks, with_disk),
+            ("slot", set(self.network.slots), slotted),
+            ("disk", self.storage.disks | self.storage.homes, with_disk),
             # of a machine that runs: swept when it sleeps, goes, or the daemon starts
             ("memory", self.storage.memories - running, asleep),
         ):
@@ -698,7 +739,8 @@ class Daemon:
         cls, host: Host, *, hook: Hook | None = None, build: bool = True, **settings: Any
     ) -> Daemon:
         store = host.store
-        host.driver.known.clear()
+        for each in (host.driver, *host.others.values()):
+            each.known.clear()
         now = host.clock.now()
 
         def tenants(connection: sa.Connection) -> None:
@@ -714,11 +756,15 @@ class Daemon:
             store,
             Settings.model_construct(
                 data_dir=host.directory,
-                drivers="fake",
-                **{"operation_timeout_s": 5.0, "memory_reserve_mib": 0, **settings},
+                **{
+                    "drivers": ",".join(("fake", *host.others)),
+                    "operation_timeout_s": 5.0,
+                    "memory_reserve_mib": 0,
+                    **settings,
+                },
             ),
             host.clock,
-            drivers={"fake": host.driver},
+            drivers={"fake": host.driver, **host.others},
             network=host.network,
             storage=host.storage,
             agents=agents,

@@ -142,6 +142,32 @@ async def test_the_best_available_driver_is_chosen() -> None:
         rungs.driver("gone")
 
 
+async def test_what_is_no_boundary_is_taken_where_there_is_nothing_else() -> None:
+    bare = FakeDriver(isolation=Isolation.WORKSPACE)
+    slow = FakeDriver(isolation=Isolation.MICROVM, accelerated=False)
+    rungs = Rungs({"bare": bare, "slow": slow}, ["bare", "slow"])
+    await rungs.probe()
+    assert rungs.default == "slow" and rungs.choose("auto", None)[0] == "slow"
+    assert rungs.choose("workspace", None)[0] == "bare"
+    alone = Rungs({"bare": bare}, ["bare"])
+    await alone.probe()
+    assert alone.choose("auto", None)[0] == "bare"
+
+
+async def test_a_driver_that_needs_root_is_not_looked_at_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("roost.engine.rungs.os.geteuid", lambda: 1000)
+    privileged, plain = FakeDriver(needs_root=True), FakeDriver()
+    rungs = Rungs({"privileged": privileged, "plain": plain}, ["privileged", "plain"])
+    await rungs.probe()
+    assert rungs.default == "plain" and not privileged.calls["probe"]
+    assert "needs root" in (rungs.probes["privileged"].reason or "")
+    assert rungs.probes["privileged"].remedy == "sudo roost up"
+    with pytest.raises(InvalidRequestError, match="needs root"):
+        rungs.choose("auto", "privileged")
+
+
 async def test_an_emulated_cpu_is_the_last_choice_and_still_one() -> None:
     def rungs(accelerated: bool | None, other: bool = True) -> Rungs:
         microvm = FakeDriver(accelerated=accelerated, isolation=Isolation.MICROVM)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -129,10 +130,15 @@ class Machines:
     def __init__(self, **agents: Agent) -> None:
         self.agents = agents
         self.used: list[str] = []
+        self.homes: dict[str, Path] = {}
 
     async def get(self, tenant: str, machine_id: str) -> None:
         if machine_id not in self.agents:
             raise NotFoundError("no", code="MACHINE_NOT_FOUND")
+
+    async def home(self, tenant: str, machine_id: str) -> Path | None:
+        await self.get(tenant, machine_id)
+        return self.homes.get(machine_id)
 
     async def awake(self, tenant: str, machine_id: str) -> Any:
         return SimpleNamespace(agent=self.agents[machine_id])
@@ -170,6 +176,18 @@ async def test_files_are_read_only_where_their_times_differ() -> None:
     assert set(diffs.OWN) <= set(a.asked[0].exclude)
     own = await served(a, b).diff("t", "a", "b", path=b"/etc/hostname")
     assert own.machine_id == "a" and b"/etc/hostname" not in a.asked[1].exclude
+
+
+async def test_directories_of_the_host_are_compared_from_themselves_on() -> None:
+    a, b = Agent(tree(edited=(b"3", 1))), Agent(tree(edited=(b"5", 2)))
+    machines: Any = Machines(a=a, b=b)
+    machines.homes = {"a": Path("/homes/a"), "b": Path("/homes/b")}
+    found = await Diffs(machines).diff("t", "a", "b")
+    assert [(d.path, d.change) for d in found.items] == [(b"/edited", Change.CHANGED)]
+    assert (a.asked[0].path, b.asked[0].path) == (b"/homes/a", b"/homes/b")
+    assert (a.read, b.read) == ([b"/homes/a/edited"], [b"/homes/b/edited"])
+    found = await Diffs(machines).diff("t", "a", "b", path=b"/deep", exclude=[b"/deep/x"])
+    assert (a.asked[1].path, b.asked[1].exclude[0]) == (b"/homes/a/deep", b"/homes/b/deep/x")
 
 
 async def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ class Kit:
         places = Places("localhost", "http://localhost:1")
         ports = Ports(d.store, d.machines, d.host.clock, b"secret", places)
         await ports.open()
-        promotions = Promotions(d.engine, d.machines, ports, keys)
+        promotions = Promotions(d.engine, d.machines, ports, keys, d.templates)
         return cls(d, keys, ports, promotions, Trees(d.store, d.machines))
 
     async def family(self, **changes: object) -> tuple[Machine, Machine]:

@@ -30,6 +30,41 @@ EVENTS: dict[str, Any] = {
 }
 
 
+class ContractLine(Answer):
+    text: str
+    known: Literal["measured", "tested", "unverified"] = Field(
+        description="Found on this host just now; held by tests; or nobody could look."
+    )
+    by: str = Field(description="What looked, or which tests; of one that is unverified, why.")
+
+
+class Contract(Answer):
+    driver: str
+    isolation: Literal["workspace", "user", "container", "microvm"]
+    level: int
+    claim: str
+    boundary: str
+    can: list[ContractLine]
+    defends_against: list[ContractLine]
+    does_not: list[ContractLine] = Field(description="What it does not defend against, or cannot.")
+    available: bool
+    allowed: bool = Field(
+        description="To who asks: by the profile, and by what its tenant is held to."
+    )
+    reason: str | None = Field(description="Why it is not available; an admin's to know.")
+    remedy: str | None
+
+
+class Capabilities(Answer):
+    profile: Literal["indie", "managed"]
+    default_driver: str | None = Field(description="What isolation=auto takes for who asks.")
+    least_level: int
+    least_why: str | None
+    rungs: list[Contract]
+    unrestricted: str
+    advice: str
+
+
 class Problem(Answer):
     """Every error looks like this."""
 
@@ -172,6 +207,8 @@ class Machine(Answer):
     volumes: list[Mount]
     expiry: Literal["destroy", "sleep"] = Field(description="What its ttl ends in.")
     autowake: bool = Field(description="Whether what needs it wakes it.")
+    unrestricted: bool
+    warnings: list[str] = Field(description="What its owner ought to know of how it runs.")
     node_id: str
     created_at: datetime
 
@@ -551,6 +588,9 @@ class Tenant(Answer):
     tenant_id: str
     name: str
     quotas: Quotas
+    isolation: Literal["workspace", "user", "container", "microvm"] | None = Field(
+        description="The least of its machines; null: the profile's."
+    )
     created_at: datetime
     used: Used | None = None
 

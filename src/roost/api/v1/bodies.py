@@ -17,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from roost import claims
+
 
 class Body(BaseModel):
     model_config = ConfigDict(
@@ -188,6 +190,7 @@ class CreateMachine(Body):
     autowake: bool = Field(
         True, description="Asleep, it is woken by what needs it; false: by wake alone."
     )
+    unrestricted: bool = Field(False, description=claims.UNRESTRICTED)
     volumes: Volumes = []
     secrets: list[NewSecret] = Field(
         [], max_length=64, description="What its requests carry and it never sees."
@@ -220,6 +223,7 @@ class EnsureMachine(Body):
     autowake: bool = Field(
         True, description="Asleep, it is woken by what needs it; false: by wake alone."
     )
+    unrestricted: bool = Field(False, description=claims.UNRESTRICTED)
     volumes: Volumes = []
     egress: EgressMode | Egress | None = None
     allow_inside: Allowed = []
@@ -247,6 +251,13 @@ class ForkMachine(Body):
 
 
 class Promote(Body):
+    """In another machine's place, or, with ``isolation`` or ``driver``, up the ladder."""
+
+    isolation: Literal["user", "container", "microvm"] | None = Field(
+        None,
+        description="Where it goes with its disk; what runs in it ends, its memory is dropped.",
+    )
+    driver: str | None = Field(None, max_length=32)
     onto: str | None = Field(
         None, max_length=64, description="Whose place it takes. Default: its parent."
     )
@@ -411,14 +422,22 @@ class Quotas(Body):
     request_burst: int | None = Field(None, ge=1, le=10**12)
 
 
+Least = Annotated[
+    Literal["workspace", "user", "container", "microvm"] | None,
+    Field(description="The least isolation of its machines; null: the profile's."),
+]
+
+
 class CreateTenant(Body):
     name: str = Field(min_length=1, max_length=63)
     quotas: Quotas = Quotas.model_validate({})
+    isolation: Least = None
 
 
 class PatchTenant(Body):
     name: str | None = Field(None, min_length=1, max_length=63)
     quotas: Quotas = Quotas.model_validate({})
+    isolation: Least = None
 
 
 class Tag(Body):

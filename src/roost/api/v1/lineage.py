@@ -62,8 +62,16 @@ def router(s: Services) -> APIRouter:
     async def promote(
         request: Request, machine_id: str, body: bodies.Promote | None = None
     ) -> Response:
-        """It takes its parent's key, name, end, ports with their hosts and links, and preview tokens."""
+        """It takes its parent's key, name, end, ports with their hosts and links, and preview tokens; or, where isolation
+        or driver is named, it goes up the ladder with its disk."""
         body = body or bodies.Promote.model_validate({})
+        if body.isolation is not None or body.driver is not None:
+            if body.onto is not None or body.previous != "keep":
+                raise invalid("isolation", "goes without onto and previous")
+            climbed = await s.promotions.climb(
+                tenant(request), machine_id, body.isolation, body.driver
+            )
+            return Json(shapes.machine(climbed), 200, {"etag": f'"{climbed.revision}"'})
         promoted = await s.promotions.promote(
             tenant(request), machine_id, body.onto, body.previous == "destroy"
         )

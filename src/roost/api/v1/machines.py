@@ -237,12 +237,17 @@ async def _named(request: Request, work: Awaitable[T]) -> T:
         raise
     machine = made[0] if isinstance(made, tuple) else made
     caller(request).machine_id = getattr(machine, "id", None)
+    if getattr(machine, "unrestricted", False) and not (isinstance(made, tuple) and not made[1]):
+        caller(request).remark = UNRESTRICTED
     return made
 
 
 def _machine(found: Machine, status: int = 200) -> Response:
     bind_contextvars(machine_id=found.id)  # for the log, where the path did not say it
     return Json(shapes.machine(found), status, {"etag": f'"{found.revision}"'})
+
+
+UNRESTRICTED = "machines_unrestricted"  # in the audit log, beside the create
 
 
 def _create(
@@ -272,6 +277,7 @@ def _create(
         volumes=_attach(body.volumes),
         expiry=body.expiry,
         autowake=body.autowake,
+        unrestricted=body.unrestricted,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from roost import claims
 from roost.egress.interface import Decision
 from roost.gateway.respond import rfc3339
 from roost.secrets import Secret
@@ -93,6 +94,8 @@ def machine(m: Machine) -> Object:
         "volumes": [each.to_json() for each in m.volumes],
         "expiry": m.expiry,
         "autowake": m.autowake,
+        "unrestricted": m.unrestricted,
+        "warnings": claims.warnings(m.capabilities.level, m.unrestricted),
         "node_id": m.node_id,
         "created_at": time(m.created_at),
     }
@@ -431,6 +434,7 @@ def tenant(t: Tenant) -> Object:
         "tenant_id": t.id,
         "name": t.name,
         "quotas": {name: t.quotas.get(name) for name in QUOTAS},
+        "isolation": t.isolation,
         "created_at": time(t.created_at),
     }
     if t.usage is not None:

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from roost.api.v1 import answers, bodies, routes, shapes
 from roost.api.v1.services import Services, only_admin, tenant
 from roost.gateway.respond import Json
+from roost.services.models import UNSET
 
 
 class Tenants(answers.Answer):
@@ -21,7 +22,8 @@ def router(s: Services) -> APIRouter:
     @r.post("/tenants", status_code=201, response_model=answers.Tenant)
     async def create(request: Request, body: bodies.CreateTenant) -> Response:
         only_admin(request)
-        made = await s.tenants.create(body.name, body.quotas.model_dump(exclude_unset=True))
+        quotas = body.quotas.model_dump(exclude_unset=True)
+        made = await s.tenants.create(body.name, quotas, body.isolation)
         return Json(shapes.tenant(made), 201)
 
     @r.get("/tenants", response_model=Tenants)
@@ -39,7 +41,8 @@ def router(s: Services) -> APIRouter:
     async def patch(request: Request, tenant_id: str, body: bodies.PatchTenant) -> Response:
         only_admin(request)
         quotas = body.quotas.model_dump(exclude_unset=True)
-        return Json(shapes.tenant(await s.tenants.set(tenant_id, body.name, quotas)))
+        isolation = body.isolation if "isolation" in body.model_fields_set else UNSET
+        return Json(shapes.tenant(await s.tenants.set(tenant_id, body.name, quotas, isolation)))
 
     @r.delete("/tenants/{tenant_id}", status_code=204, response_class=Response)
     async def delete(request: Request, tenant_id: str) -> Response:

@@ -68,6 +68,12 @@ class AsyncClient:
         host: dict[str, Any] = await self.http.call("GET", "/v1/host")
         return host
 
+    async def capabilities(self) -> dict[str, Any]:
+        """The contract of each rung on this host: {profile, default_driver, rungs: [{driver, claim, boundary, can,
+        defends_against, does_not, available, allowed}], advice}. Each line says how it is known."""
+        found: dict[str, Any] = await self.http.call("GET", "/v1/capabilities")
+        return found
+
     async def templates(self) -> list[dict[str, Any]]:
         return [item async for item in self.http.pages("/v1/templates", {}, None)]
 
@@ -192,11 +198,15 @@ class AsyncClient:
         return found
 
     async def create_tenant(
-        self, name: str, *, quotas: Mapping[str, float | None] | None = None
+        self,
+        name: str,
+        *,
+        quotas: Mapping[str, float | None] | None = None,
+        isolation: str | None = None,
     ) -> dict[str, Any]:
-        """``quotas``: machines, awake_machines, vcpu, memory_mib, storage_gib, forks_per_minute,
+        """``isolation``: the least of its machines. ``quotas``: machines, awake_machines, vcpu, memory_mib, storage_gib, forks_per_minute,
         requests_per_second, request_burst; None: no limit. Raises ConflictError (the name)."""
-        body = {"name": name, "quotas": dict(quotas or {})}
+        body = {"name": name, "quotas": dict(quotas or {}), **given(isolation=isolation)}
         made: dict[str, Any] = await self.http.call("POST", "/v1/tenants", json=body)
         return made
 
@@ -206,9 +216,13 @@ class AsyncClient:
         *,
         name: str | None = None,
         quotas: Mapping[str, float | None] | None = None,
+        isolation: str | None = None,
     ) -> dict[str, Any]:
-        """Quotas that are not named stay. Raises NotFoundError."""
-        body = given(name=name, quotas=dict(quotas) if quotas else None)
+        """Quotas that are not named stay. ``isolation``: the least of its machines, "none": the profile's; those below it
+        run on and wake no more until they are promoted. Raises NotFoundError."""
+        body = given(name=name, quotas=dict(quotas) if quotas else None, isolation=isolation)
+        if isolation == "none":
+            body["isolation"] = None
         path = f"/v1/tenants/{segment(tenant)}"
         changed: dict[str, Any] = await self.http.call("PATCH", path, json=body)
         return changed

@@ -116,6 +116,7 @@ class AsyncMachine:
         volumes: Sequence[str | Mapping[str, Any]] | None = None,
         expiry: str | None = None,
         autowake: bool | None = None,
+        unrestricted: bool | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         wait: bool = True,
@@ -139,6 +140,8 @@ class AsyncMachine:
         "read_only"}; it has them until it is destroyed. Such a machine boots, and what is made from it has no memory.
         ``expiry``: what the ttl ends in, "destroy" or "sleep" (then it has no ttl any more). ``autowake=False``: once it
         sleeps, calls that need it raise ConflictError MACHINE_SLEEPING until ``wake``.
+        ``unrestricted``: without the guardrails inside it, such as a tool policy; the boundary around it is the same.
+        ``warnings`` then says what that means on its rung.
         ``allow_inside``: what its programs may ask of the daemon by ``roost`` inside, beyond looking at it:
         "expose" (a port, to its owner), "publish" (to everybody), "fork" (``inside_forks`` times in its life),
         "sleep".
@@ -169,6 +172,7 @@ class AsyncMachine:
             volumes=volumes_body(volumes),
             expiry=expiry,
             autowake=autowake,
+            unrestricted=unrestricted,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
         )
@@ -202,6 +206,7 @@ class AsyncMachine:
         volumes: Sequence[str | Mapping[str, Any]] | None = None,
         expiry: str | None = None,
         autowake: bool | None = None,
+        unrestricted: bool | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         timeout: float | None = None,
@@ -230,6 +235,7 @@ class AsyncMachine:
             volumes=volumes_body(volumes),
             expiry=expiry,
             autowake=autowake,
+            unrestricted=unrestricted,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
         )
@@ -392,6 +398,15 @@ class AsyncMachine:
     def parent(self) -> str | None:
         """The id of the machine it went on from, which may be gone by now; None: it began from a template."""
         return self._data.get("parent_id")
+
+    @property
+    def unrestricted(self) -> bool:
+        return bool(self._data.get("unrestricted"))
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What its owner ought to know of how it runs."""
+        return tuple(self._data.get("warnings") or ())
 
     @property
     def replaces(self) -> str | None:
@@ -584,13 +599,31 @@ class AsyncMachine:
         return await type(self).list(parent=self.id, client=self._client)
 
     async def promote(
-        self, onto: AsyncMachine | str | None = None, *, previous: str = "keep"
+        self,
+        onto: AsyncMachine | str | None = None,
+        *,
+        previous: str = "keep",
+        isolation: str | None = None,
+        driver: str | None = None,
     ) -> Self:
-        """Takes the place of its parent (``onto``): key, name, end, ports with their hosts and links, and preview
+        """With ``isolation`` ("container", "microvm") or ``driver``: up the ladder, with its disk, id, key, ports and
+        policy. What runs in it ends and its memory is dropped; it runs there if it ran. Once more changes nothing.
+        Raises ConflictError RUNG_LOWER (there is no way down), ForbiddenError RUNG_REFUSED, InvalidRequestError
+        RUNG_UNAVAILABLE.
+
+        Else it takes the place of its parent (``onto``): key, name, end, ports with their hosts and links, and preview
         tokens. Size, labels, policy and secrets stay its own. ``previous``: what becomes of that machine, "keep" (it
         lives on without those) or "destroy". Once more changes nothing; ``parent.promote(child)`` takes it back.
 
         Raises ConflictError: they are not parent and child, or both have a key. Then nothing has changed."""
+        if isolation is not None or driver is not None:
+            if onto is not None:
+                raise TypeError(
+                    "promote() takes isolation= or driver=, or a machine whose place it takes"
+                )
+            body = given(isolation=isolation, driver=driver)
+            long = max(self._http.timeout, START_S)
+            return await self._apply("POST", f"{self._path}/promote", json=body, timeout=long)
         which = onto.id if isinstance(onto, AsyncMachine) else onto
         body = given(onto=which, previous=previous)
         await self._apply("POST", f"{self._path}/promote", json=body)

@@ -114,6 +114,7 @@ class Machine:
         volumes: Sequence[str | Mapping[str, Any]] | None = None,
         expiry: str | None = None,
         autowake: bool | None = None,
+        unrestricted: bool | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         wait: bool = True,
@@ -137,6 +138,8 @@ class Machine:
         "read_only"}; it has them until it is destroyed. Such a machine boots, and what is made from it has no memory.
         ``expiry``: what the ttl ends in, "destroy" or "sleep" (then it has no ttl any more). ``autowake=False``: once it
         sleeps, calls that need it raise ConflictError MACHINE_SLEEPING until ``wake``.
+        ``unrestricted``: without the guardrails inside it, such as a tool policy; the boundary around it is the same.
+        ``warnings`` then says what that means on its rung.
         ``allow_inside``: what its programs may ask of the daemon by ``roost`` inside, beyond looking at it:
         "expose" (a port, to its owner), "publish" (to everybody), "fork" (``inside_forks`` times in its life),
         "sleep".
@@ -167,6 +170,7 @@ class Machine:
             volumes=volumes_body(volumes),
             expiry=expiry,
             autowake=autowake,
+            unrestricted=unrestricted,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
         )
@@ -200,6 +204,7 @@ class Machine:
         volumes: Sequence[str | Mapping[str, Any]] | None = None,
         expiry: str | None = None,
         autowake: bool | None = None,
+        unrestricted: bool | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         timeout: float | None = None,
@@ -228,6 +233,7 @@ class Machine:
             volumes=volumes_body(volumes),
             expiry=expiry,
             autowake=autowake,
+            unrestricted=unrestricted,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
         )
@@ -390,6 +396,15 @@ class Machine:
     def parent(self) -> str | None:
         """The id of the machine it went on from, which may be gone by now; None: it began from a template."""
         return self._data.get("parent_id")
+
+    @property
+    def unrestricted(self) -> bool:
+        return bool(self._data.get("unrestricted"))
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What its owner ought to know of how it runs."""
+        return tuple(self._data.get("warnings") or ())
 
     @property
     def replaces(self) -> str | None:
@@ -577,12 +592,32 @@ class Machine:
         """Machines that went on from this one and live, newest first."""
         return type(self).list(parent=self.id, client=self._client)
 
-    def promote(self, onto: Machine | str | None = None, *, previous: str = "keep") -> Self:
-        """Takes the place of its parent (``onto``): key, name, end, ports with their hosts and links, and preview
+    def promote(
+        self,
+        onto: Machine | str | None = None,
+        *,
+        previous: str = "keep",
+        isolation: str | None = None,
+        driver: str | None = None,
+    ) -> Self:
+        """With ``isolation`` ("container", "microvm") or ``driver``: up the ladder, with its disk, id, key, ports and
+        policy. What runs in it ends and its memory is dropped; it runs there if it ran. Once more changes nothing.
+        Raises ConflictError RUNG_LOWER (there is no way down), ForbiddenError RUNG_REFUSED, InvalidRequestError
+        RUNG_UNAVAILABLE.
+
+        Else it takes the place of its parent (``onto``): key, name, end, ports with their hosts and links, and preview
         tokens. Size, labels, policy and secrets stay its own. ``previous``: what becomes of that machine, "keep" (it
         lives on without those) or "destroy". Once more changes nothing; ``parent.promote(child)`` takes it back.
 
         Raises ConflictError: they are not parent and child, or both have a key. Then nothing has changed."""
+        if isolation is not None or driver is not None:
+            if onto is not None:
+                raise TypeError(
+                    "promote() takes isolation= or driver=, or a machine whose place it takes"
+                )
+            body = given(isolation=isolation, driver=driver)
+            long = max(self._http.timeout, START_S)
+            return self._apply("POST", f"{self._path}/promote", json=body, timeout=long)
         which = onto.id if isinstance(onto, Machine) else onto
         body = given(onto=which, previous=previous)
         self._apply("POST", f"{self._path}/promote", json=body)

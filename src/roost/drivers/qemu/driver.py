@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from roost import claims
 from roost.drivers import saved, sizes, tree
 from roost.drivers.interface import (
     Capabilities,
@@ -155,12 +156,10 @@ class QemuDriver(Driver):
 
     def capabilities(self) -> Capabilities:
         accelerated = self._acceleration is not None and self._acceleration.works
-        how = "KVM" if accelerated else "full emulation"
         return Capabilities(
             isolation=Isolation.MICROVM,
-            boundary=f"a virtual machine with a kernel of its own (QEMU microvm, {how}); the monitor is an "
-            "unprivileged user in an empty root and namespaces of its own, behind seccomp",
-            claim=f"sandboxed by a QEMU microVM ({how})",
+            boundary=claims.boundary(self.name, accelerated=accelerated),
+            claim=claims.claim(self.name, accelerated=accelerated),
             own_kernel=True,
             own_network=True,
             disk_image=True,

@@ -1,0 +1,268 @@
+"""Workspaces with the real agent, as an ordinary user of this host: ``nobody`` where the tests run as root."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from roost.agent.client import AgentClient, Agents
+from roost.agent.v1 import agent_pb2 as pb
+from roost.drivers.interface import Exit, Handle, Root, Size, StartSpec
+from roost.drivers.tree import default_agent
+from roost.drivers.workspace import WorkspaceDriver, limits
+from roost.errors import RoostError
+from roost.host import processes, syscalls
+from roost.settings import Settings
+from roost.storage import PoolStorage
+
+TOKEN = "the-token"
+SIZE = Size(1, 512, 1)
+
+
+@dataclass
+class Place:
+    settings: Settings
+    storage: PoolStorage
+    driver: WorkspaceDriver
+    agents: Agents
+
+    async def start(self, machine_id: str = "m") -> tuple[Handle, AgentClient]:
+        home = self.storage.home(machine_id)
+        if not home.exists():
+            await self.storage.make_home(machine_id)
+        spec = StartSpec(machine_id, "name", SIZE, Root(directory=home), None, TOKEN, "0" * 32)
+        handle = await self.driver.start(spec)
+        agent = self.agents.get(machine_id, handle.agent_target, TOKEN)
+        await agent.wait_ready(20)
+        return handle, agent
+
+
+@pytest.fixture
+async def place() -> AsyncIterator[Place]:
+    if not default_agent().exists():
+        pytest.skip("the agent is not built: scripts/up")
+    # Not below pytest's own directory, which nobody else may pass.
+    top = Path(tempfile.mkdtemp(prefix="roost-ws-", dir="/var/tmp"))
+    top.chmod(0o711)
+    settings = Settings(data_dir=top / "data", run_dir=top / "run", pool_reserve_percent=0)
+    storage = PoolStorage(settings)
+    for directory in (settings.run_dir, storage.pool.homes, storage.tmp):
+        directory.mkdir(parents=True, mode=0o700)
+    found = Place(settings, storage, WorkspaceDriver(settings), Agents())
+    yield found
+    for machine_id in await found.driver.list_ids():
+        await found.driver.remove(machine_id)
+    await found.agents.close()
+    shutil.rmtree(top)
+
+
+async def run(agent: AgentClient, command: str, timeout_ms: int = 30_000) -> pb.ExecutionResult:
+    request = pb.StartRequest(
+        execution_id=secrets.token_hex(8), shell=command, timeout_ms=timeout_ms
+    )
+    return await agent.run(request)
+
+
+async def said(agent: AgentClient, command: str) -> str:
+    return (await run(agent, command)).stdout.decode().strip()
+
+
+def living(mark: str) -> list[int]:
+    return sorted(processes.marked(mark))
+
+
+async def test_programs_begin_in_their_directory_and_have_nothing_of_the_daemons(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROOST_API_KEY", "the daemon's")
+    probe = await place.driver.probe()
+    assert probe.available and probe.details["landlock"] == (syscalls.landlock_version() or None)
+    handle, agent = await place.start()
+    home = str(place.storage.home("m"))
+    assert await said(agent, "pwd; echo $HOME; id -u; cat hello 2>&1 || true; echo hi > hello") == (
+        f"{home}\n{home}\n{os.geteuid() or 65534}\ncat: hello: No such file or directory"
+    )
+    environment = set((await said(agent, "env | cut -d= -f1")).split())
+    assert environment <= {
+        "HOME", "LANG", "LOGNAME", "PATH", "PWD", "ROOST_WORKSPACE", "SHELL", "USER", "SHLVL", "_", "OLDPWD",
+    }  # fmt: skip
+    assert await said(agent, "ls /proc/self/fd | wc -l") == "4", "three, and the listing's"
+    assert "NoNewPrivs:\t1" in await said(agent, "cat /proc/self/status")
+    assert "CapEff:\t0000000000000000" in await said(agent, "cat /proc/self/status")
+    usage = await place.driver.usage(handle)
+    assert usage.pids >= 2 and usage.memory_bytes > 1 << 20
+
+
+async def test_each_process_has_limits(place: Place) -> None:
+    _, agent = await place.start()
+    assert await said(agent, "ulimit -c; ulimit -d; ulimit -f; ulimit -n") == (
+        f"0\n{512 << 10}\n{(1 << 30) // 512}\n4096"
+    )
+    found = limits(SIZE, 100)
+    assert (found["nproc"], found["data"], found["fsize"]) == (100 + SIZE.pids, 512 << 20, 1 << 30)
+    most = int(await said(agent, "ulimit -p || ulimit -u"))
+    assert most >= SIZE.pids
+    big = await run(agent, "python3 -c 'bytearray(1 << 30)'")
+    assert big.execution.exit_code and b"MemoryError" in big.stderr
+
+
+async def test_files_are_named_in_the_directory_and_nowhere_else(place: Place) -> None:
+    _, agent = await place.start()
+    home = os.fsencode(place.storage.home("m"))
+    await run(agent, "ln -s /etc/passwd out; ln -s .. up; ln -s real in; echo x > real; mkdir d")
+    for path in (
+        b"/etc/passwd",
+        home + b"/out",
+        home + b"/up/m/real",
+        home + b"/../../../../../etc/passwd",
+        home + b"/d/../../m/real",
+        b"/proc/self/root/etc/passwd",
+        home[:-1],
+        b"/",
+    ):
+        for call in (
+            agent.stat(path, True),
+            agent.list_dir(path, 1, b""),
+            agent.remove(path, True),
+        ):
+            if path == home + b"/out" and call.__name__ == "remove":
+                call.close()
+                continue  # the link itself may go
+            with pytest.raises(RoostError) as refused:
+                await call
+            assert refused.value.code in ("INVALID_PATH", "NOT_A_DIRECTORY"), (path, refused.value)
+        with pytest.raises(RoostError):
+            await agent.write_file(
+                pb.WriteFileHeader(path=path + b"/new", make_parents=True), _one()
+            )
+    assert (await agent.stat(home + b"/in", True)).size == 2
+    assert (await agent.stat(home + b"/d/../real", True)).size == 2
+    written = await agent.write_file(
+        pb.WriteFileHeader(path=home + b"/in", make_parents=True), _one()
+    )
+    assert written.path == home + b"/in" and await said(agent, "cat real") == "new"
+    assert not await said(agent, "find . -name '.roost*'")
+
+
+async def _one() -> AsyncIterator[bytes]:
+    yield b"new"
+
+
+async def test_landlock_keeps_programs_to_it(place: Place) -> None:
+    if not syscalls.landlock_version():
+        pytest.skip("this kernel has no Landlock")
+    _, agent = await place.start()
+    beside = place.settings.data_dir.parent / "beside"
+    if os.path.commonpath([beside, "/var/tmp"]) == "/var/tmp":
+        beside = Path("/srv")
+    assert "Permission denied" in await said(agent, f"ls {beside} 2>&1")
+    assert await said(agent, "ls -d /usr/bin && echo a > /dev/null && touch /tmp/$$ && rm /tmp/$$")
+    if syscalls.landlock_version() >= 6:
+        result = await said(agent, f"kill -0 {os.getpid()} 2>&1")
+        assert "not permitted" in result
+
+
+async def test_a_port_of_the_host_is_nobodys(place: Place) -> None:
+    _, agent = await place.start()
+    with pytest.raises(RoostError) as refused:
+        stream = agent.dial(80)
+        await stream.open()
+        await stream.connected()
+    assert refused.value.code == "UNSUPPORTED"
+
+
+async def test_an_execution_that_takes_too_long_ends_with_all_it_started(place: Place) -> None:
+    _, agent = await place.start()
+    mark = f"ROOST_WORKSPACE={place.storage.home('m')}"
+    await said(agent, "true")
+    before = living(mark)
+    result = await run(
+        agent,
+        "(setsid sleep 977 &) ; trap '' TERM; (trap '' TERM; setsid sh -c 'sleep 978; :' &); sleep 979",
+        timeout_ms=300,
+    )
+    assert result.execution.state == pb.EXECUTION_STATE_TIMED_OUT
+    for _ in range(100):
+        if living(mark) == before:
+            break
+        await asyncio.sleep(0.05)
+    assert living(mark) == before
+
+
+@pytest.mark.parametrize("how", ["removed", "agent killed", "supervisors killed"])
+async def test_nothing_is_left(place: Place, how: str) -> None:
+    handle, agent = await place.start()
+    mark = f"ROOST_WORKSPACE={place.storage.home('m')}"
+    await run(
+        agent, "setsid -f sleep 987; setsid -f env -i sleep 988; setsid -f sh -c 'sleep 989; :'"
+    )
+    assert len(living(mark)) >= 2
+    if how == "agent killed":
+        os.kill(handle.pid, signal.SIGKILL)
+        assert (await place.driver.wait(handle)) == Exit("killed")
+    if how == "supervisors killed":
+        for pid in processes.tree(handle.pid, processes.everyone()):
+            with contextlib.suppress(OSError):  # what they watched over goes with the first of them
+                if Path(f"/proc/{pid}/comm").read_text() == "roost-super\n":
+                    os.kill(pid, signal.SIGKILL)
+    await place.driver.remove("m")
+    await place.driver.remove("m")
+    assert not living(mark) and not await place.driver.list_ids()
+    assert not [pid for pid in processes.everyone() if _line(pid) == b"sleep\x00988\x00"]
+
+
+def _line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+async def test_a_fork_bomb_stops_at_the_limit_and_ends(place: Place) -> None:
+    handle, agent = await place.start()
+    bomb = asyncio.ensure_future(run(agent, "f() { f | f & }; f; sleep 5", timeout_ms=3000))
+    await asyncio.sleep(1.5)
+    assert (await place.driver.usage(handle)).pids <= SIZE.pids + 64
+    await place.driver.remove("m")
+    await asyncio.gather(bomb, return_exceptions=True)
+    assert not living(f"ROOST_WORKSPACE={place.storage.home('m')}")
+
+
+async def test_another_daemon_takes_it_over(place: Place) -> None:
+    handle, agent = await place.start()
+    await run(agent, "sleep 986 &")
+    another = WorkspaceDriver(place.settings)
+    assert await another.adopt(Handle.from_json(handle.to_json()))
+    assert not await WorkspaceDriver(place.settings).adopt(
+        Handle.from_json({**handle.to_json(), "pid_start_ticks": 1})
+    )
+    assert (await another.usage(handle)).pids >= 3
+    ended = asyncio.ensure_future(another.wait(handle))
+    await another.remove("m")
+    assert await ended == Exit("killed")
+    assert await another.list_ids() == set()
+
+
+async def test_only_what_is_its_own_is_ended_from_outside(place: Place) -> None:
+    handle, agent = await place.start()
+    pid = int(await said(agent, "sleep 985 & echo $!"))
+    assert not await place.driver.end_tree(handle, os.getpid())
+    assert not await place.driver.end_tree(handle, handle.pid)
+    assert await place.driver.end_tree(handle, pid)
+    assert processes.start_ticks(pid) is None
+
+
+async def test_a_socket_path_that_is_too_long_is_told(place: Place) -> None:
+    with pytest.raises(RoostError, match="ROOST_RUN_DIR"):
+        await place.start("m" * 100)
+    assert not await place.driver.list_ids()
