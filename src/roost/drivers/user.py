@@ -6,6 +6,7 @@ one operation each; ``confined`` says what is taken away.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -63,4 +64,5 @@ class UserDriver(RuncDriver):
     def _in_namespace(self) -> None:
         """Every port is its user's."""
         super()._in_namespace()
-        _PORTS_OF_ROOT.write_text("0")
+        with contextlib.suppress(OSError):
+            _PORTS_OF_ROOT.write_text("0")
