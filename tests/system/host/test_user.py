@@ -31,8 +31,9 @@ def runtime() -> str:
 
 async def _call(machine: Machine, number: int, *args: str) -> int:
     """errno of a system call, 0 where it did something."""
-    call = ", ".join((str(number), *args))
-    code, text = await machine.run(f"perl -e 'print syscall({call}) < 0 ? $!+0 : 0'")
+    given = (f"my $v{at} = {arg}" if arg[0] == '"' else arg for at, arg in enumerate(args))
+    call = ", ".join((str(number), *given))
+    code, text = await machine.run(f"LC_ALL=C perl -e 'print syscall({call}) < 0 ? $!+0 : 0'")
     assert code == 0, text
     return int(text)
 
@@ -120,7 +121,7 @@ async def test_it_becomes_nobody_else_and_nothing_of_the_kernel_opens(
     assert (code, text) == (0, "1000\n")
     # A port that elsewhere is root's.
     bind = "socket(my $s, 2, 1, 0); print bind($s, pack(q(S n a4 x8), 2, 80, qq(\\0\\0\\0\\0))) ? 1 : 0"
-    assert await machine.run(f"perl -e '{bind}'") == (0, "1")
+    assert await machine.run(f"LC_ALL=C perl -e '{bind}'") == (0, "1")
 
 
 async def test_who_asks_for_somebody_else_is_told_so(world: World, driver: ContainerDriver) -> None:
@@ -163,7 +164,7 @@ async def test_nothing_is_left_of_it(world: World, driver: ContainerDriver) -> N
     uids = range(users.first, users.first + users.count)
     code, text = await machine.run(
         "echo x >/tmp/roost-left; echo x >/dev/shm/roost-left; "
-        "perl -e 'shmget(7, 4096, 01666) // die; semget(7, 1, 01666) // die; msgget(7, 01666) // die'; "
+        "LC_ALL=C perl -e 'shmget(7, 4096, 01666) // die; semget(7, 1, 01666) // die; msgget(7, 01666) // die'; "
         "(sleep 600 >/dev/null 2>&1 &)"
     )
     assert code == 0, text
