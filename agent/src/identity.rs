@@ -24,9 +24,9 @@ pub async fn renew(
 ) -> Result<RenewIdentityReply> {
     check(&request)?;
     let mut renewed = Vec::new();
-    // An agent that is not the machine's first process lives on its host's identity: only the token is its
-    // own.
-    if std::process::id() == 1 {
+    // An agent that is not the machine's first process lives on its host's identity, and one without root on what it was
+    // started with: only the token is its own.
+    if std::process::id() == 1 && rustix::process::geteuid().is_root() {
         if !request.machine_id.is_empty() {
             renew_machine_id(&request.machine_id).at("/etc/machine-id")?;
             renewed.push("machine_id".to_owned());

@@ -21,7 +21,7 @@ use crate::upload::{self, Chunk, Parts};
 use crate::{auth::Token, clock, dial, identity, stats, tar, watch, workspace};
 
 pub const CONTRACT_MAJOR: u32 = 1;
-pub const CONTRACT_MINOR: u32 = 5;
+pub const CONTRACT_MINOR: u32 = 6;
 
 pub struct Service {
     pub programs: Arc<Programs>,
@@ -31,6 +31,7 @@ pub struct Service {
     pub inside: Inside,
     pub token: Token,
     pub own_ports: Vec<u16>,
+    pub landlock: u32,
     pub started: SystemTime,
 }
 
@@ -128,6 +129,8 @@ impl Agent for Service {
             hostname: system.nodename().to_string_lossy().into_owned(),
             kernel: system.release().to_string_lossy().into_owned(),
             limits: Some(limits::limits()),
+            landlock: self.landlock,
+            uid: rustix::process::geteuid().as_raw(),
         })
     }
 

@@ -22,16 +22,19 @@ use crate::program::Programs;
 use crate::service::Service;
 use crate::terminal::Terminals;
 use crate::workspace::{self, Limit};
-use crate::{guest, limits, memory, zygote};
+use crate::{guest, landlock, limits, memory, zygote};
 
 const USAGE: &str =
     "usage: roost-agent --listen ADDRESS... [--token-file PATH] [--workdir DIR] [--inside PATH]
-                   [--workspace DIR] [--unguarded] [--limit NAME=NUMBER...]
+                   [--readable PATH]... [--writable PATH]...
+                   [--workspace DIR] [--unguarded] [--limit NAME=NUMBER]...
 
   --listen ADDRESS   tcp:ADDR:PORT, unix:PATH, unix-stdin, serial:PATH or serial-stdio; may be given again
   --token-file PATH  read the token there and remove the file; otherwise from ROOST_AGENT_TOKEN
   --workdir DIR      home of the agent's own user, in place of the one in /etc/passwd
   --inside PATH      where programs ask the daemon; of a machine's first process /run/roost/socket
+  --writable PATH    it and all it starts write there and below alone, where the kernel has Landlock; may be given again
+  --readable PATH    with --writable: they read there, and where they write, alone; may be given again, else everywhere
   --workspace DIR    the machine is this directory of the host: files are named beneath it, programs begin in it
   --unguarded        without Landlock, which is else laid on the workspace's agent and all it starts
   --limit NAME=NUMBER of every process: as, core, data, fsize, nofile, nproc; may be given again
@@ -45,6 +48,8 @@ struct Arguments {
     token_file: Option<String>,
     workdir: Option<String>,
     inside: Option<String>,
+    readable: Vec<String>,
+    writable: Vec<String>,
     workspace: Option<String>,
     unguarded: bool,
     limits: Vec<Limit>,
@@ -110,6 +115,8 @@ fn parse(arguments: Vec<String>) -> Result<Arguments, String> {
             "--token-file" => parsed.token_file = Some(value()?),
             "--workdir" => parsed.workdir = Some(value()?),
             "--inside" => parsed.inside = Some(value()?),
+            "--readable" => parsed.readable.push(value()?),
+            "--writable" => parsed.writable.push(value()?),
             "--workspace" => parsed.workspace = Some(value()?),
             "--unguarded" => parsed.unguarded = true,
             "--limit" => parsed.limits.push(value()?.parse()?),
@@ -138,6 +145,7 @@ fn run(arguments: Arguments) -> Result<(), String> {
     if let Some(directory) = &arguments.workspace {
         workspace::enter(Path::new(directory), !arguments.unguarded)?;
     }
+    let landlock = confine(&arguments.readable, &arguments.writable);
     let forget = || {
         token.fill(0);
         drop(given.take()); // a second holder would hide the agent's death
@@ -180,6 +188,7 @@ fn run(arguments: Arguments) -> Result<(), String> {
             own_ports,
             machine,
             inside,
+            landlock,
             started: SystemTime::now(),
         };
         let server = AgentServer::new(service).max_decoding_message_size(limits::MESSAGE_BYTES);
@@ -195,6 +204,25 @@ fn run(arguments: Arguments) -> Result<(), String> {
             .await
             .map_err(|error| format!("the server ended: {error}"))
     })
+}
+
+/// A guardrail beside what confines the machine from outside: without it the machine is as good. What holds is told to
+/// the daemon (Hello).
+fn confine(readable: &[String], writable: &[String]) -> u32 {
+    if writable.is_empty() {
+        return 0;
+    }
+    let mut read: Vec<&Path> = readable.iter().map(Path::new).collect();
+    let write: Vec<&Path> = writable.iter().map(Path::new).collect();
+    if read.is_empty() {
+        read.push(Path::new("/"));
+    }
+    landlock::restrict(&read, &write)
+        .unwrap_or_else(|error| {
+            eprintln!("roost-agent: Landlock: {error}");
+            None
+        })
+        .unwrap_or(0)
 }
 
 /// Signals, descriptors, limits and the kernel's out-of-memory choice, before anything else is started.

@@ -432,6 +432,47 @@ async fn stats_clock_seed_and_identity() {
 }
 
 #[tokio::test]
+async fn what_it_may_write_is_all_that_is_written_below_it() {
+    let scratch = Scratch::new();
+    let (inside, outside) = (scratch.join("in"), Scratch::new());
+    std::fs::create_dir(&inside).expect("a directory");
+    let place = scratch.0.to_str().expect("text").to_owned();
+    let mut agent = Agent::start_with(scratch, &["--writable", &place, "--writable=/dev"]).await;
+    let hello = HelloRequest {
+        contract_major: 1,
+        ..Default::default()
+    };
+    let hello = agent.client.hello(hello).await.expect("hello").into_inner();
+    assert_eq!(hello.uid, rustix::process::geteuid().as_raw());
+    if hello.landlock == 0 {
+        return; // a kernel without it
+    }
+    let inside = inside.display();
+    let outside = outside.0.display();
+    let command = format!(
+        "echo 1 >{inside}/f && mv {inside}/f {inside}/../g && cat {inside}/../g && : >/dev/null; \
+         (echo 2 >{outside}/f) 2>/dev/null || echo refused; kill -0 {} 2>/dev/null || echo unseen",
+        std::process::id()
+    );
+    let done = agent.client.run(shell("1", &command)).await.expect("run");
+    let said = String::from_utf8_lossy(&done.into_inner().stdout).into_owned();
+    let unseen = if hello.landlock >= 6 { "unseen\n" } else { "" };
+    assert_eq!(said, format!("1\nrefused\n{unseen}"));
+    // Its own files API is no way around it.
+    let header = WriteFileHeader {
+        path: format!("{outside}/f").into_bytes().into(),
+        ..Default::default()
+    };
+    let chunk = WriteFileChunk {
+        header: Some(header),
+        end: true,
+        ..Default::default()
+    };
+    let written = agent.client.write_file(tokio_stream::once(chunk)).await;
+    assert_eq!(code(written), "PERMISSION_DENIED");
+}
+
+#[tokio::test]
 async fn shutdown_ends_what_was_started_and_nothing_else() {
     let mut agent = Agent::start().await;
     let bystander = std::process::Command::new("sleep")

@@ -13,7 +13,7 @@ Pure: who looks at the host hands in what was found (``Facts``). Drivers, API, c
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 MEASURED, TESTED, UNVERIFIED = "measured", "tested", "unverified"
@@ -175,8 +175,8 @@ _RUNGS = {
     "runc": _Rung(
         2,
         "sandboxed by runc",
-        "Linux namespaces, cgroups, dropped capabilities and a seccomp allow-list; shares the "
-        "host's kernel, and root in the machine is root's number on the host",
+        "Linux namespaces (root in the machine is nobody on the host), cgroups, dropped capabilities "
+        "and a seccomp allow-list; shares the host's kernel",
         (
             _Says("run as root inside, at full native speed", _DRIVERS),
             _Says(
@@ -265,6 +265,15 @@ _RUNGS = {
         ),
     ),
 }
+
+# The same by another hand, that nobody has tried with machines.
+_RUNGS["systemd"] = replace(
+    _RUNGS["user"],
+    boundary="One user of the host that is nobody else, in a transient unit of systemd: no capabilities, a "
+    "read-only system, system calls refused, Landlock, cgroups; shares the host's kernel and its numbers of processes",
+    can=(_Says("what `user` can, as units of systemd", untried="not tried with machines"),),
+    defends=(_Says("what `user` does, by systemd's means", untried="not tried with machines"),),
+)
 
 _HOW = {True: "KVM", False: "full emulation"}
 

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from roost import defaults
 from roost.egress.policy import Mode, Policy, private_ranges
 from roost.errors import RoostError
+from roost.host.idmaps import COUNT, DEFAULT_BASE, LAST
 from roost.prices import Prices
 
 _REGISTRY = re.compile(r"([a-z0-9](?:[a-z0-9.-]{0,253}[a-z0-9])?)(?::([0-9]{1,5}))?", re.ASCII)
@@ -46,7 +47,7 @@ class Settings(BaseSettings):
     )
     ssh_host: str = Field("", description="Address SSH listens on; empty: that of the one port.")
     drivers: str = Field(
-        "qemu,gvisor,runc,workspace",
+        "qemu,gvisor,runc,user,workspace",
         description="Drivers offered, best first; `auto` takes the first available that need not emulate a CPU, and rungs 0 and 1 only where there is nothing else.",
     )
     workspace_user: str = Field(
@@ -64,6 +65,12 @@ class Settings(BaseSettings):
     )
     network_cidr: str = Field(
         "10.201.0.0/16", description="Host-side range of network slots, a /30 each."
+    )
+    uid_base: int = Field(
+        DEFAULT_BASE,
+        ge=1 << 16,
+        le=LAST - COUNT,
+        description="First of the numbers of users that machines' own stand for on the host, 65,536 a machine; nobody else's.",
     )
     network_pool: int = Field(4, ge=0, description="Network slots made ahead.")
     warm_machines: int = Field(

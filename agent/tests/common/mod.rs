@@ -67,12 +67,16 @@ impl Drop for Agent {
 
 impl Agent {
     pub async fn start() -> Agent {
-        let scratch = Scratch::new();
+        Agent::start_with(Scratch::new(), &[]).await
+    }
+
+    pub async fn start_with(scratch: Scratch, arguments: &[&str]) -> Agent {
         let socket = scratch.join("agent.sock");
         let process = Command::new(env!("CARGO_BIN_EXE_roost-agent"))
             .args(["--listen", &format!("unix:{}", socket.display())])
             .arg("--inside")
             .arg(scratch.join("inside.sock"))
+            .args(arguments)
             .env("ROOST_AGENT_TOKEN", TOKEN)
             .stdin(Stdio::null())
             .spawn()

@@ -91,6 +91,11 @@ def _show(host: dict[str, Any]) -> None:
     if bad:
         print()
         table(["CHECK", "FOUND"], [(c["name"], c["detail"]) for c in bad])
+    for check in host.get("checks") or []:
+        if check.get("warning"):
+            print(f"\n{plain(check['name'])}: {plain(check['detail'])}")
+            for line in check["warning"].splitlines():
+                print(f"  {plain(line)}")
     remedies = [r.get("remedy") for r in host["rungs"] if not r["available"]]
     remedies += [c.get("remedy") for c in bad]
     if wanted := list(dict.fromkeys(r for r in remedies if r)):

@@ -35,7 +35,18 @@ from typing import Any, TypeVar
 from roost.drivers import oci, saved, tree
 from roost.drivers.interface import Capture, Driver, Exit, Handle, Size, StartSpec, Usage
 from roost.errors import CapacityError, InternalError, MachineError, RoostError
-from roost.host import apart, cgroups, console, ending, files, processes, reaper, run, syscalls
+from roost.host import (
+    apart,
+    cgroups,
+    console,
+    ending,
+    files,
+    idmaps,
+    processes,
+    reaper,
+    run,
+    syscalls,
+)
 from roost.network.addresses import AGENT_PORT, instance_tag
 from roost.settings import Settings
 from roost.storage import disks, mounting
@@ -51,6 +62,8 @@ _SIOCADDRT = 0x890B
 _SIOCGIFADDR = 0x8915
 _SIOCSIFADDR = 0x8916
 _SIOCSIFNETMASK = 0x891C
+# Covered in the launcher's own mount table. A runtime whose root is not the host's passes no directory of ours.
+_SHOWN = Path("/mnt")
 _TELLING = re.compile(r"error|fatal|cannot|failed|not defined", re.IGNORECASE)
 _ENODATA = (99, 19)  # EADDRNOTAVAIL, ENODEV
 
@@ -72,6 +85,8 @@ class ContainerDriver(Driver):
     """Base of ``RuncDriver`` and ``GVisorDriver``."""
 
     volumes = True
+    own_users = False  # its users are the block's of its slot on the host, not the host's own
+    mount_attributes = 0  # more of ``MOUNT_ATTR_*``, where it has own users
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -98,6 +113,16 @@ class ContainerDriver(Driver):
         """Starts the bundle in ``directory`` detached and writes ``directory/pid``."""
 
     def _seccomp(self) -> Mapping[str, Any] | None:
+        return None
+
+    def _refine(
+        self, bundle: dict[str, Any], spec: StartSpec, places: oci.Places
+    ) -> dict[str, Any]:
+        """What the runtime is told, of what ``oci.spec`` made."""
+        return bundle
+
+    def _apparmor(self) -> str | None:
+        """A profile that is loaded, for machines to run under."""
         return None
 
     def _restore_command(self, directory: Path, machine_id: str, image: Path) -> list[str]:
@@ -223,6 +248,9 @@ class ContainerDriver(Driver):
                 {
                     "disk": str(spec.root.image),
                     "volumes": [str(each.image) for each in spec.volumes if not each.read_only],
+                    "users": [spec.slot.users.first, spec.slot.users.count]
+                    if self.own_users and spec.slot and spec.slot.users
+                    else None,
                     **self._record(),
                 },
                 durable=False,
@@ -253,7 +281,11 @@ class ContainerDriver(Driver):
                 for volume in spec.volumes:
                     if not volume.read_only:
                         disks.mark_used(volume.image)
-                self._write_bundle(spec, directory)
+                places = oci.Places(directory / "rootfs", directory / "volumes")
+                users = self._users(spec, held) if self.own_users else None
+                if users is not None:
+                    places = _show(places, len(spec.volumes), users[0], self.mount_attributes)
+                self._write_bundle(spec, directory, places, users[1] if users else None)
                 fifo = console.Console(directory / "console")
                 command = (
                     self._command(directory, spec.machine_id)
@@ -301,7 +333,26 @@ class ContainerDriver(Driver):
             host_ca=self.settings.host_ca,
         )
 
-    def _write_bundle(self, spec: StartSpec, directory: Path) -> None:
+    def _users(self, spec: StartSpec, held: contextlib.ExitStack) -> tuple[int, oci.Users]:
+        """The user namespace that the machine's network belongs to: a descriptor, and what the runtime is told."""
+        assert spec.slot is not None
+        network = os.open(spec.slot.netns, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            namespace = idmaps.owner_of(network)
+        finally:
+            os.close(network)
+        if namespace is None or spec.slot.users is None:
+            raise InternalError(
+                "The machine's network is of an earlier version of Roost; try again.",
+                retryable=True,
+            )
+        held.callback(os.close, namespace)
+        path = f"/proc/{os.getpid()}/fd/{namespace}"
+        return namespace, oci.Users(path, spec.slot.users)
+
+    def _write_bundle(
+        self, spec: StartSpec, directory: Path, places: oci.Places, users: oci.Users | None
+    ) -> None:
         bundle = oci.spec(
             spec,
             limits=self._limits(spec.size),
@@ -309,8 +360,11 @@ class ContainerDriver(Driver):
             environment=self.environment(),
             seccomp=self._seccomp(),
             network_namespace=str(spec.slot.netns) if spec.slot else None,
-            volumes=directory / "volumes",
+            places=places,
+            users=users,
+            apparmor=self._apparmor(),
         )
+        bundle = self._refine(bundle, spec, places)
         fd = os.open(directory / "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(fd, "w") as file:
             json.dump(bundle, file)
@@ -463,6 +517,8 @@ class ContainerDriver(Driver):
         if disk is not None and (directory / _HELD).exists():
             mounting.thaw(disk)  # a frozen one is never unmounted
         ending.end_group(self.cgroups, group, _KILL_TIMEOUT_S)
+        if users := (record or {}).get("users"):  # before they are anybody's again
+            ending.end_users(range(users[0], users[0] + users[1]), _KILL_TIMEOUT_S)
         if disk is not None:
             mounting.wait_free(disk)
         for volume in (record or {}).get("volumes", ()):  # or the next machine would find it in use
@@ -788,6 +844,22 @@ def _discard(into: Path, disk_to: Path | None = None) -> None:
     saved.clear(into)
     if disk_to is not None:
         disk_to.unlink(missing_ok=True)
+
+
+def _show(places: oci.Places, volumes: int, users: int, attributes: int) -> oci.Places:
+    """What is mounted there where a runtime of those users finds it, and theirs; in a thread apart."""
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
+    syscalls.mount("tmpfs", _SHOWN, "tmpfs", flags, "mode=0711,size=64k")
+    shown = oci.Places(_SHOWN / "root", _SHOWN / "volumes")
+    shown.volumes.mkdir()
+    shown.volumes.chmod(0o711)  # whatever the daemon's umask is
+    pairs = [(places.root, shown.root)]
+    pairs += [(places.volumes / str(n), shown.volumes / str(n)) for n in range(volumes)]
+    for source, target in pairs:
+        target.mkdir()
+        idmaps.show(source, target, users, attributes=attributes)
+        syscalls.umount(source, syscalls.MNT_DETACH)
+    return shown
 
 
 def _last(text: str) -> str:

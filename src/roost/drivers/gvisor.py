@@ -17,7 +17,7 @@ from roost.drivers import saved, urpc
 from roost.drivers.container import ContainerDriver
 from roost.drivers.interface import Capabilities, ForkKind, Handle, Isolation, Probe, Size
 from roost.errors import MachineError
-from roost.host import cgroups, cpu, files, run, syscalls, tcp
+from roost.host import advisories, cgroups, cpu, files, run, syscalls, tcp
 
 # What gVisor itself uses beside the machine: about 55 MiB when idle, then tables that grow with use.
 _OVERHEAD_MIB = 96
@@ -251,6 +251,8 @@ def _probe() -> Probe:
             reason=f"runsc does not run: {exc}",
             remedy="apt-get install -t bookworm-backports --reinstall runsc",
         )
+    if why := advisories.refusal("gvisor"):
+        return Probe(False, reason=why, remedy=advisories.REMEDY)
     words = done.stdout.split()
     return Probe(
         True,

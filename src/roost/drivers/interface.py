@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.errors import UnsupportedError
+from roost.host.idmaps import Block
 
 
 class Isolation(StrEnum):
@@ -71,6 +72,11 @@ class Capabilities:
         return LEVELS[self.isolation]
 
     @property
+    def one_user(self) -> bool:
+        """Its programs run as one user that is not root, whoever a template would have them be."""
+        return self.level < LEVELS[Isolation.CONTAINER]
+
+    @property
     def rank(self) -> tuple[int, bool]:
         """Up the ladder is what has more of it: of two of a level, the one with a kernel of its own."""
         return self.level, self.own_kernel
@@ -114,6 +120,7 @@ class NetworkSlot:
     address: str  # inside, the same in every machine, "10.0.0.2/30"
     gateway: str  # inside, "10.0.0.1"
     host_address: str  # where the daemon, and only it, reaches the agent's port
+    users: Block | None = None  # the namespace belongs to a user namespace of theirs
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from roost.drivers.interface import StartSpec
 from roost.host.cgroups import Limits
+from roost.host.idmaps import Block
 from roost.network.addresses import AGENT_PORT
 
 AGENT_PATH = "/.roost/agent"
@@ -59,6 +61,22 @@ _READONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tri
 _WANTED_FILES = 65536
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the runtime finds what is mounted for the machine."""
+
+    root: Path
+    volumes: Path  # below it, by number
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """The machine's own, and what they stand for on the host."""
+
+    namespace: str  # a path of the user namespace
+    block: Block
+
+
 def file_limit() -> int:
     """A runtime may not raise the limit past the daemon's own."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -73,10 +91,12 @@ def spec(
     environment: Mapping[str, str],
     seccomp: Mapping[str, Any] | None,
     network_namespace: str | None,
-    volumes: Path = Path("volumes"),
+    places: Places = Places(Path("rootfs"), Path("volumes")),
+    users: Users | None = None,
+    apparmor: str | None = None,
 ) -> dict[str, Any]:
-    """``network_namespace``: a path, or None where the launcher is in it already. Below ``volumes`` the machine's are
-    mounted, by number."""
+    """``network_namespace``: a path, or None where the launcher is in it already. ``users``: None where they are the
+    host's own. ``apparmor``: a profile that is loaded."""
     files = file_limit()
     env = {
         "PATH": PATH,
@@ -94,7 +114,7 @@ def spec(
     return {
         "ociVersion": "1.0.2",
         "hostname": start.hostname,
-        "root": {"path": "rootfs", "readonly": False},
+        "root": {"path": str(places.root), "readonly": False},
         "process": {
             "terminal": False,
             "user": {"uid": 0, "gid": 0},
@@ -102,9 +122,16 @@ def spec(
             "env": [f"{key}={value}" for key, value in env.items()],
             "cwd": "/",
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
-            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": files, "soft": files}],
+            # Of a machine with users of its own the runtime has them already: it may not give another user's process
+            # any where the daemon lacks CAP_SYS_RESOURCE.
+            **(
+                {}
+                if users
+                else {"rlimits": [{"type": "RLIMIT_NOFILE", "hard": files, "soft": files}]}
+            ),
             "noNewPrivileges": start.no_new_privs,
             "oomScoreAdj": 500,  # before anything of the host's
+            **({"apparmorProfile": apparmor} if apparmor else {}),
         },
         "mounts": [
             _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
@@ -137,7 +164,7 @@ def spec(
                 _mount(
                     each.path,
                     "bind",
-                    str(volumes / str(number)),
+                    str(places.volumes / str(number)),
                     "bind",
                     "nodev",
                     "ro" if each.read_only else "rw",
@@ -153,7 +180,13 @@ def spec(
                 {"type": "mount"},
                 {"type": "cgroup"},
                 network,
+                *([{"type": "user", "path": users.namespace}] if users else []),
             ],
+            **(
+                {"uidMappings": users.block.mappings, "gidMappings": users.block.mappings}
+                if users
+                else {}
+            ),
             "cgroupsPath": cgroup,
             "resources": {
                 "devices": [{"allow": False, "access": "rwm"}],

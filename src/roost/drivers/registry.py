@@ -21,6 +21,18 @@ def _gvisor(settings: Settings) -> Driver:
     return GVisorDriver(settings)
 
 
+def _user(settings: Settings) -> Driver:
+    from roost.drivers.user import UserDriver
+
+    return UserDriver(settings)
+
+
+def _systemd(settings: Settings) -> Driver:
+    from roost.drivers.systemd import SystemdDriver
+
+    return SystemdDriver(settings)
+
+
 def _qemu(settings: Settings) -> Driver:
     from roost.drivers.qemu import QemuDriver
 
@@ -43,6 +55,8 @@ _DRIVERS: dict[str, Callable[[Settings], Driver]] = {
     "qemu": _qemu,
     "gvisor": _gvisor,
     "runc": _runc,
+    "user": _user,
+    "systemd": _systemd,
     "workspace": _workspace,
     "fake": _fake,
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from roost import claims
-from roost.drivers import seccomp
+from roost.drivers import apparmor, oci, seccomp
 from roost.drivers.container import ContainerDriver
 from roost.drivers.interface import (
     Capabilities,
@@ -24,13 +24,14 @@ from roost.drivers.interface import (
     StartSpec,
 )
 from roost.errors import MachineError
-from roost.host import cgroups, console, processes, run
+from roost.host import advisories, cgroups, console, processes, run
 
 _TUN = "c 10:200 rwm"
 
 
 class RuncDriver(ContainerDriver):
     name = "runc"
+    own_users = True
 
     async def probe(self) -> Probe:
         return await self._run(_probe)
@@ -73,6 +74,9 @@ class RuncDriver(ContainerDriver):
     def _seccomp(self) -> Mapping[str, Any]:
         return seccomp.profile()
 
+    def _apparmor(self) -> str | None:
+        return apparmor.loaded()
+
     def _launch(
         self, spec: StartSpec, directory: Path, command: list[str], fifo: console.Console
     ) -> int:
@@ -82,7 +86,10 @@ class RuncDriver(ContainerDriver):
         return pid
 
     def _command(self, directory: Path, machine_id: str) -> list[str]:
+        files = oci.file_limit()
         return [
+            "prlimit",
+            f"--nofile={files}:{files}",
             "runc",
             "--root",
             str(directory / "runtime"),
@@ -121,5 +128,11 @@ def _probe() -> Probe:
         done = run.run(["runc", "--version"], timeout_s=10)
     except (OSError, TimeoutError) as exc:
         return Probe(False, reason=f"runc does not run: {exc}", remedy="apt-get install runc")
+    if why := advisories.refusal("runc"):
+        return Probe(False, reason=why, remedy=advisories.REMEDY)
     words = done.stdout.split()
-    return Probe(True, version=words[2] if len(words) > 2 else None)
+    return Probe(
+        True,
+        version=words[2] if len(words) > 2 else None,
+        details={"apparmor": apparmor.why_not() or "machines run under its profile"},
+    )

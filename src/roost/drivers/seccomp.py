@@ -1,4 +1,4 @@
-"""The system calls a runc machine may make: denied unless listed.
+"""The system calls that machines on the host's kernel may make: denied unless listed.
 
 Left out on purpose: loading code into the kernel or watching it (modules, bpf, perf, kexec), new mounts
 and namespaces, the clock, swap, quotas, accounting, keyrings, io_uring, userfaultfd, handles to files by
@@ -9,6 +9,7 @@ the host's devices (uevent, connector) or write to its audit log.
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 _EPERM = 1
@@ -71,15 +72,22 @@ waitpid write writev
 """
 ALLOWED = _ALLOWED.split()
 
+# What only root of a machine has a use for, and what reads or steers other processes: debuggers do without.
+_OF_ROOT = """
+adjtimex chroot clock_adjtime clock_adjtime64 memfd_secret modify_ldt pidfd_getfd process_madvise
+process_mrelease process_vm_readv process_vm_writev ptrace sethostname setgroups setgroups32
+"""
+ALLOWED_WITHOUT_ROOT = [name for name in ALLOWED if name not in _OF_ROOT.split()]
 
-def profile() -> dict[str, Any]:
+
+def profile(allowed: Sequence[str] = ALLOWED) -> dict[str, Any]:
     """For ``linux.seccomp`` of an OCI bundle."""
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": _EPERM,
         "architectures": _ARCHES.get(platform.machine(), []),
         "syscalls": [
-            {"names": ALLOWED, "action": "SCMP_ACT_ALLOW"},
+            {"names": list(allowed), "action": "SCMP_ACT_ALLOW"},
             {
                 "names": ["clone"],
                 "action": "SCMP_ACT_ALLOW",

@@ -17,6 +17,8 @@ from roost.errors import InternalError, MachineError
 from roost.host.safefs import Tree
 
 AGENT_MODE = 0o555
+# Runtimes lay mounts there and make files in them before the machine's root is theirs: a link would lead them out of it.
+_MOUNT_POINTS = ("dev", "proc", "run", "sys")
 _SMALL = 1 << 20
 _CA_FILE = "etc/ssl/certs/roost-host.pem"
 _HOST_CA = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -100,15 +102,17 @@ def prepare(
     ``linux_id``: of a fresh disk. True unless something of a fresh disk's identity is left for the agent to
     renew (SSH host keys: making them is a program of the machine's)."""
     with Tree(root) as tree:
-        if not has_agent:
-            try:
+        try:
+            for name in _MOUNT_POINTS:
+                tree.make_directory(name, 0o755)
+            if not has_agent:
                 put_agent(tree, agent)
-            except OSError as exc:
-                raise MachineError(
-                    f"The agent cannot be put on the machine's disk: {exc.strerror}. Free space in the "
-                    "machine or grow its storage.",
-                    code="MACHINE_FAILED",
-                ) from exc
+        except OSError as exc:
+            raise MachineError(
+                f"What a machine starts with cannot be put on its disk: {exc.strerror}. Free space in the "
+                "machine or grow its storage.",
+                code="MACHINE_FAILED",
+            ) from exc
         _put(tree, "etc/resolv.conf", f"nameserver {nameserver}\noptions timeout:2 attempts:3\n")
         _put(tree, "etc/hostname", f"{hostname}\n")
         # gVisor lays an empty /tmp over one that has nothing in it.

@@ -219,7 +219,7 @@ class Start:
             await agent.renew_identity(renewal)
         if known != self.token:
             self.parts.agents.renewed(machine.id, self.token)
-        await self.parts.boundary.greeted(machine.id, agent)
+        await self.parts.boundary.greeted(machine.id, agent, machine.capabilities.one_user)
 
     async def unpack(self, context: Context) -> None:
         """What it had when it was a directory, into its home; nobody was told yet that it runs. Done again where this

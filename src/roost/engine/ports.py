@@ -51,13 +51,13 @@ class Agents(Protocol):
 class Boundary(Protocol):
     """Who keeps machines' secrets out of them (``roost.secrets.keeper``)."""
 
-    def environment(self, machine_id: str) -> Mapping[str, str]:
-        """What its programs are told; no secret is in it."""
+    def environment(self, machine_id: str, one_user: bool = False) -> Mapping[str, str]:
+        """What its programs are told; no secret is in it. ``one_user``: of its capabilities."""
 
     async def intercepts(self, machine_id: str) -> Sequence[Intercept]:
         """Names that its connections reach by the boundary alone."""
 
-    async def greeted(self, machine_id: str, agent: Any) -> None:
+    async def greeted(self, machine_id: str, agent: Any, one_user: bool = False) -> None:
         """It came up and has its identity: its authority is put where its programs look for it. Never raises."""
 
     def inherit(self, connection: sa.Connection, parent_id: str, child_id: str) -> None:
@@ -73,13 +73,13 @@ class Boundary(Protocol):
 class NoBoundary:
     """Nobody has a secret."""
 
-    def environment(self, machine_id: str) -> Mapping[str, str]:
+    def environment(self, machine_id: str, one_user: bool = False) -> Mapping[str, str]:
         return {}
 
     async def intercepts(self, machine_id: str) -> Sequence[Intercept]:
         return ()
 
-    async def greeted(self, machine_id: str, agent: Any) -> None:
+    async def greeted(self, machine_id: str, agent: Any, one_user: bool = False) -> None:
         pass
 
     def inherit(self, connection: sa.Connection, parent_id: str, child_id: str) -> None:

@@ -50,12 +50,14 @@ class Reading:
 class Cgroups:
     """The groups below ``/<parent>`` of every hierarchy."""
 
-    def __init__(self, parent: str, root: Path = _ROOT) -> None:
+    def __init__(self, parent: str, root: Path = _ROOT, *, delegated: bool = True) -> None:
+        """Not ``delegated``: somebody else's (systemd's), below the root of v2."""
         self._root = root
+        self._delegated = delegated
         self.v2 = (root / "cgroup.controllers").exists()
         self._hierarchies = [root] if self.v2 else self._v1()
         self._parent = parent.strip("/")
-        if self.v2:
+        if self.v2 and delegated:
             self._parent = f"{_delegated(root)}{self._parent}"
 
     def _v1(self) -> list[Path]:
@@ -67,7 +69,7 @@ class Cgroups:
 
     def prepare(self) -> None:
         """The parent, with the controllers a machine needs. v1 runtimes make theirs themselves."""
-        if not self.v2:
+        if not self.v2 or not self._delegated:
             return
         if own := _delegated(self._root):
             # v2 lets no group hold both processes and groups with controllers.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.errors import RoostError
-from roost.host import files, mounts, run, syscalls
+from roost.host import advisories, files, idmaps, mounts, run, syscalls
 from roost.settings import Settings
 
 _KERNEL = (5, 15)  # openat2, cgroup.kill, idmapped mounts, nftables' wildcards
@@ -41,6 +41,7 @@ class Check:
     ok: bool
     detail: str
     remedy: str | None = None  # a command, where one exists
+    warning: str | None = None  # worth knowing though nothing is wrong
 
 
 async def checks(settings: Settings) -> list[dict[str, Any]]:
@@ -62,6 +63,8 @@ def _all(settings: Settings) -> list[Check]:
         ("resolver", lambda: _resolver(settings)),
         ("network range", lambda: _range(settings)),
         ("forwarding", _forwarding),
+        ("numbers of users", lambda: _numbers(settings)),
+        ("known escapes", lambda: _escapes(settings)),
     ]
     if os.geteuid() != 0:  # the others are for rungs that it has not got
         wanted = [each for each in wanted if each[0] in _WITHOUT_ROOT]
@@ -209,7 +212,7 @@ def _resolver(settings: Settings) -> Check:
 def _range(settings: Settings) -> Check:
     from roost.network.addresses import Plan
 
-    plan = Plan(settings.network_cidr, settings.run_dir)
+    plan = Plan(settings.network_cidr, settings.run_dir, settings.uid_base)
     for line in Path("/proc/net/route").read_text().splitlines()[1:]:
         name, destination, _, flags, *_rest = fields = line.split()
         mask = bin(int(fields[7], 16)).count("1")
@@ -244,3 +247,33 @@ def _forwarding() -> Check:
                 f"iptables -I {target} -i rst+ -j ACCEPT && iptables -I {target} -o rst+ -j ACCEPT",
             )
     return Check("forwarding", True, "no other table drops forwarded packets")
+
+
+def _numbers(settings: Settings) -> Check:
+    first = settings.uid_base
+    last = first + idmaps.COUNT * idmaps.capacity(first) - 1
+    told = f"{first} to {last}, 65,536 a machine"
+    taken = idmaps.taken(first, last)
+    if taken:
+        return Check(
+            "numbers of users",
+            False,
+            f"machines' users are {told} on the host, where {', '.join(taken[:5])} are, too",
+            "set ROOST_UID_BASE to numbers that are nobody's",
+        )
+    return Check("numbers of users", True, f"{told}, are nobody else's")
+
+
+def _escapes(settings: Settings) -> Check:
+    found = {driver: advisories.look(driver) for driver in settings.driver_names}
+    known = list(dict.fromkeys(each for all_of_it in found.values() for each in all_of_it))
+    if bad := [each.text for each in known if each.refuses]:
+        return Check("known escapes", False, "; ".join(bad), advisories.REMEDY)
+    if not known:
+        return Check("known escapes", True, "none of the versions here has one that is known to us")
+    return Check(
+        "known escapes",
+        True,
+        "none that leads out of a machine here, as far as is known to us",
+        warning="\n".join(each.text for each in known),
+    )

@@ -26,6 +26,12 @@ def end_user(uid: int, timeout_s: float) -> None:
     _end(lambda: processes.of_user(uid), _kill, f"user {uid}", timeout_s)
 
 
+def end_users(uids: range, timeout_s: float) -> None:
+    """All that still runs as any of a block of users that were one machine's own, once its group is empty."""
+    what = f"users {uids.start} to {uids.stop - 1}"
+    _end(lambda: processes.of_users(uids), _kill, what, timeout_s)
+
+
 def _end(
     find: Callable[[], Collection[int]],
     kill: Callable[[Collection[int]], None],

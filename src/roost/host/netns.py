@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from roost.host import mounts, syscalls
+from roost.host import idmaps, mounts, syscalls
 
 DIRECTORY = Path("/run/netns")
 
@@ -35,24 +35,33 @@ def prepare() -> None:
     syscalls.mount(None, DIRECTORY, None, syscalls.MS_SHARED | syscalls.MS_REC)
 
 
-def create(name: str) -> int:
-    """A new, empty namespace under that name; an open descriptor of it."""
+def create(name: str, of: idmaps.Block | None = None) -> int:
+    """A new, empty namespace under that name; an open descriptor of it. Of a block: it belongs to a user namespace of
+    that block, which lives as long."""
     path = DIRECTORY / name
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o000))
     try:
-        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            syscalls.unshare(syscalls.CLONE_NEWNET)
-            try:
-                syscalls.mount("/proc/thread-self/ns/net", path, None, syscalls.MS_BIND)
-            finally:
-                syscalls.setns(own, syscalls.CLONE_NEWNET)
-        finally:
-            os.close(own)
+        if of is None:
+            _create(path)
+        else:
+            with idmaps.namespaces(of) as made:
+                syscalls.mount(made / "net", path, None, syscalls.MS_BIND)
         return open_fd(name)
     except BaseException:
         delete(name)
         raise
+
+
+def _create(path: Path) -> None:
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        try:
+            syscalls.mount("/proc/thread-self/ns/net", path, None, syscalls.MS_BIND)
+        finally:
+            syscalls.setns(own, syscalls.CLONE_NEWNET)
+    finally:
+        os.close(own)
 
 
 def open_fd(name: str) -> int:

@@ -138,6 +138,22 @@ def of_user(uid: int) -> set[int]:
     return found
 
 
+def of_users(uids: range) -> set[int]:
+    """Live processes of which any number (real, effective, saved, of files) is one of these, but for those of machines'
+    groups: another daemon of this host may have given the same to one of its own."""
+    found = set()
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                status = Path(entry.path, "status").read_text(errors="replace")
+                numbers = status.partition("\nUid:\t")[2].partition("\n")[0].split()
+                if not any(int(each) in uids for each in numbers) or "\nState:\tZ" in status:
+                    continue
+                if not _grouped(entry.path):
+                    found.add(int(entry.name))
+    return found
+
+
 def _grouped(process: str) -> bool:
     return "/roost-" in Path(process, "cgroup").read_text(errors="replace")
 

@@ -40,6 +40,35 @@ class Tree:
         """Raises where any part is a link or no directory."""
         return self._open(path, os.O_RDONLY | os.O_DIRECTORY)
 
+    def has(self, path: str) -> bool:
+        """Whether there is anything, also a link; no part of the way there may be one."""
+        try:
+            os.close(self._open(path, os.O_PATH | os.O_NOFOLLOW))
+        except OSError:
+            return False
+        return True
+
+    def owner(self, path: str) -> int | None:
+        """Of a directory; None where there is none, or a link on the way."""
+        try:
+            fd = self.directory(path)
+        except OSError:
+            return None
+        try:
+            return os.fstat(fd).st_uid
+        finally:
+            os.close(fd)
+
+    def give(self, path: str, uid: int, gid: int) -> None:
+        """A directory its owner, if it has another. Raises OSError as ``directory``."""
+        fd = self.directory(path)
+        try:
+            info = os.fstat(fd)
+            if (info.st_uid, info.st_gid) != (uid, gid):
+                os.fchown(fd, uid, gid)
+        finally:
+            os.close(fd)
+
     def names(self, path: str) -> list[str]:
         """Of a directory's entries. Raises OSError where any part is a link or no directory."""
         fd = self.directory(path)

@@ -27,6 +27,10 @@ MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
 MNT_DETACH = 2
 
+OPEN_TREE_CLONE = 1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_IDMAP = 0x100000
+
 PR_SET_CHILD_SUBREAPER = 36
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
@@ -35,6 +39,10 @@ RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
+
+_AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_MOVE_MOUNT_F_EMPTY_PATH = 4
 
 _SYS_OPENAT2 = 437  # the same number on every architecture
 _SYS_MOUNT_SETATTR = 442
@@ -73,6 +81,42 @@ def mount(
 
 def umount(target: str | os.PathLike[str], flags: int = 0) -> None:
     _check(_libc.umount2(_b(target), flags), target)
+
+
+def open_tree(path: str | os.PathLike[str], flags: int = 0) -> int:
+    return _check(_libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, _b(path), flags | os.O_CLOEXEC), path)
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def mount_setattr(mount: int, *, attr_set: int, user_namespace: int = 0) -> None:
+    """Of the mount whose descriptor it is."""
+    attr = _MountAttr(attr_set, 0, 0, user_namespace)
+    _check(
+        _libc.syscall(
+            _SYS_MOUNT_SETATTR,
+            mount,
+            b"",
+            _AT_EMPTY_PATH,
+            ctypes.byref(attr),
+            ctypes.c_size_t(ctypes.sizeof(attr)),
+        )
+    )
+
+
+def move_mount(mount: int, target: str | os.PathLike[str]) -> None:
+    """``mount``: a descriptor of ``open_tree``."""
+    _check(
+        _libc.syscall(_SYS_MOVE_MOUNT, mount, b"", _AT_FDCWD, _b(target), _MOVE_MOUNT_F_EMPTY_PATH),
+        target,
+    )
 
 
 def unshare(flags: int) -> None:

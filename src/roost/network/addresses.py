@@ -10,7 +10,7 @@ from pathlib import Path
 
 from roost.drivers.interface import NetworkSlot
 from roost.errors import InvalidRequestError
-from roost.host import netns
+from roost.host import idmaps, netns
 
 AGENT_PORT = 7111
 MACHINE_ADDRESS = "10.0.0.2"
@@ -34,6 +34,7 @@ class Slot:
     host_interface: str
     host_side: str  # the host's end of the slot's /30
     gateway_side: str  # the gateway's end: where the host reaches the agent
+    users: idmaps.Block  # whom the machine's namespace belongs to
 
     def public(self) -> NetworkSlot:
         return NetworkSlot(
@@ -44,11 +45,12 @@ class Slot:
             address=f"{MACHINE_ADDRESS}/{INNER_PREFIX}",
             gateway=GATEWAY_ADDRESS,
             host_address=self.gateway_side,
+            users=self.users,
         )
 
 
 class Plan:
-    def __init__(self, cidr: str, run_dir: Path) -> None:
+    def __init__(self, cidr: str, run_dir: Path, uid_base: int = idmaps.DEFAULT_BASE) -> None:
         try:
             self.network = ipaddress.IPv4Network(cidr)
         except ValueError as exc:
@@ -60,7 +62,8 @@ class Plan:
         self.tag = instance_tag(run_dir)
         self.prefix = f"rst{self.tag}-"
         self.table = f"roost_{self.tag}"
-        self.capacity = min(MAX_SLOTS, self.network.num_addresses // 4)
+        self._uid_base = uid_base
+        self.capacity = min(MAX_SLOTS, self.network.num_addresses // 4, idmaps.capacity(uid_base))
         self._name = re.compile(rf"{self.prefix}[gmh](\d{{1,5}})")
 
     def slot(self, index: int) -> Slot:
@@ -74,6 +77,7 @@ class Plan:
             host_interface=f"{self.prefix}h{index}",
             host_side=str(base + 1),
             gateway_side=str(base + 2),
+            users=idmaps.block(index, self._uid_base),
         )
 
     def index_of(self, name: str) -> int | None:

@@ -143,7 +143,7 @@ def build(slot: Slot, tables: Tables, mtu: int) -> None:
     try:
         gateway = netns.create(slot.gateway_netns)
         try:
-            machine = netns.create(slot.machine_netns)
+            machine = netns.create(slot.machine_netns, slot.users)
             try:
                 _build(slot, tables, mtu, gateway, machine)
             finally:

@@ -63,7 +63,7 @@ class SlotNetwork:
     this; without one no name is resolved or proven."""
 
     def __init__(self, settings: Settings, egress: Egress | None = None) -> None:
-        self.plan = Plan(settings.network_cidr, settings.run_dir)
+        self.plan = Plan(settings.network_cidr, settings.run_dir, settings.uid_base)
         self._egress = egress
         self._private = private_ranges(settings.egress_private)
         self._tables = plumbing.Tables(self.plan, self._private)

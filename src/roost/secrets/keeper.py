@@ -134,9 +134,9 @@ class Keeper:
 
     # --- what the engine asks (engine.ports.Boundary) -------------------------------------------
 
-    def environment(self, machine_id: str) -> Mapping[str, str]:
+    def environment(self, machine_id: str, one_user: bool = False) -> Mapping[str, str]:
         known = self._known.get(machine_id)
-        return {} if known is None else {**trust.ENVIRONMENT, **environment(known)}
+        return {} if known is None else {**trust.environment(one_user), **environment(known)}
 
     async def intercepts(self, machine_id: str) -> Sequence[Intercept]:
         """A fork's may have come with its row. Names are known also where values cannot be opened: then nobody
@@ -159,7 +159,7 @@ class Keeper:
             for ports, each in sorted(names.items())
         )
 
-    async def greeted(self, machine_id: str, agent: Any) -> None:
+    async def greeted(self, machine_id: str, agent: Any, one_user: bool = False) -> None:
         """Its authority is where its programs look for it. What fails is logged: the machine then believes nobody
         who answers for these hosts, and no value goes out."""
         certificate = self._certificates.get(machine_id)
@@ -167,15 +167,15 @@ class Keeper:
             return
         try:
             async with asyncio.timeout(INSTALL_S):
-                await trust.install(cast("AgentClient", agent), certificate)
+                await trust.install(cast("AgentClient", agent), certificate, one_user)
         except (RoostError, TimeoutError, OSError) as failure:
             log.warning("secrets.install", machine_id=machine_id, error=repr(failure)[:200])
 
-    async def bade_farewell(self, machine_id: str, agent: Any) -> None:
+    async def bade_farewell(self, machine_id: str, agent: Any, one_user: bool = False) -> None:
         """The last secret is gone."""
         try:
             async with asyncio.timeout(INSTALL_S):
-                await trust.remove(cast("AgentClient", agent))
+                await trust.remove(cast("AgentClient", agent), one_user)
         except (RoostError, TimeoutError, OSError) as failure:
             log.warning("secrets.remove", machine_id=machine_id, error=repr(failure)[:200])
 

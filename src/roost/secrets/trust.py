@@ -19,27 +19,32 @@ from roost.secrets.process import HOST_CA
 
 BUNDLE = b"/etc/ssl/certs/ca-certificates.crt"
 CERTIFICATE = b"/usr/local/share/ca-certificates/roost-machine.crt"
+# Where the system's cannot be written (rung 1): for programs told by their environment, until the machine stops.
+OWN_BUNDLE = b"/run/roost/ca-certificates.crt"
+OWN_CERTIFICATE = b"/run/roost/machine.crt"
 BEGIN, END = b"# Roost machine authority\n", b"# end of Roost machine authority\n"
 MAX_BUNDLE = 4 * 2**20
 PROGRAM_MS = 20_000
 
-ENVIRONMENT = dict.fromkeys(
-    (
-        "SSL_CERT_FILE",
-        "CURL_CA_BUNDLE",
-        "GIT_SSL_CAINFO",
-        "PIP_CERT",
-        "REQUESTS_CA_BUNDLE",
-        "NODE_EXTRA_CA_CERTS",
-    ),
-    BUNDLE.decode(),
+_TOLD = (
+    "SSL_CERT_FILE",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "PIP_CERT",
+    "REQUESTS_CA_BUNDLE",
+    "NODE_EXTRA_CA_CERTS",
 )
+
+
+def environment(one_user: bool) -> dict[str, str]:
+    return dict.fromkeys(_TOLD, (OWN_BUNDLE if one_user else BUNDLE).decode())
+
 
 # Of every user with a home: Chromium reads ~/.pki/nssdb. Without certutil there is nothing to be done.
 _STORES = """
 command -v certutil >/dev/null 2>&1 || exit 0
 for home in /root /home/*; do
-  [ -d "$home" ] || continue
+  [ -w "$home" ] || continue
   owner=$(stat -c %U:%G "$home"); store=$home/.pki/nssdb
   if [ ! -e "$store/cert9.db" ]; then
     [ "$1" = add ] || continue
@@ -53,29 +58,32 @@ exit 0
 """
 
 
-async def install(agent: AgentClient, certificate: str) -> None:
+async def install(agent: AgentClient, certificate: str, one_user: bool = False) -> None:
     """Idempotent. Raises what the agent's calls raise (MACHINE_DISK_FULL, AGENT_LOST, ...)."""
     pem = certificate.encode()
-    bundle = await _read(agent, BUNDLE)
-    if bundle is None:  # then a list of programs' own is all there was: the host's is no worse
-        bundle = HOST_CA.read_bytes() if HOST_CA.exists() else b""
-    wanted = _without(bundle) + BEGIN + pem + END
+    at, beside = (OWN_BUNDLE, OWN_CERTIFICATE) if one_user else (BUNDLE, CERTIFICATE)
+    bundle = await _read(agent, at)
+    known = await _read(agent, BUNDLE) if bundle is None and one_user else bundle
+    if known is None:  # then a list of programs' own is all there was: the host's is no worse
+        known = HOST_CA.read_bytes() if HOST_CA.exists() else b""
+    wanted = _without(known) + BEGIN + pem + END
     if wanted != bundle:
-        await _write(agent, BUNDLE, wanted)
-    if await _read(agent, CERTIFICATE) != pem:
-        await _write(agent, CERTIFICATE, pem)
-        await _stores(agent, "add")
+        await _write(agent, at, wanted)
+    if await _read(agent, beside) != pem:
+        await _write(agent, beside, pem)
+        await _stores(agent, "add", beside, one_user)
 
 
-async def remove(agent: AgentClient) -> None:
+async def remove(agent: AgentClient, one_user: bool = False) -> None:
     """Idempotent."""
-    bundle = await _read(agent, BUNDLE)
+    at, beside = (OWN_BUNDLE, OWN_CERTIFICATE) if one_user else (BUNDLE, CERTIFICATE)
+    bundle = await _read(agent, at)
     if bundle is not None and _without(bundle) != bundle:
-        await _write(agent, BUNDLE, _without(bundle))
-    if await _read(agent, CERTIFICATE) is not None:
-        await _stores(agent, "remove")
+        await _write(agent, at, _without(bundle))
+    if await _read(agent, beside) is not None:
+        await _stores(agent, "remove", beside, one_user)
         with contextlib.suppress(NotFoundError):
-            await agent.remove(CERTIFICATE, recursive=False)
+            await agent.remove(beside, recursive=False)
 
 
 def _without(bundle: bytes) -> bytes:
@@ -86,10 +94,13 @@ def _without(bundle: bytes) -> bytes:
     return before + rest.partition(END)[2]
 
 
-async def _stores(agent: AgentClient, what: str) -> None:
-    argv = ["/bin/sh", "-c", _STORES, "sh", what, CERTIFICATE.decode()]
+async def _stores(agent: AgentClient, what: str, certificate: bytes, one_user: bool) -> None:
     request = pb.StartRequest(
-        execution_id=ids.new(), argv=argv, user="root", timeout_ms=PROGRAM_MS, ring_bytes=4096
+        execution_id=ids.new(),
+        argv=["/bin/sh", "-c", _STORES, "sh", what, certificate.decode()],
+        user="" if one_user else "root",
+        timeout_ms=PROGRAM_MS,
+        ring_bytes=4096,
     )
     await agent.run(request)
 

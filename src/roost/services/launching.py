@@ -34,12 +34,20 @@ def environment(live: Live, asked: Mapping[str, str]) -> list[pb.EnvVar]:
 
 
 def user(live: Live, asked: str | None) -> str:
-    return asked or _text(live.config, "user")
+    return asked or ("" if live.machine.capabilities.one_user else _text(live.config, "user"))
 
 
 def directory(live: Live, asked: str | None, as_user: str | None) -> str:
-    """The template's is for its own user; another one starts at home."""
-    return asked or ("" if as_user else _text(live.config, "workdir"))
+    """The template's is for its own user; another one starts at home, and so do all where nobody can be that user."""
+    elsewhere = as_user or live.machine.capabilities.one_user
+    return asked or ("" if elsewhere else _text(live.config, "workdir"))
+
+
+def directory_of_start(live: Live) -> str:
+    """Where what the template starts begins: its files lie there, for whoever may only read them, too."""
+    workdir = _text(live.config, "workdir")
+    roots = workdir == "/root" or workdir.startswith("/root/")
+    return "" if roots and live.machine.capabilities.one_user else workdir
 
 
 def check_env(env: Mapping[str, str]) -> None:

@@ -717,7 +717,8 @@ class Machines:
         if running.machine.tenant_id != tenant:
             raise not_found(machine_id)
         roster.touch(machine_id)
-        told = self._engine.parts.boundary.environment(machine_id)
+        one_user = running.machine.capabilities.one_user
+        told = self._engine.parts.boundary.environment(machine_id, one_user)
         return Live(running.machine, cast("AgentClient", running.agent), running.config, told)
 
     def boot(self, machine_id: str, tenant: str | None = None) -> int | None:

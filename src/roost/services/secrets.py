@@ -128,11 +128,12 @@ class Secrets:
                 return
             intercepts = await self._keeper.intercepts(machine.id)
             running = self._engine.roster.peek(machine.id)
+            one_user = machine.capabilities.one_user
             if running is not None and intercepts:
-                await self._keeper.greeted(machine.id, running.agent)
+                await self._keeper.greeted(machine.id, running.agent, one_user)
             await self._engine.parts.network.apply(machine.id, now.egress, intercepts)
             if running is not None and not intercepts:
-                await self._keeper.bade_farewell(machine.id, running.agent)
+                await self._keeper.bade_farewell(machine.id, running.agent, one_user)
             told = True
 
         if machine.frozen:

@@ -152,7 +152,7 @@ class Starting:
 
     async def _start(self, running: Running, startup: Startup) -> None:
         machine = running.machine
-        told = self._engine.parts.boundary.environment(machine.id)
+        told = self._engine.parts.boundary.environment(machine.id, machine.capabilities.one_user)
         live = Live(machine, cast("AgentClient", running.agent), running.config, told)
         since = time.monotonic()
         request = _request(live, startup.command)
@@ -317,7 +317,7 @@ def _request(live: Live, command: Command) -> pb.StartRequest:
     return pb.StartRequest(
         argv=[] if isinstance(command, str) else command,
         shell=command if isinstance(command, str) else "",
-        cwd=launching.directory(live, None, None),
+        cwd=launching.directory_of_start(live),
         env=launching.environment(live, {}),
         user=launching.user(live, None),
     )

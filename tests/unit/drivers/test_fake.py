@@ -65,7 +65,7 @@ async def test_memory_only_where_it_says_so() -> None:
 
 
 def test_the_registry_names_what_an_operator_may_choose() -> None:
-    assert names() == ["qemu", "gvisor", "runc", "workspace"]
+    assert names() == ["qemu", "gvisor", "runc", "user", "systemd", "workspace"]
     with pytest.raises(InvalidRequestError) as caught:
         create("docker", Settings())
     assert caught.value.code == "CONFIG_INVALID"

@@ -153,8 +153,9 @@ def test_volumes_are_mounted_last_and_each_as_asked(tmp_path: Path) -> None:
         environment={},
         seccomp=None,
         network_namespace=None,
-        volumes=tmp_path / "volumes",
+        places=oci.Places(tmp_path / "rootfs", tmp_path / "volumes"),
     )
+    assert made["root"]["path"] == str(tmp_path / "rootfs")
     assert made["mounts"][-2:] == [
         {
             "destination": "/data",

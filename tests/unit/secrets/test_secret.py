@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from roost.clock import FakeClock
 from roost.drivers.fake import FakeDriver
+from roost.drivers.interface import Isolation
 from roost.errors import (
     ConflictError,
     InternalError,
@@ -207,6 +208,25 @@ async def test_a_secret_from_its_making_to_its_end(tmp_path: Path) -> None:
         assert d.agents.written[BUNDLE] == b"of the image\n"
         assert trust.CERTIFICATE.decode() not in d.agents.written
         assert (await d.machines.awake(TENANT, m.id)).told == {}
+
+
+async def test_one_that_is_not_root_has_its_authorities_beside_the_systems(tmp_path: Path) -> None:
+    driver = FakeDriver(egress_enforced=True, isolation=Isolation.USER)
+    async with daemon(tmp_path, driver=driver) as d:
+        d.agents.written[BUNDLE] = b"the system's\n"
+        m = await d.machines.create(TENANT, small())
+        await d.secrets.put(TENANT, m.id, spec(header="Authorization"))
+        boundary: Any = d.keeper.process
+        certificate = boundary.states[m.id]["certificate"].encode()
+        own = trust.OWN_BUNDLE.decode()
+        assert d.agents.written[BUNDLE] == b"the system's\n"
+        assert d.agents.written[own].startswith(b"the system's\n")
+        assert certificate in d.agents.written[own]
+        live = await d.machines.awake(TENANT, m.id)
+        assert live.told["SSL_CERT_FILE"] == live.told["REQUESTS_CA_BUNDLE"] == own
+        await d.secrets.delete(TENANT, m.id, "TOKEN")
+        assert certificate not in d.agents.written[own]
+        assert trust.OWN_CERTIFICATE.decode() not in d.agents.written
 
 
 async def test_too_much_to_look_for(tmp_path: Path) -> None:

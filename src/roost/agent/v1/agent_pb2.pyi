@@ -156,6 +156,8 @@ class HelloReply(_message.Message):
     HOSTNAME_FIELD_NUMBER: _builtins.int
     KERNEL_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    LANDLOCK_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
     contract_major: _builtins.int
     """1"""
     contract_minor: _builtins.int
@@ -166,6 +168,10 @@ class HelloReply(_message.Message):
     hostname: _builtins.str
     kernel: _builtins.str
     """uname -r"""
+    landlock: _builtins.int
+    """1.6; the kernel's ABI of which it restricts itself and all it starts; 0: nothing is"""
+    uid: _builtins.int
+    """1.6; whom it runs as; but for 0 it runs programs, and writes files, as that one alone"""
     @_builtins.property
     def limits(self) -> Global___Limits: ...
     def __init__(
@@ -179,10 +185,12 @@ class HelloReply(_message.Message):
         hostname: _builtins.str = ...,
         kernel: _builtins.str = ...,
         limits: Global___Limits | None = ...,
+        landlock: _builtins.int = ...,
+        uid: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_time_unix_ms", b"boot_time_unix_ms", "contract_major", b"contract_major", "contract_minor", b"contract_minor", "hostname", b"hostname", "kernel", b"kernel", "limits", b"limits", "pid1", b"pid1"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_time_unix_ms", b"boot_time_unix_ms", "contract_major", b"contract_major", "contract_minor", b"contract_minor", "hostname", b"hostname", "kernel", b"kernel", "landlock", b"landlock", "limits", b"limits", "pid1", b"pid1", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -43,7 +43,7 @@ from roost.drivers.qemu.qmp import Qmp
 from roost.drivers.qemu.runtime import Runtime, Runtimes, installed
 from roost.errors import InternalError, MachineError, RoostError
 from roost.guest import FIRST_TOKEN, Guest, Guests, Network, command_line, tsc
-from roost.host import cgroups, console, ending, files, processes
+from roost.host import advisories, cgroups, console, ending, files, processes
 from roost.network.addresses import MAX_SLOTS, instance_tag
 from roost.settings import Settings
 from roost.storage import disks
@@ -95,6 +95,8 @@ class QemuDriver(Driver):
             return Probe(False, reason=f"there is no microVM rung for {platform.machine()} yet")
         try:
             _, version = await self._run(installed)
+            if why := await self._run(advisories.refusal, self.name):
+                return Probe(False, reason=why, remedy=advisories.REMEDY)
             if self._acceleration is None:
                 self._acceleration = await self._run(self._known)
         except RoostError as exc:

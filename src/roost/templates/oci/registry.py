@@ -195,7 +195,7 @@ class Registries:
         return done.output
 
     def _reach(self) -> Reach:
-        plan = Plan(self._settings.network_cidr, self._settings.run_dir)
+        plan = Plan(self._settings.network_cidr, self._settings.run_dir, self._settings.uid_base)
         view = plumbing.look_at_host(plan)
         private = private_ranges(self._settings.egress_private)
         return ranges.reach(private, plan, view.addresses | view.networks)

@@ -1,0 +1,102 @@
+"""What is installed of a program that machines are kept by, as its distribution tells: version, patches, or neither."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gzip
+import os
+import platform
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from roost.host import run
+
+_DOC = Path("/usr/share/doc")
+_CVE = re.compile(r"CVE-\d{4}-\d{4,}")
+_UPSTREAM = re.compile(r"\d+(?:\.\d+)*")
+_TOLD = re.compile(r"version (?:release-|0\.0~)?(\d+(?:\.\d+)*)")
+_DEBIAN_KERNEL = re.compile(r"\bDebian (\d\S*)")
+# Numbers of these kernels do not tell what was put into them.
+_PATCHED_KERNEL = re.compile(r"generic|aws|azure|gcp|oracle|\.el\d|\.amzn|\.fc\d|-pve|ubuntu", re.I)
+_TIMEOUT_S = 10.0
+_MOST = 8 << 20  # of a changelog
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """``version`` is what its makers count by: numbers with dots between. ``revision`` is the package's own, where it
+    is from one; ``mended`` the CVEs that its changelog says are, None where there is no changelog."""
+
+    version: str
+    revision: str | None = None
+    mended: frozenset[str] | None = None
+    patched: bool = False  # its number may be an old one's, and its content newer
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return numbers(self.version)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    found = _UPSTREAM.search(version)
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def upstream(revision: str) -> str:
+    """Of a Debian version: ``1:10.0.2+ds-2+deb13u1`` is 10.0.2, ``0.0~20240729.0-4`` is 20240729.0."""
+    bare = revision.partition(":")[2] or revision
+    found = _UPSTREAM.match(bare.removeprefix("0.0~"))
+    return found[0] if found else bare
+
+
+@functools.cache
+def installed(program: str) -> Installed | None:
+    """Of the package that has the program; None where it is from none, or there is no dpkg."""
+    path = shutil.which(program)
+    if path is None or shutil.which("dpkg-query") is None:
+        return None
+    for each in dict.fromkeys((path, os.path.realpath(path), path.removeprefix("/usr"))):
+        with contextlib.suppress(OSError, TimeoutError):
+            owner = run.run(["dpkg-query", "-S", each], timeout_s=_TIMEOUT_S).stdout
+            package = owner.partition(":")[0].partition(",")[0].strip()
+            asked = ["dpkg-query", "-W", "-f=${Version}", package]
+            revision = run.run(asked, timeout_s=_TIMEOUT_S).stdout.strip()
+            return Installed(upstream(revision), revision, _changelog(package), patched=True)
+    return None
+
+
+@functools.cache
+def told(program: str) -> Installed | None:
+    """By what the program itself says; None where there is none."""
+    with contextlib.suppress(OSError, TimeoutError):
+        said = run.run([program, "--version"], timeout_s=_TIMEOUT_S).stdout
+        found = _TOLD.search(said)
+        return Installed(found[1] if found else "")
+    return None
+
+
+def kernel(release: str | None = None, version: str | None = None) -> Installed:
+    """The one that runs."""
+    release = platform.release() if release is None else release
+    debian = _DEBIAN_KERNEL.search(platform.version() if version is None else version)
+    if debian is not None:
+        return Installed(upstream(debian[1]), debian[1])
+    return Installed(upstream(release), None, patched=_PATCHED_KERNEL.search(release) is not None)
+
+
+def at_least(revision: str, other: str) -> bool:
+    """As dpkg orders versions."""
+    argv = ["dpkg", "--compare-versions", revision, "ge", other]
+    return run.run(argv, timeout_s=_TIMEOUT_S, check=False).code == 0
+
+
+def _changelog(package: str) -> frozenset[str] | None:
+    for name in ("changelog.Debian.gz", "changelog.gz"):
+        with contextlib.suppress(OSError, EOFError):
+            with gzip.open(_DOC / package / name) as file:
+                text = file.read(_MOST).decode(errors="replace")
+            return frozenset(_CVE.findall(text))
+    return None

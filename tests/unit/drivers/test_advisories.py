@@ -1,0 +1,111 @@
+"""Which known ways out a version has: by its makers' numbers, by its package's changelog, by revisions known to us."""
+
+from __future__ import annotations
+
+import pytest
+
+from roost.host import advisories, packages
+from roost.host.advisories import ADVISORIES, Advisory, Finding, State, judge
+from roost.host.packages import Installed
+
+LEAKED = next(each for each in ADVISORIES if each.id == "CVE-2024-21626")
+MASKED = next(each for each in ADVISORIES if each.id == "CVE-2025-31133")
+PIPE = next(each for each in ADVISORIES if each.id == "CVE-2022-0847")
+
+
+def _order(revision: str, other: str) -> bool:
+    """dpkg's, as far as these need it: later letters and digits are later."""
+    return revision >= other
+
+
+def _package(revision: str, *mended: str) -> Installed:
+    return Installed(packages.upstream(revision), revision, frozenset(mended), patched=True)
+
+
+@pytest.mark.parametrize(
+    ("has", "state"),
+    [
+        (Installed("1.1.11"), State.AFFECTED),
+        (Installed("1.1.12"), State.MENDED),
+        (Installed("1.4.0"), State.MENDED),
+        (_package("1.1.5+ds1-1"), State.AFFECTED),
+        (_package("1.1.5+ds1-1+deb12u1"), State.MENDED),  # by its revision
+        (_package("1.1.4-0ubuntu1~22.04.4", "CVE-2024-21626"), State.MENDED),  # by its changelog
+        (
+            Installed("1.1.4", "1.1.4-0ubuntu1", None, patched=True),
+            State.UNKNOWN,
+        ),  # it has no changelog
+        (Installed(""), State.UNKNOWN),
+    ],
+)
+def test_a_version_has_it_or_not_or_it_cannot_be_told(has: Installed, state: State) -> None:
+    assert judge(LEAKED, has, _order) is state
+
+
+@pytest.mark.parametrize(
+    ("version", "state"),
+    [
+        ("1.1.99", State.AFFECTED),
+        ("1.2.7", State.AFFECTED),
+        ("1.2.8", State.MENDED),
+        ("1.3.2", State.AFFECTED),
+        ("1.3.3", State.MENDED),
+        ("1.4.0", State.MENDED),
+        ("2.0", State.MENDED),
+    ],
+)
+def test_each_series_is_mended_by_its_own_version(version: str, state: State) -> None:
+    assert judge(MASKED, Installed(version), _order) is state
+
+
+def test_what_leads_nowhere_here_is_a_warning_and_the_rest_refuses() -> None:
+    assert Finding(LEAKED, State.AFFECTED, "1.1.11").refuses
+    assert not Finding(LEAKED, State.UNKNOWN, "1.1.4-0ubuntu1").refuses
+    assert "cannot be told" in Finding(LEAKED, State.UNKNOWN, "1").text
+    warned = Finding(MASKED, State.AFFECTED, "1.1.12")
+    assert not warned.refuses
+    assert "not reached" in warned.text
+
+
+def test_a_driver_with_a_way_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "installed", lambda _: None)
+    monkeypatch.setattr(packages, "told", lambda _: Installed("1.1.11"))
+    monkeypatch.setattr(packages, "kernel", lambda: Installed("7.2"))
+    said = advisories.refusal("runc")
+    assert said is not None
+    assert "CVE-2024-21626" in said
+    monkeypatch.setattr(packages, "told", lambda _: None)
+    assert advisories.refusal("runc") is None
+
+
+@pytest.mark.parametrize(
+    ("revision", "version"),
+    [
+        ("1:10.0.2+ds-2+deb13u1~bpo12+1", "10.0.2"),
+        ("0.0~20240729.0-4~bpo12+2", "20240729.0"),
+        ("1.1.5+ds1-1+deb12u1", "1.1.5"),
+        ("6.1.140-1", "6.1.140"),
+    ],
+)
+def test_what_a_revision_is_a_revision_of(revision: str, version: str) -> None:
+    assert packages.upstream(revision) == version
+
+
+def test_kernels_tell_what_they_are_or_that_they_do_not() -> None:
+    debian = packages.kernel("6.1.0-37-amd64", "#1 SMP Debian 6.1.140-1 (2025-05-22)")
+    assert debian.version == "6.1.140"
+    assert judge(PIPE, debian, _order) is State.MENDED
+    ubuntu = packages.kernel("5.15.0-60-generic", "#66-Ubuntu SMP")
+    assert judge(PIPE, ubuntu, _order) is State.UNKNOWN
+    assert judge(PIPE, packages.kernel("5.15.24", "#1 SMP"), _order) is State.AFFECTED
+
+
+def test_every_line_can_be_judged_and_says_enough() -> None:
+    for each in ADVISORIES:
+        assert each.drivers
+        assert each.fixed == tuple(sorted(each.fixed, key=packages.numbers))
+        assert each.id.startswith("CVE-")
+        assert isinstance(judge(each, Installed("1.0"), _order), State)
+        assert judge(each, Installed(each.fixed[-1]), _order) is State.MENDED
+    assert len({each.id for each in ADVISORIES}) == len(ADVISORIES)
+    assert isinstance(ADVISORIES[0], Advisory)
