@@ -98,6 +98,41 @@ def test_from_gvisor_asleep_with_memory_to_a_microvm(daemon: Daemon, guests: Gue
             assert child.exec("cat /srv/app/note", check=True).stdout.split() == ["kept"]
 
 
+def test_from_one_user_to_root_of_its_own(daemon: Daemon) -> None:
+    with create(driver="user", key="climber") as m:
+        assert m.isolation["claim"].startswith("isolated workspace")
+        m.exec("echo kept > ~/note && id -u >> ~/note", check=True)
+        m.promote(isolation="container")
+        assert m.isolation["level"] == 2
+        assert m.exec(
+            "cat /home/user/note && stat -c %u /home/user/note", check=True
+        ).stdout.split() == [
+            "kept",
+            "1000",
+            "1000",
+        ]
+        assert m.exec("id -u && touch /srv/mine", check=True).stdout.strip() == "0"
+        with pytest.raises(ConflictError) as refused:
+            m.promote(isolation="user")
+        assert refused.value.code == "RUNG_LOWER"
+
+
+def test_the_contract_is_told_and_nothing_below_says_what_it_is_not(daemon: Daemon) -> None:
+    from roost import Client
+
+    told = Client().capabilities()
+    rungs = {each["driver"]: each for each in told["rungs"]}
+    assert set(rungs) >= {"workspace", "user", "runc", "gvisor", "qemu"}
+    assert all(rungs[each]["available"] for each in ("workspace", "user", "runc", "gvisor")), rungs
+    for driver, rung in rungs.items():
+        assert ("sandboxed" in json.dumps(rung)) == (rung["level"] >= 2), driver
+        assert "measured" in {each["known"] for each in (*rung["can"], *rung["does_not"])}
+    with create(driver="workspace", unrestricted=True) as m:
+        assert told["advice"] in m.warnings[0]
+        assert "unrestricted" in [each["event"] for each in m.logs()]
+        assert m.exec("ulimit -n", check=True).stdout.strip() != "4096"
+
+
 def test_a_directory_gets_a_disk_with_all_that_was_in_it(daemon: Daemon) -> None:
     with create(driver="workspace", key="climber") as m:
         m.exec("mkdir -p a/deep && echo kept > a/deep/note && ln -s /etc/passwd link", check=True)
