@@ -642,7 +642,9 @@ class AsyncMachine:
     async def _patch(self, difference: Difference, other: str) -> str | None:
         """None where one of them has changed meanwhile."""
         path = difference.path if difference.path_bytes is None else difference.path_bytes
-        if not self.isolation["level"]:  # of a workspace they are told as if its directory were the root
+        if not self.isolation[
+            "level"
+        ]:  # of a workspace they are told as if its directory were the root
             path = path[1:]
         texts: builtins.list[bytes | None] = []
         for side, files in (
