@@ -186,8 +186,9 @@ class WorkspaceDriver(Driver):
             for name, value in limits(spec.size, processes.tasks_of(owner.uid)).items():
                 command += ["--limit", f"{name}={value}"]
         output = fifo.open_for_machine()
-        try:
-            process = subprocess.Popen(
+
+        def spawn() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
                 command,
                 stdin=listener.fileno(),
                 stdout=output,
@@ -195,10 +196,10 @@ class WorkspaceDriver(Driver):
                 cwd="/",
                 env={"ROOST_AGENT_TOKEN": spec.agent_token},
                 start_new_session=True,  # a terminal's interrupt of the daemon is not for machines
-                user=None if owner.ours else owner.uid,
-                group=None if owner.ours else owner.gid,
-                extra_groups=None if owner.ours else [],
             )
+
+        try:
+            process = spawn() if owner.ours else account.run(owner, spawn)
         finally:
             os.close(output)
         process.returncode = 0  # whoever watches it by its pidfd reaps it; subprocess must not

@@ -143,18 +143,19 @@ def last_capability() -> int:
         return int(file.read())
 
 
-def drop_privileges(uid: int, last_capability: int) -> None:
-    """The calling thread alone becomes user and group ``uid``: no other groups, no capabilities, none to be
+def drop_privileges(uid: int, last_capability: int, gid: int | None = None) -> None:
+    """The calling thread alone becomes user and group ``uid`` (or group ``gid``): no other groups, no capabilities, none to be
     had again by any exec. The C library's setuid would do so to every thread of the process; the kernel
     knows users of threads."""
     for capability in range(last_capability + 1):
         _check(_libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0))
     _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0))
     _check(_libc.syscall(_SYS_SETGROUPS, 0, None))
-    _check(_libc.syscall(_SYS_SETRESGID, uid, uid, uid))
+    gid = uid if gid is None else gid
+    _check(_libc.syscall(_SYS_SETRESGID, gid, gid, gid))
     # From root to another user: the kernel clears the permitted, effective and ambient capabilities.
     _check(_libc.syscall(_SYS_SETRESUID, uid, uid, uid))
-    if os.getresuid() != (uid,) * 3 or os.getresgid() != (uid,) * 3 or os.getgroups():
+    if os.getresuid() != (uid,) * 3 or os.getresgid() != (gid,) * 3 or os.getgroups():
         raise PermissionError("privileges could not be dropped")
 
 
