@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from roost import ForbiddenError, Machine, RoostError, Secret, Snapshot, Volume
+from roost import ExecTimeout, ForbiddenError, Machine, RoostError, Secret, Snapshot, Volume
 from roost.secrets.process import INSTALLED
 from tests.system.internet import RESOLVER, Internet
 
@@ -128,21 +128,27 @@ def test_it_lives_through_sleep_the_daemons_death_and_in_its_forks(daemon: Daemo
             Snapshot.get("of-a-user").delete()
 
 
-def test_a_volume_is_written_here_and_read_there(daemon: Daemon) -> None:
-    volume = Volume.create("of-a-user", size_gib=1)
-    try:
-        with Machine.create(**SMALL, volumes=["of-a-user:/home/user/data"]) as m:  # type: ignore[arg-type]
-            m.exec("echo mine > data/note && mkdir data/d", check=True)
-        runc = {**SMALL, "driver": "runc"}
-        with Machine.create(**runc, volumes=["of-a-user:/data"]) as m:  # type: ignore[arg-type]
-            assert m.exec("cat /data/note; stat -c %u /data/note").stdout == "mine\n1000\n"
-            m.exec("echo theirs > /data/theirs; chmod 600 /data/theirs", check=True)
-        with Machine.create(**SMALL, volumes=["of-a-user:/srv:ro"]) as m:  # type: ignore[arg-type]
-            assert m.exec("cat /srv/note").stdout == "mine\n"
-            assert not m.exec("cat /srv/theirs").ok
-            assert not m.exec("echo x > /srv/x").ok
-    finally:
-        volume.delete()
+@pytest.fixture
+def volume(daemon: Daemon) -> Iterator[Volume]:
+    made = Volume.create("of-a-user", size_gib=1)
+    yield made
+    for machine in Machine.list():
+        if any(each["volume_id"] == made.id for each in machine.volumes):
+            machine.destroy()
+    made.delete()
+
+
+def test_a_volume_is_written_here_and_read_there(volume: Volume) -> None:
+    with Machine.create(**SMALL, volumes=["of-a-user:/home/user/data"]) as m:  # type: ignore[arg-type]
+        m.exec("echo mine > data/note && mkdir data/d", check=True)
+    runc = {**SMALL, "driver": "runc"}
+    with Machine.create(**runc, volumes=["of-a-user:/data"]) as m:  # type: ignore[arg-type]
+        assert m.exec("cat /data/note; stat -c %u /data/note").stdout == "mine\n1000\n"
+        m.exec("echo theirs > /data/theirs; chmod 600 /data/theirs", check=True)
+    with Machine.create(**SMALL, volumes=["of-a-user:/srv:ro"]) as m:  # type: ignore[arg-type]
+        assert m.exec("cat /srv/note").stdout == "mine\n"
+        assert not m.exec("cat /srv/theirs").ok
+        assert not m.exec("echo x > /srv/x").ok
 
 
 def test_what_it_takes_is_limited(kept: Machine) -> None:
@@ -152,9 +158,9 @@ def test_what_it_takes_is_limited(kept: Machine) -> None:
     assert not full.ok
     kept.exec("rm -f /tmp/big")
     begun = time.monotonic()
-    kept.exec(
-        "setsid sleep 300 & (setsid sh -c 'trap \"\" TERM; sleep 300' &) ; sleep 300", timeout=1
-    )
+    tree = "setsid sleep 300 & (setsid sh -c 'trap \"\" TERM; sleep 300' &) ; sleep 300"
+    with pytest.raises(ExecTimeout):
+        kept.exec(tree, timeout=1)
     assert time.monotonic() - begun < 15
     assert kept.exec("pgrep -x sleep || echo none").stdout == "none\n"
 

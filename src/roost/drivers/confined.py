@@ -67,6 +67,8 @@ def _mounts(
         if each["destination"] == "/run":
             size = next(o for o in each["options"] if o.startswith("size="))
             each["options"] = [*each["options"], f"uid={UID}", f"gid={UID}"]
+        if each["type"] == "bind":  # as it is mounted: what is not said would be taken away
+            each["options"] = [*each["options"], "nosuid"]
     at = next((n for n, each in enumerate(kept) if each["type"] == "bind"), len(kept))
     ours = [
         {

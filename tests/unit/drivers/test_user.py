@@ -69,8 +69,8 @@ def test_only_its_home_and_what_ends_with_it_can_be_written() -> None:
     assert writable == {"/dev", "/dev/shm", "/run", "/tmp", "/home/user", "/home/user/data"}
     assert mounts["/home/user"]["source"] == "/r/home/user"
     assert {"uid=1000", "gid=1000"} <= set(mounts["/run"]["options"])
-    for path in writable - {"/dev"}:
-        assert "nodev" in mounts[path]["options"], path
+    for path in (writable | {"/models"}) - {"/dev"}:
+        assert {"nodev", "nosuid"} <= set(mounts[path]["options"]), path
     order = [each["destination"] for each in made["mounts"]]
     assert order.index("/home/user") < order.index("/home/user/data")
 
