@@ -13,6 +13,7 @@ from roost.egress.policy import Policy
 from roost.engine.allowance import NOTHING, Allowance
 from roost.engine.lifecycle import Desired, Phase, State, Tier
 from roost.engine.mounts import Mount
+from roost.engine.tools import OFF, Tools
 
 OPEN = Policy()  # of a row that says nothing
 
@@ -86,6 +87,7 @@ class Machine:
     volumes: tuple[Mount, ...] = ()  # from its row on until it is destroyed
     expiry: str = "destroy"  # once ``expires_at`` is past: destroy | sleep
     autowake: bool = True  # what needs it wakes it; else only who asks for that
+    tools: Tools = OFF  # what may be run in it without asking
 
     @property
     def hostname(self) -> str:
@@ -146,6 +148,7 @@ class Machine:
             egress=OPEN if egress is None else _policy(**{**egress, "allow": (*egress["allow"],)}),
             inside=Allowance.from_json(row["inside"]),
             volumes=Mount.all_from_json(row["volumes"]),
+            tools=Tools.from_json(row["tools"]),
         )
 
 
@@ -155,7 +158,7 @@ def _policy(mode: str, allow: tuple[str, ...], observe: bool) -> Policy:
     return Policy.read({"mode": mode, "allow": allow, "observe": observe})
 
 
-_MADE = {"capabilities", "handle", "memory_image", "egress", "inside", "volumes"}
+_MADE = {"capabilities", "handle", "memory_image", "egress", "inside", "volumes", "tools"}
 _PLAIN = [f.name for f in fields(Machine) if f.name not in _MADE]
 _CAPABILITIES = {f.name for f in fields(Capabilities)}
 

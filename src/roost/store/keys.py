@@ -12,7 +12,7 @@ from roost.store.schema import keys as t
 from roost.store.schema import tenants
 
 NOBODY = ":nobody"  # of what the daemon makes for itself; no key can be of a tenant of that name
-KEY_ROLES = ("admin", "tenant", "read_only")
+KEY_ROLES = ("admin", "tenant", "runner", "read_only")
 TOKEN_ROLES = ("machine", "preview")
 
 _SHOWN = [

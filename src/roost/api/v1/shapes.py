@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from roost.egress.interface import Decision
+from roost.engine.tools import Tools
 from roost.gateway.respond import rfc3339
 from roost.secrets import Secret
+from roost.services.approvals import Approval
 from roost.services.diffs import Diff, Difference, Side
-from roost.services.executions import Dropped, Ended, Event, Output
+from roost.services.executions import Begun, Dropped, Ended, Event, Output
 from roost.services.files import FileEvent, FileInfo, at_ns
 from roost.services.models import (
     Attachment,
@@ -90,11 +92,32 @@ def machine(m: Machine) -> Object:
             "forks": m.inside.forks,
             "forked": m.inside.forked,
         },
+        "tools": tools(m.tools),
         "volumes": [each.to_json() for each in m.volumes],
         "expiry": m.expiry,
         "autowake": m.autowake,
         "node_id": m.node_id,
         "created_at": time(m.created_at),
+    }
+
+
+def tools(t: Tools) -> Object:
+    return t.to_json()
+
+
+def approval(a: Approval) -> Object:
+    return {
+        "approval_id": a.id,
+        "execution_id": a.id,
+        "machine_id": a.machine_id,
+        "status": a.status,
+        "asked": dict(a.shown),
+        "asked_by": a.asked_by,
+        "created_at": time(a.created_at),
+        "expires_at": time(a.expires_at),
+        "decided_at": time(a.decided_at),
+        "decided_by": a.decided_by,
+        "note": a.note,
     }
 
 
@@ -300,6 +323,8 @@ def stream_event(event: Event) -> tuple[str, Object]:
             return event.stream, {"offset": event.offset, "data_b64": b64(event.data)}
         case Dropped():
             return "dropped", {"stream": event.stream, "bytes": event.bytes}
+        case Begun():
+            return "started", execution(event.execution)
         case Ended():
             return "exit", execution(event.execution)
 

@@ -125,7 +125,7 @@ class AsyncClient:
     ) -> dict[str, Any]:
         """{key_id, name, role, key, ...}: the only time the key itself is shown.
 
-        ``role``: admin, tenant, read_only; one's own by default. Raises ForbiddenError for one above that.
+        ``role``: admin, tenant, runner (uses machines, approves of nothing), read_only; one's own by default. Raises ForbiddenError for one above that.
         """
         body = given(
             name=name,
