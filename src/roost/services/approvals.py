@@ -43,7 +43,7 @@ from roost.services.models import Page
 from roost.store import Store
 from roost.store import approvals as rows
 from roost.store.cursor import Cursors
-from roost.store.executions import ExecutionRow
+from roost.store.executions import QUEUED, ExecutionRow
 
 log = structlog.get_logger(__name__)
 
@@ -221,7 +221,7 @@ class Approvals:
     async def _ended(self, id: str, status: str, by: str | None, note: str | None) -> bool:
         now = self._clock.now()
         execution = _ENDS.get(status)
-        values = {"status": "queued"} if execution is None else {**execution, "ended_at": now}
+        values = {"status": QUEUED} if execution is None else {**execution, "ended_at": now}
 
         def fn(connection: sa.Connection) -> tuple[Approval, Any] | None:
             row = rows.get(connection, id)

@@ -43,12 +43,12 @@ from roost.services.machines import Machines
 from roost.services.models import Live, Machine, Page
 from roost.services.overdue import Overdue
 from roost.store.cursor import Cursors
-from roost.store.executions import LIVE, WAITING, ExecutionRow
+from roost.store.executions import LIVE, QUEUED, WAITING, ExecutionRow
 from roost.store.executions import Executions as Rows
 
 log = structlog.get_logger(__name__)
 
-STATUSES = (WAITING, "queued", "running", "succeeded", "failed", "cancelled", "expired")
+STATUSES = (WAITING, QUEUED, "running", "succeeded", "failed", "cancelled", "expired")
 MAX_STDIN = 3 * 2**20
 MAX_TIMEOUT_MS = 604_800_000
 QUICK_S = 0.015  # an execution that ends within this has one write
@@ -156,6 +156,7 @@ class Executions:
         self._approvals = approvals
         approvals.listener = self._decided
         self._approved: dict[str, asyncio.Future[Process]] = {}  # who waits for an approval
+        self._starting: set[str] = set()  # those approved of that the agent has not taken yet
         self._meeting = asyncio.Lock()
         self._closed = False
 
@@ -165,6 +166,9 @@ class Executions:
         """At daemon start, once machines were adopted: follows what still runs, ends what does not."""
         by_machine: dict[tuple[str, str], list[ExecutionRow]] = {}
         for row in await self._rows.running():
+            if row.status == QUEUED:  # approved of, and never begun: nobody knows of what any more
+                await self._write_end(row.id, outcome.failed("lost"))
+                continue
             by_machine.setdefault((row.tenant_id, row.machine_id), []).append(row)
         for (tenant, machine_id), rows in by_machine.items():
             self._spawn(self._reconcile(tenant, machine_id, rows))
@@ -242,7 +246,7 @@ class Executions:
     ) -> AsyncGenerator[Event, None]:
         """What a running one prints from now on, then its end as ``begin`` tells it."""
         row = await self._running(tenant, machine_id, execution_id)
-        if row.status == WAITING:
+        if self._not_begun(row):
             row = (await self._until_approved(row)).execution
         client = await self._reach(tenant, machine_id)
         now = await client.get_execution(row.agents_id)
@@ -334,7 +338,7 @@ class Executions:
     async def _stream(
         self, row: ExecutionRow, stdout_offset: int, stderr_offset: int, brief: bool = False
     ) -> AsyncGenerator[Event, None]:
-        if row.status == WAITING:
+        if self._not_begun(row):
             row = (await self._until_approved(row)).execution
             yield Begun(row)
         if row.status in LIVE:
@@ -376,7 +380,7 @@ class Executions:
         """Bytes written; waits for a process that is slow to read, and for its approval. Raises INVALID_STATE when
         it has ended or was not started with ``stdin_stream``."""
         row = await self._running(tenant, machine_id, execution_id)
-        if row.status == WAITING:
+        if self._not_begun(row):
             await self._until_approved(row)
         client = await self._reach(tenant, machine_id)
         return await client.write_stdin(row.agents_id, data, eof)
@@ -399,6 +403,9 @@ class Executions:
         if row.status == WAITING:
             await self._approvals.cancel(row.id)
             row = await self._row(tenant, machine_id, execution_id)
+        if self._not_begun(row):
+            with contextlib.suppress(RoostError):
+                row = (await self._until_approved(row)).execution
         if row.status not in LIVE:
             return row
         try:
@@ -456,7 +463,7 @@ class Executions:
         waiting = self._approved.setdefault(row.id, asyncio.get_running_loop().create_future())
         approval = await self._approvals.get(row.tenant_id, row.id)
         now = await self._rows.get(row.tenant_id, row.machine_id, row.id, output=True)
-        if not waiting.done() and now is not None and now.status not in (WAITING, "queued"):
+        if not waiting.done() and now is not None and not self._not_begun(now):
             # It was decided, and begun, before anybody waited.
             self._approved.pop(row.id, None)
             if approval.status != "approved":
@@ -464,10 +471,15 @@ class Executions:
             return Process(0, now)
         return await asyncio.shield(waiting)
 
+    def _not_begun(self, row: ExecutionRow) -> bool:
+        """Whether it waits for approval, or was approved of a moment ago."""
+        return row.status in (WAITING, QUEUED) or row.id in self._starting
+
     def _decided(self, approval: Approval, request: Mapping[str, Any] | None) -> None:
         if request is None:
             self._tell(approval.id, approvals.refused(approval))
         else:
+            self._starting.add(approval.id)
             self._spawn(self._start_approved(approval, StartExecution.from_json(request)))
 
     async def _start_approved(self, approval: Approval, spec: StartExecution) -> None:
@@ -486,7 +498,7 @@ class Executions:
         """From here on its time counts: ``created_at`` is now."""
         where = {name: getattr(approval, name) for name in ("id", "tenant_id", "machine_id")}
         row = ExecutionRow(
-            **where, command=[], status="queued", created_at=self._clock.now()
+            **where, command=[], status=QUEUED, created_at=self._clock.now()
         )  # until more is known
         asked = False
         try:
@@ -511,6 +523,7 @@ class Executions:
 
     def _tell(self, execution_id: str, said: Process | RoostError) -> None:
         """Who waits for its approval."""
+        self._starting.discard(execution_id)
         waiting = self._approved.pop(execution_id, None)
         if waiting is None or waiting.done():
             return
@@ -877,9 +890,6 @@ class Executions:
                 self._follow(live, row)
             else:
                 await self._write_end(row.id, outcome.failed(reason))
-                self._tell(
-                    row.id, MachineError("It was approved of, and lost before it was started.")
-                )
 
     async def _attached(
         self, row: ExecutionRow, at: dict[str, int], brief: bool

@@ -15,8 +15,9 @@ from roost.store.schema import executions as t
 
 KEEP_PER_MACHINE = 1000
 KEEP_FOR = timedelta(days=30)
-LIVE = ("queued", "running")
 WAITING = "approval_required"  # nothing of it was started
+QUEUED = "queued"  # it was approved of, and the agent was not asked yet
+LIVE = (QUEUED, "running")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
