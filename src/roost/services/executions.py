@@ -187,8 +187,11 @@ class Executions:
 
     # --- calls ----------------------------------------------------------------------------------
 
-    async def run(self, tenant: str, machine_id: str, spec: StartExecution) -> ExecutionRow:
-        """Runs it to its end; the row comes with its output. Wakes the machine.
+    async def run(
+        self, tenant: str, machine_id: str, spec: StartExecution, patient: bool = True
+    ) -> ExecutionRow:
+        """Runs it to its end; the row comes with its output. Wakes the machine. Where it must be approved of it waits
+        for that; not ``patient``: the row comes as it is then.
 
         Raises VALIDATION_FAILED, COMMAND_NOT_FOUND, USER_NOT_FOUND, ... (details.execution_id names the
         failed row), what ``Machines.awake`` raises, AGENT_LOST when the machine went away under it.
@@ -196,7 +199,11 @@ class Executions:
         _check(spec)
         live = await self._admitted(tenant, machine_id, spec)
         if isinstance(live, ExecutionRow):
-            return await self._ended((await self._until_approved(live)).execution)
+            return (
+                live
+                if not patient
+                else await self._ended((await self._until_approved(live)).execution)
+            )
         row, request = self._prepare(live, spec)
         task = self._spawn(self._run(live, row, request))
         self._live[row.id] = (machine_id, task)

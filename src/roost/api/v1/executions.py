@@ -42,15 +42,25 @@ def router(s: Services) -> APIRouter:
         "",
         status_code=200,
         response_model=answers.Finished,
-        responses={201: {"model": answers.Execution}},
+        responses={201: {"model": answers.Execution}, 202: {"model": answers.Execution}},
     )
     async def start(
-        request: Request, machine_id: str, body: bodies.StartExecution, wait: bool = True
+        request: Request,
+        machine_id: str,
+        body: bodies.StartExecution,
+        wait: bool = True,
+        approval: Annotated[
+            Literal["wait", "return"],
+            Query(description="Where it must be approved: wait for that, or answer 202."),
+        ] = "wait",
     ) -> Response:
         spec = _spec(body)
         if wait:
             s.metrics.executions.labels("run").inc()
-            row = await s.executions.run(tenant(request), machine_id, spec)
+            patient = approval == "wait"
+            row = await s.executions.run(tenant(request), machine_id, spec, patient)
+            if row.status == WAITING:
+                return Json(shapes.execution(row), 202)
             return Json(shapes.finished(row))
         s.metrics.executions.labels("start").inc()
         row = await s.executions.start(tenant(request), machine_id, spec)
