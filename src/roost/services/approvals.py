@@ -362,6 +362,8 @@ def refused(approval: Approval, what: str = "It was not run:") -> RoostError:
                 f"{what} nobody approved of it in time. Ask for it again.",
                 details=details,
             )
+        case "cancelled":
+            return ConflictError(f"{what} it was given up, or its machine ended.", details=details)
     return ConflictError(f"{what} it is {approval.status} already.", details=details)
 
 
