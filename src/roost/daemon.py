@@ -51,12 +51,17 @@ from roost.prices import Prices
 from roost.secrets import process as boundary
 from roost.secrets.keeper import Keeper
 from roost.secrets.trust import host_ca
+from roost.secrets.vault import Vault
+from roost.services.approvals import Approvals
 from roost.services.audit import Audit
 from roost.services.bakes import Bakes
+from roost.services.browser import HELPER as BROWSER
 from roost.services.browser import Browser
 from roost.services.build_files import BuildFiles
 from roost.services.builds import Builds
+from roost.services.code import HELPER as KERNEL
 from roost.services.code import Code
+from roost.services.computer import HELPER as DISPLAY
 from roost.services.computer import Computer
 from roost.services.diffs import Diffs
 from roost.services.doors import Doors
@@ -84,6 +89,7 @@ from roost.services.templates import Templates
 from roost.services.tenants import Tenants
 from roost.services.terminals import Terminals
 from roost.services.tickets import Tickets
+from roost.services.toolsets import Toolsets
 from roost.services.transfer import Transfers
 from roost.services.trees import Trees
 from roost.services.usage import Usage
@@ -295,7 +301,12 @@ async def compose(
     ports = Ports(store, machines, clock, engine.identity.secret, where)
     idempotency = Idempotency(store, engine.identity.secret)
     cursors = Cursors(engine.identity.secret)
-    executions = Executions(execution_rows.Executions(store), machines, agents, cursors, clock)
+    vault = Vault.load(settings.data_dir)
+    approvals = Approvals(store, clock, vault, cursors, settings.approval_timeout_s)
+    machines.on_change(lambda id: approvals.changed(id, lambda: machines.over(id)))
+    executions = Executions(
+        execution_rows.Executions(store), machines, agents, cursors, clock, approvals
+    )
     starting.began.append(executions.began)
     audit = Audit(store, clock, cursors, settings.audit_days)
     metrics = Metrics()
@@ -316,6 +327,7 @@ async def compose(
     stack.push_async_callback(warm.close)
     if await keys.bootstrap() is not None:
         log.info("daemon.first_key", path=str(settings.data_dir / "key"))
+    await approvals.open()
     await executions.open()
     stack.push_async_callback(executions.close)
     await tenants.open()
@@ -324,7 +336,8 @@ async def compose(
     stack.push_async_callback(audit.close)
 
     terminals, files = Terminals(machines), Files(machines)
-    doors = Doors(machines, machines.connection)
+    around = {each.port: each.program for each in (BROWSER, DISPLAY, KERNEL)}
+    doors = Doors(machines, machines.connection, programs=around)
     helpers = Helpers(Inner(doors), executions)
     browser = Browser(helpers, engine.identity.secret, clock)
     ssh_keys = SshKeys(store, clock, keys.ended)
@@ -336,6 +349,7 @@ async def compose(
         volumes=volumes,
         volume_files=VolumeFiles(machines, volumes),
         executions=executions,
+        approvals=approvals,
         terminals=terminals,
         files=files,
         templates=templates,
@@ -353,6 +367,7 @@ async def compose(
         secrets=Secrets(engine, machines, keeper),
         metrics=metrics,
         policies=Policies(engine, machines),
+        toolsets=Toolsets(engine, machines),
         transfers=Transfers(engine, templates),
         browser=browser,
         computer=Computer(helpers),
@@ -396,6 +411,8 @@ async def compose(
         await ssh.start()
         stack.push_async_callback(ssh.stop)
     rounds: list[tuple[Callable[[], Awaitable[object]], float]] = [
+        (approvals.sweep, 1.0),
+        (approvals.tidy, TIDY_S),
         (idempotency.sweep, HOUSEKEEPING_S),
         (keys.flush, HOUSEKEEPING_S),
         (ssh_keys.flush, HOUSEKEEPING_S),

@@ -109,6 +109,8 @@ CODES: dict[str, tuple[int, bool, type[RoostError]]] = {
     "FORBIDDEN": (403, False, ForbiddenError),
     "RUNG_REFUSED": (403, False, ForbiddenError),  # the profile, or the tenant, asks for more
     "PERMISSION_DENIED": (403, False, ForbiddenError),  # the machine's own file permissions
+    "TOOL_DENIED": (403, False, ForbiddenError),  # the machine's list of tools has no such call
+    "APPROVAL_DENIED": (403, False, ForbiddenError),
     "NOT_FOUND": (404, False, NotFoundError),
     "MACHINE_NOT_FOUND": (404, False, NotFoundError),
     "EXECUTION_NOT_FOUND": (404, False, NotFoundError),
@@ -122,6 +124,7 @@ CODES: dict[str, tuple[int, bool, type[RoostError]]] = {
     "SECRET_NOT_FOUND": (404, False, NotFoundError),
     "VOLUME_NOT_FOUND": (404, False, NotFoundError),
     "FILE_NOT_FOUND": (404, False, NotFoundError),
+    "APPROVAL_NOT_FOUND": (404, False, NotFoundError),
     "METHOD_NOT_ALLOWED": (405, False, InvalidRequestError),
     "INVALID_BODY": (400, False, InvalidRequestError),
     "VALIDATION_FAILED": (422, False, InvalidRequestError),
@@ -152,6 +155,7 @@ CODES: dict[str, tuple[int, bool, type[RoostError]]] = {
     "MACHINE_SLEEPING": (409, False, ConflictError),  # and nothing but ``wake`` wakes it
     "IDEMPOTENCY_KEY_REUSED": (409, False, ConflictError),
     "IDEMPOTENCY_IN_PROGRESS": (409, True, ConflictError),
+    "APPROVAL_EXPIRED": (409, False, ConflictError),  # nobody decided in time
     "REVISION_MISMATCH": (412, False, ConflictError),
     "RATE_LIMITED": (429, True, LimitError),
     "QUOTA_EXCEEDED": (429, False, LimitError),

@@ -116,6 +116,9 @@ class Settings(BaseSettings):
         10.0, gt=0, description="Requests with one machine token, or preview token at the API."
     )
     audit_days: int = Field(90, ge=1, description="Days the audit log goes back.")
+    approval_timeout_s: float = Field(
+        900.0, gt=0, le=604_800, description="A command that waits for approval is given up then."
+    )
     registries_private: str = Field(
         "",
         description="Registries at private or loopback addresses that templates may be built from, `HOST[:PORT]` with commas"

@@ -129,7 +129,8 @@ def _exit_codes() -> Iterator[None]:
         yield
     except RoostError as exc:
         fail(exc)
-        own = {"COMMAND_NOT_FOUND": 127, "PERMISSION_DENIED": 126}
+        own = {"COMMAND_NOT_FOUND": 127, "PERMISSION_DENIED": 126, "TOOL_DENIED": 126}
+        own |= {"APPROVAL_DENIED": 126, "APPROVAL_EXPIRED": 126}
         raise typer.Exit(own.get(exc.code, 125)) from exc
 
 
@@ -138,6 +139,8 @@ def _follow(stream: ExecStream, feed: bool, raw: bool, json: bool) -> int:
     from roost import ExecTimeout
 
     execution = stream.start()
+    if execution.status == "approval_required":
+        note(f"waits for approval: roost approve {execution.id}")
     if feed:
         threading.Thread(target=_pump, args=(execution,), daemon=True).start()
     restore = _forward_signals(execution)

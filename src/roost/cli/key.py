@@ -47,7 +47,7 @@ KeyArg = Annotated[
 
 
 def complete_role(incomplete: str) -> list[str]:
-    return [r for r in ("admin", "tenant", "read_only") if r.startswith(incomplete)]
+    return [r for r in ("admin", "tenant", "runner", "read_only") if r.startswith(incomplete)]
 
 
 # What other services' clients read: the prefix their keys have, then names of settings; {url} and {key} are ours.
@@ -141,7 +141,7 @@ def create(
         str | None,
         typer.Option(
             metavar="ROLE",
-            help="admin, tenant or read_only; yours by default.",
+            help="admin, tenant, runner or read_only; yours by default.",
             autocompletion=complete_role,
         ),
     ] = None,

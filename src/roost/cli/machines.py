@@ -12,6 +12,8 @@ from roost.cli._connect import MachineArg, MachineArgs, complete_machine, find, 
 from roost.cli._egress import Allow, Mode, Observe, asked
 from roost.cli._inside import AllowInside, allowed
 from roost.cli._out import Json, age, fields, note, print_json, say, size, table, usage_error
+from roost.cli._tools import AllowTool, ToolMode
+from roost.cli._tools import asked as asked_tools
 
 if TYPE_CHECKING:
     from roost import Machine
@@ -107,6 +109,8 @@ def create(
     allow: Allow = [],  # noqa: B006
     observe: Observe = False,
     allow_inside: AllowInside = [],  # noqa: B006
+    tools: ToolMode = None,
+    allow_tool: AllowTool = [],  # noqa: B006
     wait: Wait = True,
     json: Json = False,
 ) -> None:
@@ -120,6 +124,7 @@ def create(
     settings["unrestricted"] = unrestricted or None
     settings["egress"] = asked(egress, allow, observe)
     settings["allow_inside"] = allowed(allow_inside)
+    settings["tools"] = asked_tools(tools, allow_tool)
     _made(Machine.create(template, key=key, snapshot=snapshot, wait=wait, **settings), json)
 
 
@@ -146,6 +151,8 @@ def ensure(
     allow: Allow = [],  # noqa: B006
     observe: Observe = False,
     allow_inside: AllowInside = [],  # noqa: B006
+    tools: ToolMode = None,
+    allow_tool: AllowTool = [],  # noqa: B006
     json: Json = False,
 ) -> None:
     """The machine of KEY: made if there is none, woken if it slept; prints its id.
@@ -161,6 +168,7 @@ def ensure(
     settings["unrestricted"] = unrestricted or None
     settings["egress"] = asked(egress, allow, observe)
     settings["allow_inside"] = allowed(allow_inside)
+    settings["tools"] = asked_tools(tools, allow_tool)
     _made(Machine.ensure(key, template=template, **settings), json)
 
 
@@ -306,6 +314,7 @@ def show(machine: MachineArg, json: Json = False) -> None:
                 "never" if m.hibernate_after is None else f"after {m.hibernate_after} s frozen",
             ),
             ("egress", _egress(data.get("egress"))),
+            ("tools", _tools(m.tools)),
             ("inside", f"may {', '.join(m.inside['allow'])}" if m.inside["allow"] else None),
             ("expires", _expires(data)),
             ("wakes", None if m.autowake else "by roost wake alone"),
@@ -323,6 +332,12 @@ def show(machine: MachineArg, json: Json = False) -> None:
 def _expires(data: dict[str, Any]) -> str | None:
     at = data.get("expires_at")
     return f"{at}: then it sleeps" if at and data.get("expiry") == "sleep" else at
+
+
+def _tools(tools: dict[str, Any]) -> str | None:
+    if tools["mode"] == "off":
+        return None
+    return f"{len(tools['allow'])} listed, {tools['mode']} for the rest"
 
 
 def _egress(policy: dict[str, Any] | None) -> str | None:

@@ -46,6 +46,18 @@ def egress_body(value: str | Mapping[str, Any] | None) -> str | dict[str, Any] |
     return body
 
 
+def tools_body(
+    value: str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
+) -> str | dict[str, Any] | None:
+    """As asked for: a mode's name, {mode, allow}, or rules alone."""
+    if value is None or isinstance(value, str):
+        return value
+    body = dict(value) if isinstance(value, Mapping) else {"allow": value}
+    if "allow" in body:
+        body["allow"] = [dict(each) for each in body["allow"]]
+    return body
+
+
 def listed(value: Sequence[str] | None) -> list[str] | None:
     """One text is a list of one."""
     return [value] if isinstance(value, str) else None if value is None else list(value)

@@ -60,6 +60,7 @@ def reserve(
         "from_snapshot_id": None,
         "replaces": None,
         "inside": None,
+        "tools": None,
         "volumes": None,
         "expiry": "destroy",
         "autowake": True,

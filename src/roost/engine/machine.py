@@ -13,6 +13,7 @@ from roost.egress.policy import Policy
 from roost.engine.allowance import NOTHING, Allowance
 from roost.engine.lifecycle import Desired, Phase, State, Tier
 from roost.engine.mounts import Mount
+from roost.engine.tools import OFF, Tools
 
 OPEN = Policy()  # of a row that says nothing
 
@@ -90,6 +91,7 @@ class Machine:
         False  # without our guardrails inside it; the boundary around it is the same
     )
     brings_tree: bool = False  # it was a directory: its next start unpacks what was in it
+    tools: Tools = OFF  # what may be run in it without asking
 
     @property
     def hostname(self) -> str:
@@ -150,6 +152,7 @@ class Machine:
             egress=OPEN if egress is None else _policy(**{**egress, "allow": (*egress["allow"],)}),
             inside=Allowance.from_json(row["inside"]),
             volumes=Mount.all_from_json(row["volumes"]),
+            tools=Tools.from_json(row["tools"]),
         )
 
 
@@ -159,7 +162,7 @@ def _policy(mode: str, allow: tuple[str, ...], observe: bool) -> Policy:
     return Policy.read({"mode": mode, "allow": allow, "observe": observe})
 
 
-_MADE = {"capabilities", "handle", "memory_image", "egress", "inside", "volumes"}
+_MADE = {"capabilities", "handle", "memory_image", "egress", "inside", "volumes", "tools"}
 _PLAIN = [f.name for f in fields(Machine) if f.name not in _MADE]
 _CAPABILITIES = {f.name for f in fields(Capabilities)}
 

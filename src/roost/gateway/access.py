@@ -2,6 +2,7 @@
 
     admin      everything                      machine    GET and HEAD of its own machine's status
     tenant     all but what is the admin's     preview    nothing here: it is for the preview proxy
+    runner     of that, GET and HEAD, what happens inside machines, and waking them: no approval, no policy
     read_only  of that, GET and HEAD; and no machine is woken for it (``services.asking``)
 
 What is refused is refused by the form of the request alone, so it says nothing of what there is; whose a machine
@@ -20,6 +21,7 @@ READS = frozenset({"GET", "HEAD"})
 
 def check(who: Principal, method: str, path: str, target: Target | None) -> None:
     """``method`` WEBSOCKET is one that changes: what is said on it does. Raises FORBIDDEN."""
+    asking.by(who.key_id)
     if who.role is Role.ADMIN:
         return
     if who.role is Role.PREVIEW:
@@ -32,6 +34,9 @@ def check(who: Principal, method: str, path: str, target: Target | None) -> None
             )
     if target is not None and target.admin(method, path):
         raise ForbiddenError("Only an admin may do this.")
+    uses = method in READS or (target is not None and target.inside(path))
+    if who.role is Role.RUNNER and not uses:
+        raise ForbiddenError("This key uses the machines there are, and changes nothing else.")
     if who.role in (Role.READ_ONLY, Role.MACHINE):
         if method not in READS:
             raise ForbiddenError("This key may only read.")

@@ -18,6 +18,10 @@ def _never(method: str, path: str) -> bool:
     return False
 
 
+def _no(path: str) -> bool:
+    return False
+
+
 def _none(path: str) -> None:
     return None
 
@@ -51,6 +55,7 @@ class Target:
     public: frozenset[str] = field(default_factory=frozenset)  # paths that need no key
     streams: Callable[[str, str], bool] = _never  # (method, path) whose body the app reads itself
     admin: Callable[[str, str], bool] = _never  # (method, path) that only an admin may ask for
+    inside: Callable[[str], bool] = _no  # paths that use a machine, and change nothing of it
     own: Callable[[str], str | None] = _none  # the machine whose own status a path is
     action: Callable[[Scope], Action | None] = (
         _nothing  # of a request, routed or not; None: of none there is

@@ -18,6 +18,7 @@ from roost.tools._text import Clip
 
 PROGRESS_S = 10.0
 OUTPUT = 20_000
+WAITS = "approval_required"
 MOST = 200_000
 LEFT_OUT = (
     "Output was left out. Ask for more with max_output, or run it with its output in a file and read that "
@@ -54,6 +55,8 @@ async def exec_(
             command, cwd=cwd or None, env=env, user=user or None, stdin=stdin or None
         )
         told = "It runs in the background: exec_output shows it, exec_stop ends it."
+        if started.status == WAITS:
+            told = _waits(started.id)
         return _output(started.id, started.status, None, Clip(), Clip(), None, told)
     out, err = Clip(max_output), Clip(max_output)
     stream = target.exec_stream(
@@ -66,6 +69,9 @@ async def exec_(
     )
     hint: str | None = None
     execution = await stream.start()
+    if execution.status == WAITS:  # which may take as long as people do
+        await stream.aclose()
+        return _output(execution.id, WAITS, None, out, err, None, _waits(execution.id))
     try:
         async with _progress(call):
             async for chunk in stream:
@@ -113,12 +119,22 @@ async def exec_stop(call: Call, machine: MachineName, execution_id: ExecutionId)
     return await _shown(execution, OUTPUT)
 
 
+def _waits(execution_id: str) -> str:
+    return (
+        "Nothing was started: this machine asks before it runs what is not on its list of tools. Somebody who may has"
+        f" to approve of it (`roost approve {execution_id}`), which you cannot; exec_output shows it then, exec_stop"
+        " gives it up."
+    )
+
+
 async def _shown(execution: AsyncExecution, limit: int) -> shapes.Output:
     done = await execution.output()
     out, err = Clip(limit), Clip(limit)
     out.feed(done.stdout_bytes)
     err.feed(done.stderr_bytes)
     hint = "Some of what it wrote is not kept." if done.truncated else None
+    if execution.status == WAITS:
+        hint = _waits(execution.id)
     ended = None if execution.running else execution.exit
     duration = ended.duration_ms if ended else None
     return _output(execution.id, execution.status, ended, out, err, duration, hint)

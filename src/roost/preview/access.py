@@ -27,7 +27,7 @@ REMEMBER = 10_000
 AGAIN_S = 30.0  # then a key is asked for again: its last use is written down so
 READS = frozenset({b"GET", b"HEAD"})
 _MAKE_LINKS = frozenset({Role.ADMIN, Role.TENANT})
-_OF_TENANT = frozenset({Role.ADMIN, Role.TENANT, Role.READ_ONLY})
+_OF_TENANT = frozenset({Role.ADMIN, Role.TENANT, Role.RUNNER, Role.READ_ONLY})
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 A key that may only read reads a machine that runs; to wake one would change it. The gateway says so once
 (``only_reads``), in the context of the request, and the one place that wakes machines for others looks
-(``Machines.awake``). What the daemon does by itself may wake.
+(``Machines.awake``). What the daemon does by itself may wake. Whose key it is comes along in the same way, for what
+waits until somebody approves of it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,17 @@ from contextvars import ContextVar
 from roost.errors import ForbiddenError
 
 _may_wake: ContextVar[bool] = ContextVar("may_wake", default=True)
+_key_id: ContextVar[str | None] = ContextVar("key_id", default=None)
+
+
+def by(key_id: str) -> None:
+    """From here on, in this request: whose it is."""
+    _key_id.set(key_id)
+
+
+def key_id() -> str | None:
+    """Of who asks; None: nobody with a key."""
+    return _key_id.get()
 
 
 def only_reads() -> None:

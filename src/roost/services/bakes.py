@@ -51,6 +51,7 @@ NOBODYS: Mapping[str, Any] = {
     "expires_at": None,
     "created_by": None,
     "inside": None,
+    "tools": None,
     "expiry": "destroy",
     "autowake": True,
 }

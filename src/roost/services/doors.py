@@ -16,11 +16,13 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 from roost.agent.streams import DialStream
 from roost.engine.machine import Machine
+from roost.engine.tools import Call
 from roost.errors import (
     InvalidRequestError,
     MachineError,
@@ -29,6 +31,7 @@ from roost.errors import (
     UnsupportedError,
 )
 from roost.network.addresses import AGENT_PORT, MACHINE_ADDRESS
+from roost.services import launching
 from roost.services.machines import Machines
 from roost.services.models import Live
 
@@ -64,11 +67,17 @@ class Stream(Protocol):
 
 class Doors:
     """``direct`` gives a socket that reaches a machine's address; None: everything goes through the agent. Which way
-    worked is remembered for a while, for each port of each start."""
+    worked is remembered for a while, for each port of each start. ``programs``: what answers on ports by which anything
+    can be run: a machine with a list of tools has them open only where that program is on it."""
 
     def __init__(
-        self, machines: Machines, direct: Direct | None, address: str = MACHINE_ADDRESS
+        self,
+        machines: Machines,
+        direct: Direct | None,
+        address: str = MACHINE_ADDRESS,
+        programs: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
+        self._programs = programs
         self._machines = machines
         self._direct = direct
         self._address = address
@@ -93,6 +102,7 @@ class Doors:
         require_own_network(live.machine)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._machines.using(machine_id))
+            self._check_program(live, port)
             return _InUse(await _through_agent(live, port, host), stack.pop_all())
 
     async def reach(self, live: Live, port: int) -> socket.socket | DialStream:
@@ -102,6 +112,7 @@ class Doors:
         require_own_network(live.machine)
         if port == AGENT_PORT:
             raise closed(port)
+        self._check_program(live, port)
         key = (live.machine.id, live.machine.generation, port)
         by_agent = self._direct is None or self._by_agent.get(key, 0.0) > time.monotonic()
         if by_agent:
@@ -121,6 +132,13 @@ class Doors:
             self._by_agent.clear()
         self._by_agent[key] = time.monotonic() + REMEMBER_S
         return found
+
+    def _check_program(self, live: Live, port: int) -> None:
+        """Raises TOOL_DENIED."""
+        program = self._programs.get(port)
+        tools = live.machine.tools
+        if program is not None and not tools.allows(Call([program])):
+            raise launching.denied(tools, program, f"port {port} leads around it")
 
     async def _straight(self, machine_id: str, port: int) -> socket.socket:
         assert self._direct is not None

@@ -6,7 +6,9 @@
      |                             |  its machine sleeps with its memory: goes on with it
      |                             |  machine stopped or crashed ---> failed (machine_stopped)
      |                             |  the agent knows it no more ---> failed (lost)
-     '-- cannot be started --> failed (exit_code 127 where there is no such command)
+     |-- cannot be started --> failed (exit_code 127 where there is no such command)
+     '-- not on its machine's list of tools --> approval_required, nothing started (``services.approvals``)
+           approved --> queued --> running, as it was asked for; denied, too late --> failed; cancelled
 ```
 
 A row is written once it is worth one: an execution that is waited for and ends within a moment is one write.
@@ -16,6 +18,7 @@ Whoever waits may go away; the execution and its row do not.
 from __future__ import annotations
 
 import asyncio
+import base64
 import builtins
 import contextlib
 import dataclasses
@@ -32,19 +35,20 @@ from roost.agent.v1 import agent_pb2 as pb
 from roost.clock import Clock
 from roost.engine.roster import Running
 from roost.errors import ConflictError, InvalidRequestError, MachineError, NotFoundError, RoostError
-from roost.services import launching, outcome, starting
+from roost.services import approvals, launching, outcome, starting
+from roost.services.approvals import Approval, Approvals
 from roost.services.bakes import NOBODY
 from roost.services.going_on import goes_on
 from roost.services.machines import Machines
 from roost.services.models import Live, Machine, Page
 from roost.services.overdue import Overdue
 from roost.store.cursor import Cursors
-from roost.store.executions import LIVE, ExecutionRow
+from roost.store.executions import LIVE, QUEUED, WAITING, ExecutionRow
 from roost.store.executions import Executions as Rows
 
 log = structlog.get_logger(__name__)
 
-STATUSES = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
+STATUSES = (WAITING, QUEUED, "running", "succeeded", "failed", "cancelled", "expired")
 MAX_STDIN = 3 * 2**20
 MAX_TIMEOUT_MS = 604_800_000
 QUICK_S = 0.015  # an execution that ends within this has one write
@@ -71,6 +75,24 @@ class StartExecution:
     stdin_stream: bool = False
     timeout_ms: int | None = None
     keep_awake: bool = True  # while it runs its machine is not idle
+    ours: bool = False  # nobody chose the program: no list of tools is asked
+
+    def to_json(self) -> dict[str, Any]:
+        """All of what was asked for; ``from_json`` gives it back."""
+        said = {name: getattr(self, name) for name in self.__slots__ if name != "ours"}
+        stdin = base64.b64encode(self.stdin).decode()
+        return {**said, "env": dict(self.env), "stdin": stdin}
+
+    @staticmethod
+    def from_json(said: Mapping[str, Any]) -> StartExecution:
+        return StartExecution(**{**said, "stdin": base64.b64decode(said["stdin"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """One that waited for approval was started."""
+
+    execution: ExecutionRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +120,7 @@ class Ended:
     execution: ExecutionRow
 
 
-Event = Output | Dropped | Ended
+Event = Begun | Output | Dropped | Ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +135,13 @@ class Executions:
     """Every call takes the caller's tenant first; what is not theirs answers as missing."""
 
     def __init__(
-        self, rows: Rows, machines: Machines, agents: Agents, cursors: Cursors, clock: Clock
+        self,
+        rows: Rows,
+        machines: Machines,
+        agents: Agents,
+        cursors: Cursors,
+        clock: Clock,
+        approvals: Approvals,
     ) -> None:
         self._rows = rows
         self._machines = machines
@@ -125,6 +153,10 @@ class Executions:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._since_prune: dict[str, int] = {}
         self._fresh: dict[str, ExecutionRow] = {}  # that run and have no row yet
+        self._approvals = approvals
+        approvals.listener = self._decided
+        self._approved: dict[str, asyncio.Future[Process]] = {}  # who waits for an approval
+        self._starting: set[str] = set()  # those approved of that the agent has not taken yet
         self._meeting = asyncio.Lock()
         self._closed = False
 
@@ -134,6 +166,9 @@ class Executions:
         """At daemon start, once machines were adopted: follows what still runs, ends what does not."""
         by_machine: dict[tuple[str, str], list[ExecutionRow]] = {}
         for row in await self._rows.running():
+            if row.status == QUEUED:  # approved of, and never begun: nobody knows of what any more
+                await self._write_end(row.id, outcome.failed("lost"))
+                continue
             by_machine.setdefault((row.tenant_id, row.machine_id), []).append(row)
         for (tenant, machine_id), rows in by_machine.items():
             self._spawn(self._reconcile(tenant, machine_id, rows))
@@ -152,14 +187,23 @@ class Executions:
 
     # --- calls ----------------------------------------------------------------------------------
 
-    async def run(self, tenant: str, machine_id: str, spec: StartExecution) -> ExecutionRow:
-        """Runs it to its end; the row comes with its output. Wakes the machine.
+    async def run(
+        self, tenant: str, machine_id: str, spec: StartExecution, patient: bool = True
+    ) -> ExecutionRow:
+        """Runs it to its end; the row comes with its output. Wakes the machine. Where it must be approved of it waits
+        for that; not ``patient``: the row comes as it is then.
 
         Raises VALIDATION_FAILED, COMMAND_NOT_FOUND, USER_NOT_FOUND, ... (details.execution_id names the
         failed row), what ``Machines.awake`` raises, AGENT_LOST when the machine went away under it.
         """
         _check(spec)
-        live = await self._machines.awake(tenant, machine_id)
+        live = await self._admitted(tenant, machine_id, spec)
+        if isinstance(live, ExecutionRow):
+            return (
+                live
+                if not patient
+                else await self._ended((await self._until_approved(live)).execution)
+            )
         row, request = self._prepare(live, spec)
         task = self._spawn(self._run(live, row, request))
         self._live[row.id] = (machine_id, task)
@@ -172,10 +216,12 @@ class Executions:
         spec: StartExecution,
         reader_within_s: float = READER_S,
     ) -> ExecutionRow:
-        """Running when it returns. A ``stream`` of it from within that time on misses nothing. Raises as
-        ``run``."""
+        """Running when it returns, or waiting for approval. A ``stream`` of it from within that time on misses
+        nothing. Raises as ``run``."""
         _check(spec)
-        live = await self._machines.awake(tenant, machine_id)
+        live = await self._admitted(tenant, machine_id, spec)
+        if isinstance(live, ExecutionRow):
+            return live
         row, request = self._prepare(live, spec)
         request.await_reader_ms = int(reader_within_s * 1000)
         return await asyncio.shield(self._spawn(self._start(live, row, request)))
@@ -183,7 +229,7 @@ class Executions:
     async def start_stream(
         self, tenant: str, machine_id: str, spec: StartExecution
     ) -> tuple[ExecutionRow, AsyncGenerator[Event, None]]:
-        """Running, and its stream from the first byte, none lost. Raises as ``run``."""
+        """As ``start``, and its stream from the first byte, none lost. Raises as ``run``."""
         row = await self.start(tenant, machine_id, spec, STREAM_READER_S)
         return row, self._stream(row, 0, 0)
 
@@ -191,9 +237,12 @@ class Executions:
         self, tenant: str, machine_id: str, spec: StartExecution
     ) -> tuple[Process, AsyncGenerator[Event, None]]:
         """As ``start_stream``, for what may be over in a moment: its row is written then, once. The stream tells its
-        end when the agent does, without what is kept of its output."""
+        end when the agent does, without what is kept of its output. It returns once it is approved of."""
         _check(spec)
-        live = await self._machines.awake(tenant, machine_id)
+        live = await self._admitted(tenant, machine_id, spec)
+        if isinstance(live, ExecutionRow):
+            process = await self._until_approved(live)
+            return process, self._stream(process.execution, 0, 0, brief=True)
         row, request = self._prepare(live, spec)
         request.await_reader_ms = int(STREAM_READER_S * 1000)
         process = await asyncio.shield(self._spawn(self._begin(live, row, request)))
@@ -204,6 +253,8 @@ class Executions:
     ) -> AsyncGenerator[Event, None]:
         """What a running one prints from now on, then its end as ``begin`` tells it."""
         row = await self._running(tenant, machine_id, execution_id)
+        if self._not_begun(row):
+            row = (await self._until_approved(row)).execution
         client = await self._reach(tenant, machine_id)
         now = await client.get_execution(row.agents_id)
         return self._stream(row, now.stdout_bytes, now.stderr_bytes, brief=True)
@@ -294,6 +345,9 @@ class Executions:
     async def _stream(
         self, row: ExecutionRow, stdout_offset: int, stderr_offset: int, brief: bool = False
     ) -> AsyncGenerator[Event, None]:
+        if self._not_begun(row):
+            row = (await self._until_approved(row)).execution
+            yield Begun(row)
         if row.status in LIVE:
             at = {"stdout": stdout_offset, "stderr": stderr_offset}
             tries = 0
@@ -330,17 +384,22 @@ class Executions:
         data: AsyncIterable[bytes],
         eof: bool = False,
     ) -> int:
-        """Bytes written; waits for a process that is slow to read. Raises INVALID_STATE when it has ended or
-        was not started with ``stdin_stream``."""
+        """Bytes written; waits for a process that is slow to read, and for its approval. Raises INVALID_STATE when
+        it has ended or was not started with ``stdin_stream``."""
         row = await self._running(tenant, machine_id, execution_id)
+        if self._not_begun(row):
+            await self._until_approved(row)
         client = await self._reach(tenant, machine_id)
         return await client.write_stdin(row.agents_id, data, eof)
 
     async def signal(
         self, tenant: str, machine_id: str, execution_id: str, number: int
     ) -> ExecutionRow:
-        """To the process group of its leader. Raises INVALID_STATE when it has ended."""
+        """To the process group of its leader; one that waits for approval is given up. Raises INVALID_STATE when it
+        has ended."""
         row = await self._running(tenant, machine_id, execution_id)
+        if row.status == WAITING:
+            return await self.cancel(tenant, machine_id, execution_id)
         client = await self._reach(tenant, machine_id)
         said = await client.signal(row.agents_id, number)
         return dataclasses.replace(row, **outcome.progress(said))
@@ -348,6 +407,12 @@ class Executions:
     async def cancel(self, tenant: str, machine_id: str, execution_id: str) -> ExecutionRow:
         """Kills everything it started; of one that has ended nothing changes."""
         row = await self._row(tenant, machine_id, execution_id)
+        if row.status == WAITING:
+            await self._approvals.cancel(row.id)
+            row = await self._row(tenant, machine_id, execution_id)
+        if self._not_begun(row):
+            with contextlib.suppress(RoostError):
+                row = (await self._until_approved(row)).execution
         if row.status not in LIVE:
             return row
         try:
@@ -364,19 +429,132 @@ class Executions:
             )
         return row
 
+    # --- approvals ------------------------------------------------------------------------------
+
+    async def _admitted(
+        self, tenant: str, machine_id: str, spec: StartExecution
+    ) -> Live | ExecutionRow:
+        """The machine, woken; or the row of what waits for approval: no machine is woken for that. Raises
+        TOOL_DENIED."""
+        if not self._machines.runs(machine_id):
+            machine = await self._machines.get(tenant, machine_id)
+            if not launching.allowed(machine, spec):
+                return await self._ask(machine, spec)
+        live = await self._machines.awake(tenant, machine_id)
+        return (
+            live if launching.allowed(live.machine, spec) else await self._ask(live.machine, spec)
+        )
+
+    async def _ask(self, machine: Machine, spec: StartExecution) -> ExecutionRow:
+        row = ExecutionRow(
+            id=ids.new(),
+            tenant_id=machine.tenant_id,
+            machine_id=machine.id,
+            command=launching.argv(spec.command),
+            status=WAITING,
+            created_at=self._clock.now(),
+            cwd=spec.cwd or None,
+            user=spec.user or None,
+            timeout_ms=spec.timeout_ms,
+            keep_awake=spec.keep_awake,
+        )
+        shown = approvals.shown(
+            row.command, row.cwd, row.user, spec.env, spec.stdin, spec.stdin_stream, spec.timeout_ms
+        )
+        await self._approvals.ask(row, spec.to_json(), shown)
+        return row
+
+    async def _until_approved(self, row: ExecutionRow) -> Process:
+        """Started by now. Raises APPROVAL_DENIED, APPROVAL_EXPIRED, INVALID_STATE (it was given up), and what its
+        start raised."""
+        waiting = self._approved.setdefault(row.id, asyncio.get_running_loop().create_future())
+        approval = await self._approvals.get(row.tenant_id, row.id)
+        now = await self._rows.get(row.tenant_id, row.machine_id, row.id, output=True)
+        if not waiting.done() and now is not None and not self._not_begun(now):
+            # It was decided, and begun, before anybody waited.
+            self._approved.pop(row.id, None)
+            if approval.status != "approved":
+                raise approvals.refused(approval)
+            return Process(0, now)
+        return await asyncio.shield(waiting)
+
+    def _not_begun(self, row: ExecutionRow) -> bool:
+        """Whether it waits for approval, or was approved of a moment ago."""
+        return row.status in (WAITING, QUEUED) or row.id in self._starting
+
+    def _decided(self, approval: Approval, request: Mapping[str, Any] | None) -> None:
+        if request is None:
+            self._tell(approval.id, approvals.refused(approval))
+        else:
+            self._starting.add(approval.id)
+            self._spawn(self._start_approved(approval, StartExecution.from_json(request)))
+
+    async def _start_approved(self, approval: Approval, spec: StartExecution) -> None:
+        told: Process | RoostError
+        try:
+            told = await self._begin_approved(approval, spec)
+        except RoostError as failure:
+            told = failure
+            _let_go(failure)
+        except BaseException:
+            self._tell(approval.id, MachineError("It was approved of, and could not be started."))
+            raise
+        self._tell(approval.id, told)
+
+    async def _begin_approved(self, approval: Approval, spec: StartExecution) -> Process:
+        """From here on its time counts: ``created_at`` is now."""
+        where = {name: getattr(approval, name) for name in ("id", "tenant_id", "machine_id")}
+        row = ExecutionRow(
+            **where, command=[], status=QUEUED, created_at=self._clock.now()
+        )  # until more is known
+        asked = False
+        try:
+            live = await self._machines.awake(row.tenant_id, row.machine_id)
+            row, request = self._prepare(live, spec, row.id)
+            request.await_reader_ms = int(READER_S * 1000)
+            now = {name: getattr(row, name) for name in ("status", "created_at", "cwd", "user")}
+            if not await self._rows.finish(row.id, now):
+                raise MachineError("It ended before it was started.")
+            asked = True
+            said = await live.agent.start(request)
+        except RoostError as failure:
+            if asked and failure.code in ("AGENT_LOST", "TIMEOUT"):
+                self._follow(live, row)
+                failure.details["execution_id"] = row.id
+            else:
+                await self._refused(row, failure, inserted=True)
+            raise
+        self._count(row.machine_id)
+        self._follow(live, row)
+        return Process(said.pid, dataclasses.replace(row, **outcome.progress(said)))
+
+    def _tell(self, execution_id: str, said: Process | RoostError) -> None:
+        """Who waits for its approval."""
+        self._starting.discard(execution_id)
+        waiting = self._approved.pop(execution_id, None)
+        if waiting is None or waiting.done():
+            return
+        if isinstance(said, RoostError):
+            waiting.set_exception(said)
+            waiting.exception()  # taken, so that one whom nobody awaits leaves no noise
+        else:
+            waiting.set_result(said)
+
     # --- starting -------------------------------------------------------------------------------
 
-    def _prepare(self, live: Live, spec: StartExecution) -> tuple[ExecutionRow, pb.StartRequest]:
+    def _prepare(
+        self, live: Live, spec: StartExecution, id: str | None = None
+    ) -> tuple[ExecutionRow, pb.StartRequest]:
         machine = live.machine
         user = launching.user(live, spec.user)
         cwd = launching.directory(live, spec.cwd, spec.user)
         shell = spec.command if isinstance(spec.command, str) else ""
         argv = [] if isinstance(spec.command, str) else spec.command
         row = ExecutionRow(
-            id=ids.new(),
+            id=id or ids.new(),
             tenant_id=machine.tenant_id,
             machine_id=machine.id,
-            command=argv or ["/bin/sh", "-c", shell],
+            command=launching.argv(spec.command),
             status="running",
             created_at=self._clock.now(),
             cwd=cwd or None,
@@ -778,7 +956,7 @@ class Executions:
 
     async def _running(self, tenant: str, machine_id: str, execution_id: str) -> ExecutionRow:
         row = await self._row(tenant, machine_id, execution_id)
-        if row.status not in LIVE:
+        if row.status not in (*LIVE, WAITING):
             raise ConflictError(f"The execution has ended: it {row.status}.")
         return row
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from roost.agent.v1 import agent_pb2 as pb
-from roost.errors import InvalidRequestError
-from roost.services.models import Live
+from roost.engine.tools import LOGIN_SHELL, Call, Mode, Tools
+from roost.errors import ForbiddenError, InvalidRequestError
+from roost.services.models import Live, Machine
 
 MAX_ENV_NAMES = 256
 MAX_ENV_BYTES = 128 * 1024
@@ -18,6 +19,47 @@ MAX_ARGS = 10_000
 MAX_ARG_BYTES = 128 * 1024  # what the kernel takes in one argument
 MAX_COMMAND_BYTES = 1024 * 1024
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+
+class Asked(Protocol):
+    """What an execution and a terminal say of what they run."""
+
+    @property
+    def command(self) -> str | list[str] | None: ...
+    @property
+    def env(self) -> Mapping[str, str]: ...
+    @property
+    def user(self) -> str | None: ...
+    @property
+    def ours(self) -> bool: ...
+
+
+def argv(command: str | list[str] | None) -> list[str]:
+    """As it is run; None is the login shell."""
+    if isinstance(command, str):
+        return ["/bin/sh", "-c", command]
+    return [LOGIN_SHELL] if command is None else command
+
+
+def allowed(machine: Machine, spec: Asked) -> bool:
+    """Whether it may be run without asking; False: where somebody approves. Raises TOOL_DENIED."""
+    if machine.tools.mode is Mode.OFF or spec.ours:
+        return True
+    call = Call(argv(spec.command), spec.env, spec.user or None, isinstance(spec.command, str))
+    if machine.tools.allows(call):
+        return True
+    if machine.tools.mode is Mode.DENY:
+        raise denied(machine.tools, call.argv[0], "what is not on its list is refused")
+    return False
+
+
+def denied(tools: Tools, program: str, why: str) -> ForbiddenError:
+    return ForbiddenError(
+        f"This machine has a list of the programs that may be run in it, and {why}: {program[:200]!r} is not on it as"
+        " it was asked for. Its owner may allow it (roost tools).",
+        code="TOOL_DENIED",
+        details={"program": program[:200], "mode": tools.mode.value},
+    )
 
 
 def environment(live: Live, asked: Mapping[str, str]) -> list[pb.EnvVar]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from roost import ids
 from roost.drivers.interface import Size
+from roost.engine.tools import OFF
 from roost.errors import InvalidRequestError
 from roost.services.models import UNSET, CreateMachine
 from roost.templates import reference
@@ -45,6 +46,8 @@ def check_create(req: CreateMachine) -> None:
     seconds("ttl", req.ttl_seconds)
     expiry(req.expiry)
     flag("autowake", req.autowake)
+    if req.unrestricted and req.tools != OFF:
+        raise bad("unrestricted", "and tools exclude each other: no policy holds in such a machine")
     if not req.memory and req.snapshot is None:
         raise bad("memory", "is of a snapshot: name one, or leave it out")
 

@@ -217,6 +217,7 @@ class Machines:
             expiry=parent.expiry if req.expiry is None else req.expiry,
             autowake=parent.autowake if req.autowake is None else req.autowake,
             unrestricted=parent.unrestricted,
+            tools=parent.tools,
         )
         limits.check_create(wanted)
         egress.require_enforced(self._policy(wanted), parent.driver, parent.capabilities)
@@ -240,8 +241,10 @@ class Machines:
                     # Children with volumes boot: what they begin with has to be on the disk.
                     memory = not wanted.volumes
                     await self._engine.snapshot(machine_id, values, snapshot_id, memory)
-                    if req.egress is None:  # it may have been changed before that instant
-                        now = await self._engine.load(machine_id)
+                    # They may have been changed before that instant.
+                    now = await self._engine.load(machine_id)
+                    wanted = replace(wanted, tools=now.tools)
+                    if req.egress is None:
                         wanted = replace(wanted, egress=now.egress)
                     row = await captured.find(self._store, tenant, snapshot_id, for_fork=True)
                     return await self._children(tenant, row, wanted, req.count, secrets_of)
@@ -351,6 +354,7 @@ class Machines:
             "created_by": req.created_by,
             "egress": self._policy(req).to_json(),
             "inside": req.inside.to_json(),
+            "tools": req.tools.to_json(),
             "expiry": req.expiry,
             "autowake": req.autowake,
             "unrestricted": req.unrestricted,
@@ -720,6 +724,11 @@ class Machines:
         one_user = running.machine.capabilities.one_user
         told = self._engine.parts.boundary.environment(machine_id, one_user)
         return Live(running.machine, cast("AgentClient", running.agent), running.config, told)
+
+    async def over(self, machine_id: str) -> bool:
+        """Whether it is destroyed, or about to be."""
+        row = await self._store.read(lambda c: rows.get(c, machine_id))
+        return row is None or row["desired_state"] == Desired.DESTROYED
 
     def boot(self, machine_id: str, tenant: str | None = None) -> int | None:
         """Which of its starts it runs from, without I/O; None where it does not run, or is another tenant's."""

@@ -13,6 +13,7 @@ from roost.engine.allowance import NOTHING, Allowance
 from roost.engine.machine import Machine
 from roost.engine.mounts import Mount
 from roost.engine.samples import Sample
+from roost.engine.tools import OFF, Tools
 from roost.storage.interface import Image
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class CreateMachine:
     expiry: str = "destroy"  # destroy | sleep: what its ttl ends in; asleep it has none any more
     autowake: bool = True  # what needs it wakes it; else only ``wake``
     unrestricted: bool = False  # without our guardrails inside it (``claims.UNRESTRICTED``)
+    tools: Tools = OFF  # what may be run in it without asking
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +324,7 @@ class Role(StrEnum):
 
     ADMIN = "admin"  # everything of its own tenant; tenants, the host, the whole audit log
     TENANT = "tenant"  # everything of its own tenant
+    RUNNER = "runner"  # uses the machines there are; makes and changes none, approves of nothing
     READ_ONLY = "read_only"  # reads what is its tenant's; changes and wakes nothing
     MACHINE = "machine"  # a token: one machine's own status
     PREVIEW = (

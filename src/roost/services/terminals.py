@@ -19,7 +19,7 @@ from roost.errors import InvalidRequestError, MachineError, NotFoundError, Roost
 from roost.services import launching
 from roost.services.going_on import goes_on
 from roost.services.machines import Machines
-from roost.services.models import Live
+from roost.services.models import Live, Machine
 
 MAX_SIDE = 1000
 REATTACH = 3  # times in a row that it is asked for again without a byte between
@@ -36,6 +36,10 @@ class OpenTerminal:
     env: Mapping[str, str] = field(default_factory=dict)
     user: str | None = None
     term: str | None = None
+
+    @property
+    def ours(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +62,13 @@ class Terminals:
         self._machines = machines
 
     async def open(self, tenant: str, machine_id: str, spec: OpenTerminal) -> Terminal:
-        """Wakes the machine. Raises VALIDATION_FAILED, COMMAND_NOT_FOUND, USER_NOT_FOUND, LIMIT_EXCEEDED."""
+        """Wakes the machine. Raises VALIDATION_FAILED, COMMAND_NOT_FOUND, USER_NOT_FOUND, LIMIT_EXCEEDED; TOOL_DENIED
+        for a program that its machine's list has not: what is typed later nobody could approve of."""
         _check(spec)
+        if not self._machines.runs(machine_id):  # for what is refused none is woken
+            _require(await self._machines.get(tenant, machine_id), spec)
         live = await self._machines.awake(tenant, machine_id)
+        _require(live.machine, spec)
         request = pb.OpenTerminalRequest(
             terminal_id=ids.new(),
             cols=spec.width,
@@ -278,6 +286,15 @@ def _check(spec: OpenTerminal) -> None:
     launching.check_place(spec.cwd, spec.user)
     if spec.term and (len(spec.term) > 64 or not (spec.term.isascii() and spec.term.isprintable())):
         raise InvalidRequestError("term: a terminal type like xterm-256color.")
+
+
+def _require(machine: Machine, spec: OpenTerminal) -> None:
+    """Raises TOOL_DENIED."""
+    if not launching.allowed(machine, spec):
+        program = launching.argv(spec.command)[0]
+        raise launching.denied(
+            machine.tools, program, "no terminal is approved of one by one, for what is typed in it"
+        )
 
 
 def _terminal(machine_id: str, said: pb.Terminal) -> Terminal:

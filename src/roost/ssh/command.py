@@ -12,12 +12,13 @@ import signal
 from collections.abc import AsyncGenerator, Mapping
 
 from roost.errors import MachineError, RoostError
+from roost.services import asking
 from roost.services.executions import Ended, Event, Output, StartExecution
 from roost.ssh.outcome import Outcome
 from roost.ssh.pipe import Pipe
 from roost.ssh.shell import Controls
 from roost.ssh.visit import Visit
-from roost.store.executions import ExecutionRow
+from roost.store.executions import WAITING, ExecutionRow
 
 HANGUP_S = 1.0  # between SIGHUP and the end of what did not heed it
 SHELL = 'exec "${SHELL:-/bin/sh}" -l'  # a shell without a terminal
@@ -31,6 +32,7 @@ async def run(
     spec = StartExecution(
         command=SHELL if command is None else command, env=env, user=visit.user, stdin_stream=True
     )
+    asking.by(visit.who.key_id)
     starting = asyncio.ensure_future(
         visit.inside.executions.start_stream(visit.tenant, visit.machine_id, spec)
     )
@@ -40,6 +42,9 @@ async def run(
         visit.later(_abandon(visit, starting))
         raise
     try:
+        if row.status == WAITING:
+            said = f"roost: waits for approval (roost approve {row.id})\r\n"
+            await pipe.write(said.encode(), stderr=True)
         async with contextlib.aclosing(events):
             ended = await _carry(visit, pipe, controls, row, events)
     except BaseException:

@@ -55,7 +55,7 @@ PIECES = (
     256  # that a paused channel holds; of one byte each they would take a hundred times their size
 )
 LEAST_PACKET = 1024  # that a client takes: byte for byte everybody else would wait
-MAY_ENTER = frozenset({Role.ADMIN, Role.TENANT})
+MAY_ENTER = frozenset({Role.ADMIN, Role.TENANT, Role.RUNNER})
 
 
 class Connection(asyncssh.SSHServerConnection):

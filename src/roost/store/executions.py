@@ -15,7 +15,9 @@ from roost.store.schema import executions as t
 
 KEEP_PER_MACHINE = 1000
 KEEP_FOR = timedelta(days=30)
-LIVE = ("queued", "running")
+WAITING = "approval_required"  # nothing of it was started
+QUEUED = "queued"  # it was approved of, and the agent was not asked yet
+LIVE = (QUEUED, "running")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +126,7 @@ class Executions:
         """Forgets ended ones beyond the newest 1000 of the machine, or ended over 30 days ago."""
         old = self._store.clock.now() - KEEP_FOR
         mine = t.c.machine_id == machine_id
-        ended = t.c.status.not_in(LIVE)
+        ended = t.c.status.not_in((*LIVE, WAITING))
         newest = (
             sa.select(t.c.id)
             .where(mine)

@@ -13,7 +13,7 @@ from roost.store.schema import tenants
 
 DEFAULT_TENANT = "default"  # the local admin's
 NOBODY = ":nobody"  # of what the daemon makes for itself; no key can be of a tenant of that name
-KEY_ROLES = ("admin", "tenant", "read_only")
+KEY_ROLES = ("admin", "tenant", "runner", "read_only")
 TOKEN_ROLES = ("machine", "preview")
 
 _SHOWN = [

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from roost.store import lineage
 from roost.store.keys import NOBODY
-from roost.store.schema import executions, keys, machine_events, operations, ports
+from roost.store.schema import approvals, executions, keys, machine_events, operations, ports
 from roost.store.schema import machines as t
 
 EVENTS_PER_MACHINE = 200
@@ -213,7 +213,7 @@ def forget_destroyed(connection: sa.Connection, before: datetime, limit: int = 2
     ids = [row[0] for row in connection.execute(query)]
     if ids:
         lineage.remember(connection, ids)
-        for table in (machine_events, executions, operations, keys, ports):
+        for table in (machine_events, executions, approvals, operations, keys, ports):
             connection.execute(sa.delete(table).where(table.c.machine_id.in_(ids)))
         connection.execute(sa.delete(t).where(t.c.id.in_(ids)))
     lineage.forget(connection)

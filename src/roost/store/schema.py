@@ -63,7 +63,7 @@ keys = sa.Table(
     sa.Column("created_at", Time, nullable=False),
     sa.Column("last_used_at", Time),
     sa.Column("revoked_at", Time),
-    # admin | tenant | read_only | machine | preview
+    # admin | tenant | runner | read_only | machine | preview
     sa.Column("role", sa.String(16), nullable=False, server_default="tenant"),
     sa.Column("machine_id", sa.String(40)),  # of a token: the one machine it is for
     sa.Column("port", sa.Integer),  # of a preview token: the one port
@@ -199,6 +199,7 @@ machines = sa.Table(
     sa.Column("from_snapshot_id", sa.String(40)),  # a user's snapshot of the parent; NULL: a fork
     sa.Column("replaces", sa.String(40)),  # the machine whose key, name and ports it took
     sa.Column("inside", sa.JSON),  # what it may ask, as ``Allowance.to_json``; NULL: nothing
+    sa.Column("tools", sa.JSON),  # what may be run in it, as ``Tools.to_json``; NULL: everything
     # its disks besides its own, as ``Mount.to_json``; who else has them is in volume_attachments
     sa.Column("volumes", sa.JSON),
     # once ``expires_at`` is past: destroy | sleep
@@ -369,9 +370,8 @@ executions = sa.Table(
     sa.Column("command", sa.JSON, nullable=False),  # argv as run
     sa.Column("cwd", sa.String(4096)),
     sa.Column("user", sa.String(64)),
-    sa.Column(
-        "status", sa.String(16), nullable=False
-    ),  # queued running succeeded failed cancelled expired
+    # approval_required queued running succeeded failed cancelled expired
+    sa.Column("status", sa.String(24), nullable=False),
     sa.Column("exit_code", sa.Integer),
     sa.Column("signal", sa.Integer),
     sa.Column("reason", sa.String(200)),
@@ -388,6 +388,29 @@ executions = sa.Table(
     sa.Column("started_at", Time),
     sa.Column("ended_at", Time),
     sa.Index(None, "machine_id", "created_at", "id"),
+    sa.Index(None, "status"),
+)
+
+# Executions outside their machine's list, by the execution's id: asked for, and decided once.
+approvals = sa.Table(
+    "approvals",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("tenant_id", sa.String(40), nullable=False),
+    sa.Column("machine_id", sa.String(40), nullable=False),
+    # pending | approved | denied | expired | cancelled
+    sa.Column("status", sa.String(16), nullable=False),
+    # the call as it came, sealed by roost.secrets.vault; NULL once it is decided
+    sa.Column("request", sa.LargeBinary),
+    sa.Column("shown", sa.JSON, nullable=False),  # what people see of it
+    sa.Column("asked_by", sa.String(40)),  # the key; NULL: none known
+    sa.Column("created_at", Time, nullable=False),
+    sa.Column("expires_at", Time, nullable=False),
+    sa.Column("decided_at", Time),
+    sa.Column("decided_by", sa.String(40)),
+    sa.Column("note", sa.String(300)),  # of who decided
+    sa.Index(None, "tenant_id", "created_at", "id"),
+    sa.Index(None, "machine_id"),
     sa.Index(None, "status"),
 )
 

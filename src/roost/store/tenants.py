@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from roost.store.keys import NOBODY
 from roost.store.schema import (
     ancestors,
+    approvals,
     executions,
     idempotency,
     keys,
@@ -117,7 +118,7 @@ def holds(connection: sa.Connection, tenant: str) -> dict[str, int]:
 def delete(connection: sa.Connection, tenant: str) -> None:
     """With its keys and what is left of its destroyed machines."""
     gone = sa.select(machines.c.id).where(machines.c.tenant_id == tenant)
-    for table in (machine_events, executions, operations):
+    for table in (machine_events, executions, approvals, operations):
         connection.execute(sa.delete(table).where(table.c.machine_id.in_(gone)))
     for table in (machines, ancestors, keys, ssh_keys, idempotency):
         connection.execute(sa.delete(table).where(table.c.tenant_id == tenant))

@@ -29,6 +29,7 @@ from roost.egress.interface import Decision
 from roost.egress.policy import Policy, Reach
 from roost.egress.suggest import suggest
 from roost.engine.rungs import ANY, Rungs
+from roost.engine.tools import Tools
 from roost.errors import ConflictError, NotFoundError, error
 from roost.gateway.app import Gateway
 from roost.gateway.calls import Calls
@@ -41,7 +42,9 @@ from roost.preview.plane import Plane
 from roost.prices import Prices
 from roost.secrets import Secret, SecretSpec
 from roost.secrets.secret import check_value, made
+from roost.secrets.vault import Vault
 from roost.services import asking, contracts
+from roost.services.approvals import Approvals
 from roost.services.audit import Audit
 from roost.services.browser import Browser
 from roost.services.build_files import BuildFiles
@@ -85,6 +88,7 @@ from roost.services.ssh_keys import SshAddress, SshKeys
 from roost.services.tenants import Tenants
 from roost.services.terminals import Terminals
 from roost.services.tickets import Tickets
+from roost.services.toolsets import Toolsets
 from roost.services.trees import Trees
 from roost.services.usage import Usage
 from roost.services.volume_files import VolumeFiles
@@ -226,6 +230,7 @@ class FakeMachines:
             volumes=tuple(Mount("v" * 26, v.name, v.path, v.read_only) for v in req.volumes),
             expiry=req.expiry,
             autowake=req.autowake,
+            tools=req.tools,
         )
         self.machines[machine.id] = machine
         return machine
@@ -395,7 +400,11 @@ class FakeMachines:
         self.touched.append(machine_id)
 
     def runs(self, machine_id: str) -> bool:
-        return self.machines[machine_id].phase == "running"
+        machine = self.machines.get(machine_id)
+        return machine is not None and machine.phase == "running"
+
+    async def over(self, machine_id: str) -> bool:
+        return self.machines[machine_id].desired_state == "destroyed"
 
     @contextlib.contextmanager
     def using(self, machine_id: str) -> Iterator[None]:
@@ -495,6 +504,19 @@ class FakePolicies:
 
     async def restore(self, tenant: str, machine_id: str) -> Machine:
         return await self.replace(tenant, machine_id, Policy())
+
+
+class FakeToolsets:
+    def __init__(self, machines: FakeMachines) -> None:
+        self.machines = machines
+
+    async def replace(
+        self, tenant: str, machine_id: str, tools: Tools, if_match: int | None = None
+    ) -> Machine:
+        machine = await self.machines.get(tenant, machine_id)
+        if if_match is not None and if_match != machine.revision:
+            raise ConflictError("changed meanwhile", code="REVISION_MISMATCH")
+        return self.machines.change(machine, tools=tools)
 
 
 class FakePromotions:
@@ -700,9 +722,16 @@ class Served:
         await self.idempotency.recover()
         self.metrics = Metrics()
         machines: Any = self.machines
-        self.executions = Executions(self.rows, machines, self.agents, Cursors(b"secret"), clock)
+        self.approvals = Approvals(
+            self.store, clock, Vault(b"k" * 32), Cursors(b"secret"), wait_s=900.0
+        )
+        machines.on_change(lambda id: self.approvals.changed(id, lambda: machines.over(id)))
+        await self.approvals.open()
+        self.executions = Executions(
+            self.rows, machines, self.agents, Cursors(b"secret"), clock, self.approvals
+        )
         await self.executions.open()
-        self.doors = Doors(machines, None)
+        self.doors = Doors(machines, None, programs={7114: "/usr/local/bin/roost-kernel"})
         self.ssh_keys = SshKeys(self.store, clock, self.keys.ended)
         sockets = bind("127.0.0.1", 0)
         here = f"http://localhost:{sockets[0].getsockname()[1]}"
@@ -727,6 +756,7 @@ class Served:
             snapshots=self.engine.snapshots if self.engine else _any(kept),
             volumes=self.engine.volumes if self.engine else _any(FakeVolumes()),
             executions=self.executions,
+            approvals=self.approvals,
             terminals=Terminals(machines),
             files=(files := Files(machines)),
             templates=self.engine.templates if self.engine else _any(FakeTemplates()),
@@ -745,6 +775,11 @@ class Served:
             ssh=SshAddress(None, 2222, f"ssh-ed25519 {'A' * 68}"),
             metrics=self.metrics,
             policies=self.engine.policies if self.engine else _any(FakePolicies(self.machines)),
+            toolsets=(
+                Toolsets(self.engine.engine, machines)
+                if self.engine
+                else _any(FakeToolsets(self.machines))
+            ),
             promotions=(
                 Promotions(
                     self.engine.engine, machines, self.ports, self.keys, self.engine.templates

@@ -355,7 +355,12 @@ async def test_what_a_template_starts_is_an_execution_called_start(served: Serve
     # A daemon that comes after this one follows it on.
     await served.executions.close()
     again = Executions(
-        served.rows, served.machines, served.agents, Cursors(b"secret"), SystemClock()
+        served.rows,
+        served.machines,
+        served.agents,
+        Cursors(b"secret"),
+        SystemClock(),
+        served.approvals,
     )
     await again.open()
     await until(lambda: again.running)

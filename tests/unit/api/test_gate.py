@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("post", "/v1/machines/{machine_id}/files/mkdir"): {"path": "/x"},
     ("post", "/v1/machines/{machine_id}/files/move"): {"source": "/x", "destination": "/y"},
     ("patch", "/v1/machines/{machine_id}/files"): {"path": "/x"},
+    ("put", "/v1/machines/{machine_id}/tools"): {"mode": "off"},
     ("put", "/v1/machines/{machine_id}/egress"): {"mode": "off"},
     ("patch", "/v1/machines/{machine_id}/egress"): {},
     ("post", "/v1/machines/{machine_id}/rollback"): {"snapshot": "s"},
@@ -78,6 +80,10 @@ ADMINS = {
 }
 # What a machine token may ask for, of its own machine.
 OWN = {("get", "/v1/machines/{machine_id}"), ("get", "/v1/machines/{machine_id}/status/stream")}
+# What a runner may change: what happens inside machines.
+USES = re.compile(
+    r"/v1/machines/\{machine_id\}/((executions|terminals|files|browser|computer|code)(/.*)?|wake)"
+)
 ENDLESS = ("/stream", "/watch", "/build")
 
 
@@ -99,6 +105,7 @@ async def call(
         .replace("{terminal_id}", T).replace("{key_id}", E).replace("{name}", "nope").replace("{snapshot}", "nope")
         .replace("{key}", "some-key").replace("{tenant_id}", "nope").replace("{token_id}", E)
         .replace("{port}", "8000").replace("{build_id}", E).replace("{context}", "default")
+        .replace("{approval_id}", E)
     )  # fmt: skip
     params = (
         {"path": "/x"} if "/files" in path and method in ("get", "head", "put", "delete") else {}
@@ -143,11 +150,13 @@ async def test_no_route_serves_a_stranger(bare: Served) -> None:
     assert list(bare.machines.machines) == [mine]
 
 
-@pytest.mark.parametrize("role", [Role.TENANT, Role.READ_ONLY, Role.MACHINE, Role.PREVIEW])
+@pytest.mark.parametrize(
+    "role", [Role.TENANT, Role.RUNNER, Role.READ_ONLY, Role.MACHINE, Role.PREVIEW]
+)
 async def test_no_route_serves_a_role_it_is_not_for(bare: Served, role: Role) -> None:
     """Every route x every role below admin: 403 where it is not theirs, and nothing else that changes."""
     mine = bare.machine()
-    if role in (Role.TENANT, Role.READ_ONLY):
+    if role in (Role.TENANT, Role.RUNNER, Role.READ_ONLY):
         key = await bare.add_key(TENANT, role)
     else:
         key = await bare.add_token(mine, role, port=80 if role is Role.PREVIEW else None)
@@ -158,6 +167,7 @@ async def test_no_route_serves_a_role_it_is_not_for(bare: Served, role: Role) ->
             reads = method in ("get", "head")
             may = {
                 Role.TENANT: (method, path) not in ADMINS,
+                Role.RUNNER: (reads or USES.fullmatch(path)) and (method, path) not in ADMINS,
                 Role.READ_ONLY: reads and (method, path) not in ADMINS,
                 Role.MACHINE: (method, path) in OWN,
                 Role.PREVIEW: False,
@@ -165,8 +175,8 @@ async def test_no_route_serves_a_role_it_is_not_for(bare: Served, role: Role) ->
             if may and (not reads or path.endswith(ENDLESS)):
                 continue
             answer = await call(http, method, path, mine)
-            assert (answer.status_code != 403) == may, (method, path, answer.text)
-            allowed += may
+            assert (answer.status_code != 403) == bool(may), (method, path, answer.text)
+            allowed += bool(may)
             if not may and method != "head":
                 assert answer.json()["error_code"] == "FORBIDDEN"
             if may and role is Role.MACHINE:

@@ -46,7 +46,7 @@ def test_exec_is_one_request(stub: Stub, m: Machine) -> None:
     before = len(stub.seen)
     result = m.exec("echo hi", cwd="/", env={"A": "b"}, user="user", stdin=b"\xff", timeout=1.5)
     assert len(stub.seen) == before + 1
-    assert stub.seen[-1].query == {"wait": "true"}
+    assert stub.seen[-1].query == {"wait": "true", "approval": "return"}
     assert stub.seen[-1].json == {
         "command": "echo hi",
         "cwd": "/",

@@ -137,6 +137,25 @@ async def test_commands(mcp: Client, served: Served, tmp_path: Path) -> None:
     assert (await call(mcp, "exec", machine=mid, command="true"))["exit_code"] == 0
 
 
+async def test_a_command_that_waits_for_approval(mcp: Client, served: Served) -> None:
+    mid = served.machine()
+    await served.http.put(f"/v1/machines/{mid}/tools", json={"mode": "ask"})
+    for background in (False, True):
+        asked = await call(mcp, "exec", machine=mid, command="echo a", background=background)
+        assert (asked["status"], asked["exit_code"]) == ("approval_required", None)
+        eid = asked["execution_id"]
+        assert f"roost approve {eid}" in asked["hint"]
+        shown = await call(mcp, "exec_output", machine=mid, execution_id=eid)
+        assert (shown["status"], shown["hint"]) == ("approval_required", asked["hint"])
+        answer = await served.http.post(f"/v1/approvals/{eid}/approve")
+        assert answer.status_code == 200
+        shown = await call(mcp, "exec_output", machine=mid, execution_id=eid, wait_seconds=10)
+        assert (shown["status"], shown["stdout"], shown["hint"]) == ("succeeded", "a\n", None)
+    asked = await call(mcp, "exec", machine=mid, command="echo a")
+    stopped = await call(mcp, "exec_stop", machine=mid, execution_id=asked["execution_id"])
+    assert stopped["status"] == "cancelled"
+
+
 async def test_what_is_much_is_cut_and_says_so(mcp: Client, served: Served, tmp_path: Path) -> None:
     mid = served.machine()
     flood = "head -c 5000000 /dev/zero | tr '\\0' x; echo end"

@@ -33,6 +33,34 @@ async def nothing_runs(ssh: Ssh) -> None:
             await asyncio.sleep(0.05)
 
 
+# --- lists of tools ----------------------------------------------------------------------------------
+
+
+async def test_what_is_not_listed_waits_or_is_refused(ssh: Ssh, tmp_path: Path) -> None:
+    """Commands wait, and say so; terminals are refused; files are no programs."""
+    s = ssh.served
+    url = f"/v1/machines/{ssh.machine}/tools"
+    assert (await s.http.put(url, json={"mode": "ask"})).status_code == 200
+    async with ssh.connect(ssh.machine) as connection:
+        process = await connection.create_process("cat")
+        said = await process.stderr.readline()
+        assert said.startswith("roost: waits for approval (roost approve ")
+        (found,) = (await s.http.get("/v1/approvals")).json()["items"]
+        assert found["asked"]["command"] == ["/bin/sh", "-c", "cat"] and found["asked_by"]
+        process.stdin.write("typed before")
+        process.stdin.write_eof()
+        approved = await s.http.post(f"/v1/approvals/{found['approval_id']}/approve")
+        assert approved.status_code == 200
+        assert (await process.wait()).stdout == "typed before"
+        shell = await connection.run(term_type="xterm", check=False)
+        assert shell.exit_status != 0
+        assert "TOOL_DENIED" in f"{shell.stdout}{shell.stderr}"
+        async with connection.start_sftp_client() as sftp:
+            await sftp.symlink("there", str(tmp_path / "link"))
+            assert (tmp_path / "link").is_symlink()
+    assert (await s.http.get("/v1/approvals")).json()["items"] == []
+
+
 # --- who comes in ---------------------------------------------------------------------------------
 
 

@@ -20,6 +20,10 @@ _OWN = re.compile(r"/v1/machines/([a-z0-9]{26,40})(/status/stream)?")
 _INSIDE = re.compile(
     r"/v1/machines/\{machine_id\}/((executions|terminals|files|browser|computer|code)(/.*)?|ports/[^/]+/connect)"
 )
+_USE = re.compile(
+    r"/v1/machines/[a-z0-9]{26,40}/((executions|terminals|files|browser|computer|code)(/.*)?|ports/[^/]+/connect|wake)",
+    re.DOTALL,
+)
 _SOCKET = re.compile(r"/v1/machines/([^/]+)/(executions|terminals|ports)/[^/]+/(?:stream|connect)")
 
 
@@ -28,6 +32,11 @@ def admin(method: str, path: str) -> bool:
     if _ADMIN.fullmatch(path):
         return True
     return method not in ("GET", "HEAD") and _ADMIN_POST.fullmatch(path) is not None
+
+
+def inside(path: str) -> bool:
+    """What uses a machine, and waking it for that."""
+    return _USE.fullmatch(path) is not None
 
 
 def own(path: str) -> str | None:

@@ -153,6 +153,47 @@ class Inside(Answer):
     forked: int
 
 
+class Tool(Answer):
+    program: str
+    args: list[str] | None = Field(description="null: any.")
+    env: list[str] = []
+    users: list[str] = []
+
+
+class Tools(Answer):
+    """Which programs may be run without asking, and what becomes of the rest."""
+
+    mode: Literal["off", "ask", "deny"]
+    allow: list[Tool]
+
+
+class AskedFor(Answer):
+    """A call that waits, or waited. What is named like a secret is hidden."""
+
+    command: list[str]
+    cwd: str | None
+    user: str | None = Field(description="null: the machine's own.")
+    env: dict[str, str]
+    stdin: str = Field(description="Its beginning.")
+    stdin_bytes: int
+    stdin_stream: bool = Field(description="More may be written once it runs.")
+    timeout_ms: int | None
+
+
+class Approval(Answer):
+    approval_id: str
+    execution_id: str = Field(description="The same: an approval is of one execution.")
+    machine_id: str
+    status: Literal["pending", "approved", "denied", "expired", "cancelled"]
+    asked: AskedFor
+    asked_by: str | None = Field(description="Id of the key.")
+    created_at: datetime
+    expires_at: datetime
+    decided_at: datetime | None
+    decided_by: str | None = Field(description="Id of the key.")
+    note: str | None
+
+
 class Mount(Answer):
     volume_id: str
     name: str
@@ -204,6 +245,7 @@ class Machine(Answer):
     )
     replaces: str | None = Field(description="The machine whose place it took.")
     inside: Inside
+    tools: Tools
     volumes: list[Mount]
     expiry: Literal["destroy", "sleep"] = Field(description="What its ttl ends in.")
     autowake: bool = Field(description="Whether what needs it wakes it.")
@@ -365,7 +407,9 @@ class Execution(Answer):
     command: list[str]
     cwd: str | None
     user: str | None
-    status: Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
+    status: Literal[
+        "approval_required", "queued", "running", "succeeded", "failed", "cancelled", "expired"
+    ]
     exit_code: int | None
     signal: int | None
     reason: str | None
@@ -521,7 +565,7 @@ class Key(Answer):
     key_id: str
     name: str
     tenant_id: str
-    role: Literal["admin", "tenant", "read_only"]
+    role: Literal["admin", "tenant", "runner", "read_only"]
     created_at: datetime
     last_used_at: datetime | None
     expires_at: datetime | None
@@ -600,7 +644,7 @@ class AuditEntry(Answer):
     at: datetime
     tenant_id: str
     key_id: str
-    role: Literal["admin", "tenant", "read_only", "machine", "preview"]
+    role: Literal["admin", "tenant", "runner", "read_only", "machine", "preview"]
     action: str = Field(examples=["machines_create"])
     method: str
     path: str

@@ -15,6 +15,7 @@ import roost
 from roost.api.v1 import (
     access,
     answers,
+    approvals,
     audit,
     browser,
     code,
@@ -38,6 +39,7 @@ from roost.api.v1 import (
     templates,
     tenants,
     terminals,
+    tools,
     usage,
     volumes,
 )
@@ -82,6 +84,7 @@ def native(app: FastAPI, tickets: Tickets) -> Target:
         public=PUBLIC,
         streams=streams,
         admin=access.admin,
+        inside=access.inside,
         own=access.own,
         action=actions.of,
         admit=admit,
@@ -105,6 +108,7 @@ def create_app(s: Services) -> FastAPI:
     things = (
         executions, terminals, connect, machines, lineage, egress, files, keys, ports, secrets, exports, snapshots,
         volumes, ssh_keys, tenants, audit, usage, templates, host, browser, computer, code, processes,
+        tools, approvals,
     )  # fmt: skip
     # The routes themselves: a router that is included makes each of them a second time, and is searched for each call.
     for router in (*(make.router(s) for make in things), templates.builds(s), ports.listening(s)):

@@ -137,6 +137,41 @@ Forks = Annotated[int, Field(ge=0, le=1000)]
 FORKS = "Copies it may make of itself in its life, where it may fork."
 
 
+ToolMode = Literal["off", "ask", "deny"]
+Pattern = Annotated[str, Field(max_length=1024)]
+Patterns = Annotated[list[Pattern], Field(max_length=32)]
+
+
+class Tool(Body):
+    """Calls that may be run without asking. In patterns ``*`` and ``?`` stand for no slash, ``**`` for anything."""
+
+    program: str = Field(
+        min_length=1,
+        max_length=1024,
+        examples=["git"],
+        description="A name, found by the machine's PATH, or an absolute path; as it is called. `sh`: a text for a shell."
+        " `$SHELL`: a terminal's login shell.",
+    )
+    args: Patterns | None = Field(
+        None,
+        examples=[["status", "..."]],
+        description="A pattern for each argument; `...` last: any more. Default: any.",
+    )
+    env: Patterns = Field([], description="Variables that a call may add.")
+    users: Patterns = Field([], description="Users that a call may name; its own it always may.")
+
+
+class Tools(Body):
+    """Which programs may be run. ``mode`` is of the rest: ask (it waits for approval) or deny; off: everything may."""
+
+    mode: ToolMode | None = Field(None, description="Default: ask where there is a list, else off.")
+    allow: Annotated[list[Tool], Field(max_length=128)] = []
+
+
+class Decision(Body):
+    note: str | None = Field(None, max_length=300, description="Kept, and told to who asked.")
+
+
 Volumes = Annotated[
     list["AttachVolume"],
     Field(
@@ -198,6 +233,9 @@ class CreateMachine(Body):
     egress: EgressMode | Egress | None = Field(
         None, description="What it may reach; default: the host's."
     )
+    tools: ToolMode | Tools | None = Field(
+        None, description="Which programs may be run in it; default: all."
+    )
     allow_inside: Allowed = []
     inside_forks: Forks = Field(8, description=FORKS)
 
@@ -226,6 +264,9 @@ class EnsureMachine(Body):
     unrestricted: bool = Field(False, description=claims.UNRESTRICTED)
     volumes: Volumes = []
     egress: EgressMode | Egress | None = None
+    tools: ToolMode | Tools | None = Field(
+        None, description="Which programs may be run in it; default: all."
+    )
     allow_inside: Allowed = []
     inside_forks: Forks = Field(8, description=FORKS)
 
@@ -378,7 +419,7 @@ class CreateTerminalLink(Body):
 
 class CreateKey(Body):
     name: str = Field(min_length=1, max_length=63)
-    role: Literal["admin", "tenant", "read_only"] | None = Field(
+    role: Literal["admin", "tenant", "runner", "read_only"] | None = Field(
         None, description="Default: the caller's own; for another tenant, tenant."
     )
     tenant: str | None = Field(None, max_length=63, description="Id or name; an admin's to name.")

@@ -14,17 +14,19 @@ from roost.api.v1 import answers, bodies, routes, shapes, sockets
 from roost.api.v1.parse import decode_b64, invalid, signal_number
 from roost.api.v1.services import Services, caller, tenant
 from roost.gateway.respond import Events, Json, event
-from roost.services.executions import Ended, Event, StartExecution
-from roost.store.executions import ExecutionRow
+from roost.services.executions import Dropped, Event, Output, StartExecution
+from roost.store.executions import WAITING, ExecutionRow
 
 Limit = Annotated[int, Query(ge=1, le=500)]
 Cursor = Annotated[str | None, Query(max_length=512)]
 Offset = Annotated[int, Query(ge=0, le=1 << 62)]
-Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
+Status = Literal[
+    "approval_required", "queued", "running", "succeeded", "failed", "cancelled", "expired"
+]
 _LAST_ID = re.compile(r"(\d{1,18}):(\d{1,18})", re.ASCII)
 SSE = {
     "content": answers.EVENTS,
-    "description": "Events: started, stdout, stderr, dropped, exit, error.",
+    "description": "Events: started (or first approval_required), stdout, stderr, dropped, exit, error.",
 }
 RAW_BODY = {
     "requestBody": {
@@ -40,15 +42,25 @@ def router(s: Services) -> APIRouter:
         "",
         status_code=200,
         response_model=answers.Finished,
-        responses={201: {"model": answers.Execution}},
+        responses={201: {"model": answers.Execution}, 202: {"model": answers.Execution}},
     )
     async def start(
-        request: Request, machine_id: str, body: bodies.StartExecution, wait: bool = True
+        request: Request,
+        machine_id: str,
+        body: bodies.StartExecution,
+        wait: bool = True,
+        approval: Annotated[
+            Literal["wait", "return"],
+            Query(description="Where it must be approved: wait for that, or answer 202."),
+        ] = "wait",
     ) -> Response:
         spec = _spec(body)
         if wait:
             s.metrics.executions.labels("run").inc()
-            row = await s.executions.run(tenant(request), machine_id, spec)
+            patient = approval == "wait"
+            row = await s.executions.run(tenant(request), machine_id, spec, patient)
+            if row.status == WAITING:
+                return Json(shapes.execution(row), 202)
             return Json(shapes.finished(row))
         s.metrics.executions.labels("start").inc()
         row = await s.executions.start(tenant(request), machine_id, spec)
@@ -176,9 +188,10 @@ async def _sse(
     at = {"stdout": stdout_at, "stderr": stderr_at}
     async with contextlib.aclosing(events):
         if started is not None:
-            yield event("started", shapes.execution(started), f"{stdout_at}:{stderr_at}")
+            name = WAITING if started.status == WAITING else "started"
+            yield event(name, shapes.execution(started), f"{stdout_at}:{stderr_at}")
         async for each in events:
-            if not isinstance(each, Ended):
+            if isinstance(each, Output | Dropped):
                 at[each.stream] = each.next
             name, data = shapes.stream_event(each)
             yield event(name, data, f"{at['stdout']}:{at['stderr']}")

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from structlog.contextvars import bind_contextvars
 
 from roost.api.v1 import answers, bodies, routes, shapes
-from roost.api.v1.parse import if_match, invalid, policy, utc
+from roost.api.v1.parse import if_match, invalid, policy, tools, utc
 from roost.api.v1.secrets import specified
 from roost.api.v1.services import Services, caller, key_id, tenant
 from roost.errors import RoostError
@@ -274,6 +274,7 @@ def _create(
         created_by=key_id(request),
         egress=policy(body.egress),
         inside=Allowance.of(body.allow_inside, body.inside_forks),
+        tools=tools(body.tools),
         volumes=_attach(body.volumes),
         expiry=body.expiry,
         autowake=body.autowake,

@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from roost.api.v1 import bodies
 from roost.egress.policy import Policy
+from roost.engine.tools import Tools
 from roost.errors import ConflictError, InvalidRequestError
 from roost.units import parse_duration
 
@@ -54,6 +55,14 @@ def policy(body: str | bodies.Egress | None) -> Policy | None:
     if body.mode is not None:
         said["mode"] = body.mode
     return Policy.read(said)
+
+
+def tools(body: str | bodies.Tools | None) -> Tools:
+    """Raises VALIDATION_FAILED."""
+    if body is None or isinstance(body, str):
+        return Tools.read(body or "off")
+    named = body.model_dump(exclude_unset=True)
+    return Tools.read(named)
 
 
 def if_match(request: Request) -> int | None:

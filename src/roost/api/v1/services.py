@@ -9,6 +9,7 @@ from starlette.requests import HTTPConnection
 from roost.errors import AuthError, ForbiddenError
 from roost.gateway.app import Caller
 from roost.gateway.metrics import Metrics
+from roost.services.approvals import Approvals
 from roost.services.audit import Audit
 from roost.services.browser import Browser
 from roost.services.build_files import BuildFiles
@@ -35,6 +36,7 @@ from roost.services.templates import Templates
 from roost.services.tenants import Tenants
 from roost.services.terminals import Terminals
 from roost.services.tickets import Tickets
+from roost.services.toolsets import Toolsets
 from roost.services.transfer import Transfers
 from roost.services.trees import Trees
 from roost.services.usage import Usage
@@ -49,6 +51,7 @@ class Services:
     volumes: Volumes
     volume_files: VolumeFiles
     executions: Executions
+    approvals: Approvals
     terminals: Terminals
     files: Files
     templates: Templates
@@ -66,6 +69,7 @@ class Services:
     secrets: Secrets
     metrics: Metrics
     policies: Policies
+    toolsets: Toolsets
     transfers: Transfers
     browser: Browser
     computer: Computer

@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 
 from roost import claims
 from roost.egress.interface import Decision
+from roost.engine.tools import Tools
 from roost.gateway.respond import rfc3339
 from roost.secrets import Secret
+from roost.services.approvals import Approval
 from roost.services.diffs import Diff, Difference, Side
-from roost.services.executions import Dropped, Ended, Event, Output
+from roost.services.executions import Begun, Dropped, Ended, Event, Output
 from roost.services.files import FileEvent, FileInfo, at_ns
 from roost.services.models import (
     Attachment,
@@ -91,6 +93,7 @@ def machine(m: Machine) -> Object:
             "forks": m.inside.forks,
             "forked": m.inside.forked,
         },
+        "tools": tools(m.tools),
         "volumes": [each.to_json() for each in m.volumes],
         "expiry": m.expiry,
         "autowake": m.autowake,
@@ -98,6 +101,26 @@ def machine(m: Machine) -> Object:
         "warnings": claims.warnings(m.capabilities.level, m.unrestricted),
         "node_id": m.node_id,
         "created_at": time(m.created_at),
+    }
+
+
+def tools(t: Tools) -> Object:
+    return t.to_json()
+
+
+def approval(a: Approval) -> Object:
+    return {
+        "approval_id": a.id,
+        "execution_id": a.id,
+        "machine_id": a.machine_id,
+        "status": a.status,
+        "asked": dict(a.shown),
+        "asked_by": a.asked_by,
+        "created_at": time(a.created_at),
+        "expires_at": time(a.expires_at),
+        "decided_at": time(a.decided_at),
+        "decided_by": a.decided_by,
+        "note": a.note,
     }
 
 
@@ -303,6 +326,8 @@ def stream_event(event: Event) -> tuple[str, Object]:
             return event.stream, {"offset": event.offset, "data_b64": b64(event.data)}
         case Dropped():
             return "dropped", {"stream": event.stream, "bytes": event.bytes}
+        case Begun():
+            return "started", execution(event.execution)
         case Ended():
             return "exit", execution(event.execution)
 

@@ -131,7 +131,7 @@ class AsyncClient:
     ) -> dict[str, Any]:
         """{key_id, name, role, key, ...}: the only time the key itself is shown.
 
-        ``role``: admin, tenant, read_only; one's own by default. Raises ForbiddenError for one above that.
+        ``role``: admin, tenant, runner (uses machines, approves of nothing), read_only; one's own by default. Raises ForbiddenError for one above that.
         """
         body = given(
             name=name,
@@ -185,6 +185,49 @@ class AsyncClient:
             "GET", "/v1/usage", params={k: str(v) for k, v in params.items() if v is not None}
         )
         return found
+
+    # --- approvals --------------------------------------------------------------------------------
+
+    async def approvals(
+        self,
+        *,
+        machine_id: str | None = None,
+        status: str = "pending",
+        limit: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Commands that wait, newest first: {approval_id, machine_id, status, asked: {command, cwd, user, env, stdin, ...},
+        asked_by, expires_at, ...}. ``status``: pending, approved, denied, expired, cancelled, any."""
+        params = given(machine_id=machine_id, status=status)
+        return [item async for item in self.http.pages("/v1/approvals", params, limit)]
+
+    async def approval(self, approval_id: str) -> dict[str, Any]:
+        """Raises NotFoundError."""
+        found: dict[str, Any] = await self.http.call("GET", f"/v1/approvals/{segment(approval_id)}")
+        return found
+
+    async def approve(self, approval_id: str, *, note: str | None = None) -> dict[str, Any]:
+        """What waits is started, once, exactly as it was asked for; who waits for it goes on. Raises ForbiddenError (not
+        with this key), ConflictError (APPROVAL_EXPIRED, or it was decided before)."""
+        return await self._decide(approval_id, "approve", note)
+
+    async def deny(self, approval_id: str, *, note: str | None = None) -> dict[str, Any]:
+        """Who waits for it hears APPROVAL_DENIED and the ``note``. Raises as ``approve``."""
+        return await self._decide(approval_id, "deny", note)
+
+    async def follow_approvals(
+        self, *, machine_id: str | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """What waits now, then each as it is asked for and again as it is decided; never ends by itself."""
+        params = given(machine_id=machine_id)
+        async for event in events(self.http, "GET", "/v1/approvals/stream", params=params):
+            if event.name == "error":
+                raise from_wire(0, event.data)
+            yield dict(event.data)
+
+    async def _decide(self, approval_id: str, what: str, note: str | None) -> dict[str, Any]:
+        path = f"/v1/approvals/{segment(approval_id)}/{what}"
+        said: dict[str, Any] = await self.http.call("POST", path, json=given(note=note))
+        return said
 
     # --- tenants: an admin's ----------------------------------------------------------------------
 

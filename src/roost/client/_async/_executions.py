@@ -49,7 +49,8 @@ class AsyncExecution:
 
     @property
     def status(self) -> str:
-        """queued, running, succeeded, failed, cancelled, expired."""
+        """approval_required (nothing was started; ``Client.approve``), queued, running, succeeded, failed, cancelled,
+        expired."""
         return str(self._data["status"])
 
     @property
@@ -202,13 +203,18 @@ class AsyncExecutions:
         return AsyncExecution(self._http, data)
 
     async def run(self, body: Mapping[str, Any]) -> ExecResult:
-        """One request that answers when the command has ended."""
+        """One request that answers when the command has ended; where it waits for approval, a second one that goes on."""
         limit = body.get("timeout_ms")
         data = await self._http.call(
             "POST",
             self._path,
             json=body,
-            params={"wait": "true"},
+            params={"wait": "true", "approval": "return"},
             timeout=None if limit is None else limit / 1000 + GRACE_S,
         )
+        if data["status"] == "approval_required":
+            execution = AsyncExecution(self._http, data)
+            async for _ in execution.stream():
+                pass
+            return await (await execution.refresh()).output()
         return ExecResult.from_json(data)

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 RECONNECT_S = 30.0
 # After what a stream is asked for again.
 BROKEN = frozenset({"DAEMON_UNREACHABLE", "TIMEOUT", "SHUTTING_DOWN"})
+# How it ends without an end of the command's own; all else is a stream that failed.
+TOLD = frozenset(
+    {"INVALID_STATE", "APPROVAL_DENIED", "APPROVAL_EXPIRED", "COMMAND_NOT_FOUND", "USER_NOT_FOUND"}
+)
 
 
 class AsyncExecStream:
@@ -92,7 +96,7 @@ class AsyncExecStream:
                 timeout=self._http.timeout,  # a sleeping machine is woken first
             )
             async for event in source:
-                if event.name == "started":
+                if event.name in ("started", "approval_required"):
                     self.execution = AsyncExecution(self._http, event.data)
                     self._source = source
                     return self.execution
@@ -160,7 +164,7 @@ class AsyncExecStream:
         elif event.name == "error":
             code = event.data.get("error_code")
             raise error(
-                "INVALID_STATE" if code == "INVALID_STATE" else "AGENT_LOST",
+                code if code in TOLD else "AGENT_LOST",
                 str(event.data.get("message") or "The stream failed in the daemon."),
             )
         return None

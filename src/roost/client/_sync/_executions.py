@@ -49,7 +49,8 @@ class Execution:
 
     @property
     def status(self) -> str:
-        """queued, running, succeeded, failed, cancelled, expired."""
+        """approval_required (nothing was started; ``Client.approve``), queued, running, succeeded, failed, cancelled,
+        expired."""
         return str(self._data["status"])
 
     @property
@@ -198,13 +199,18 @@ class Executions:
         return Execution(self._http, data)
 
     def run(self, body: Mapping[str, Any]) -> ExecResult:
-        """One request that answers when the command has ended."""
+        """One request that answers when the command has ended; where it waits for approval, a second one that goes on."""
         limit = body.get("timeout_ms")
         data = self._http.call(
             "POST",
             self._path,
             json=body,
-            params={"wait": "true"},
+            params={"wait": "true", "approval": "return"},
             timeout=None if limit is None else limit / 1000 + GRACE_S,
         )
+        if data["status"] == "approval_required":
+            execution = Execution(self._http, data)
+            for _ in execution.stream():
+                pass
+            return (execution.refresh()).output()
         return ExecResult.from_json(data)

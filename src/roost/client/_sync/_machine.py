@@ -42,6 +42,7 @@ from roost.client._wire import (
     listed,
     path_query,
     segment,
+    tools_body,
     volumes_body,
 )
 from roost.errors import RoostError, error
@@ -117,6 +118,7 @@ class Machine:
         unrestricted: bool | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
+        tools: str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         wait: bool = True,
         timeout: float | None = None,
         client: Client | None = None,
@@ -143,6 +145,8 @@ class Machine:
         ``allow_inside``: what its programs may ask of the daemon by ``roost`` inside, beyond looking at it:
         "expose" (a port, to its owner), "publish" (to everybody), "fork" (``inside_forks`` times in its life),
         "sleep".
+        ``tools``: which programs may be run in it, "off" (all), or {"mode": "ask" or "deny", "allow": [{"program":
+        "git", "args": ["status", "..."]}]}: what is not listed waits for approval, or is refused (``set_tools``).
         Raises InvalidRequestError (what cannot be), ConflictError (the key is taken, VOLUME_IN_USE), LimitError,
         CapacityError, MachineError (TEMPLATE_NOT_READY: ``details["machine_id"]`` runs, what it starts does not).
         """
@@ -173,6 +177,7 @@ class Machine:
             unrestricted=unrestricted,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
+            tools=tools_body(tools),
         )
         data = client.http.call(
             "POST",
@@ -207,6 +212,7 @@ class Machine:
         unrestricted: bool | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
+        tools: str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         timeout: float | None = None,
         client: Client | None = None,
     ) -> Self:
@@ -236,6 +242,7 @@ class Machine:
             unrestricted=unrestricted,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
+            tools=tools_body(tools),
         )
         data = client.http.call(
             "PUT",
@@ -363,6 +370,11 @@ class Machine:
     def inside(self) -> dict[str, Any]:
         """What it may ask of the daemon itself: {allow, forks, forked}; nothing of a daemon that knows of none."""
         return dict(self._data.get("inside") or {"allow": [], "forks": 0, "forked": 0})
+
+    @property
+    def tools(self) -> dict[str, Any]:
+        """Which programs may be run in it: {mode, allow}; "off": all."""
+        return dict(self._data.get("tools") or {"mode": "off", "allow": []})
 
     @property
     def volumes(self) -> builtins.list[dict[str, Any]]:
@@ -807,6 +819,26 @@ class Machine:
         data = self._http.call(method, path, json=body, headers=headers)
         return EgressPolicy.from_json(data)
 
+    def set_tools(
+        self,
+        mode: str,
+        allow: Sequence[Mapping[str, Any]] = (),
+        *,
+        if_revision: int | None = None,
+    ) -> dict[str, Any]:
+        """Replaces which programs may be run: "off" (all), "ask" (what ``allow`` does not cover waits for approval,
+        ``Client.approve``) or "deny" (it is refused, TOOL_DENIED). It holds for what is begun from then on.
+
+        A rule: {"program": a name or an absolute path, "args": a pattern each, "..." last for any more; None any, "env":
+        variables a call may add, "users": users it may name}. Words are taken as they are; in patterns ``*`` stands for
+        no slash, ``**`` for anything. It guards against mistakes: who may write files may write over a program."""
+        body = {"mode": mode, "allow": [dict(each) for each in allow]}
+        headers = {} if if_revision is None else {"If-Match": f'"{if_revision}"'}
+        path = f"{self._path}/tools"
+        tools: dict[str, Any] = self._http.call("PUT", path, json=body, headers=headers)
+        self._data["tools"] = tools
+        return dict(tools)
+
     def create_token(
         self,
         scope: str,
@@ -866,7 +898,9 @@ class Machine:
         A string runs under ``/bin/sh -c``, a list is the argument vector. An exit code other than 0
         is a result, not an error, unless ``check`` (CommandFailed). ``timeout`` (s) ends everything
         it started and raises ExecTimeout with what it wrote in ``.result``. Raises
-        InvalidRequestError COMMAND_NOT_FOUND where there is no such program.
+        InvalidRequestError COMMAND_NOT_FOUND where there is no such program. One that is not on the machine's list of
+        tools waits until somebody approves of it; ForbiddenError TOOL_DENIED, APPROVAL_DENIED, ConflictError
+        APPROVAL_EXPIRED where nobody does.
         """
         result = self.executions.run(
             execution_body(command, cwd=cwd, env=env, user=user, stdin=stdin, timeout=timeout)

@@ -137,7 +137,8 @@ class Files:
         machine_id = await self._id(call, asked.vm_id)
         await self._s.files.stat(call.tenant, machine_id, asked.old_path.encode(), follow=False)
         command = ["cp", "-a", "-T", "--", asked.old_path, asked.new_path]
-        ended = await self._s.executions.run(call.tenant, machine_id, StartExecution(command))
+        spec = StartExecution(command, ours=True)
+        ended = await self._s.executions.run(call.tenant, machine_id, spec)
         if ended.exit_code:
             said = (ended.stderr or b"").decode(errors="replace").strip()[:500]
             raise MachineError(f"It could not be copied: {said or ended.exit_code}")

@@ -190,7 +190,10 @@ class Proxies:
 
     async def _listening(self, tenant: str, machine: Machine) -> list[int]:
         look = StartExecution(
-            ["cat", "/proc/net/tcp", "/proc/net/tcp6"], timeout_ms=_LOOK_MS, keep_awake=False
+            ["cat", "/proc/net/tcp", "/proc/net/tcp6"],
+            timeout_ms=_LOOK_MS,
+            keep_awake=False,
+            ours=True,
         )
         try:
             said = await self._s.executions.run(tenant, machine.id, look)

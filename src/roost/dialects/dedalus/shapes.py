@@ -12,7 +12,7 @@ from roost.api.v1.shapes import time
 from roost.services.models import Machine, Port
 from roost.services.ssh_keys import SshKey
 from roost.services.terminals import Terminal
-from roost.store.executions import ExecutionRow
+from roost.store.executions import WAITING, ExecutionRow
 
 Object = dict[str, Any]
 # Whose words a reason of ours is, for ``error_message``.
@@ -57,7 +57,7 @@ def execution(row: ExecutionRow) -> Object:
         "execution_id": row.id,
         "machine_id": row.machine_id,
         "command": row.command,
-        "status": row.status,
+        "status": "queued" if row.status == WAITING else row.status,
         "stdout_bytes": row.stdout_bytes or 0,
         "stderr_bytes": row.stderr_bytes or 0,
         "stdout_truncated": bool(row.stdout_truncated),

@@ -351,7 +351,7 @@ class SftpServer:
 
     async def _helper(self, argv: list[str]) -> bytes:
         """What a small program of the machine says, run as the session's user."""
-        spec = StartExecution(command=argv, user=self._visit.user, timeout_ms=HELPER_MS)
+        spec = StartExecution(argv, user=self._visit.user, timeout_ms=HELPER_MS, ours=True)
         row = await self._visit.inside.executions.run(*self._where, spec)
         if row.exit_code != 0:
             said = (row.stderr or b"").decode(errors="replace").strip()
