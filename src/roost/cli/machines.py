@@ -68,6 +68,10 @@ Autowake = Annotated[
         "--autowake/--no-autowake", help="Asleep, what needs it wakes it; or wake alone does."
     ),
 ]
+RunAs = Annotated[
+    str | None,
+    typer.Option(metavar="USER", help="Whom commands run as unless they say (the template's)."),
+]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Until it runs.")]
 
 
@@ -95,6 +99,7 @@ def create(
     volume: Volumes = [],  # noqa: B006
     expiry: Expiry = None,
     autowake: Autowake = None,
+    run_as: RunAs = None,
     egress: Mode = None,
     allow: Allow = [],  # noqa: B006
     observe: Observe = False,
@@ -109,6 +114,7 @@ def create(
         name, vcpu, memory, storage, isolation, driver, env, label, autosleep, hibernate_after, ttl
     )
     settings |= {"volumes": volume or None, "expiry": expiry, "autowake": autowake}
+    settings["run_as"] = run_as
     settings["egress"] = asked(egress, allow, observe)
     settings["allow_inside"] = allowed(allow_inside)
     _made(Machine.create(template, key=key, snapshot=snapshot, wait=wait, **settings), json)
@@ -132,6 +138,7 @@ def ensure(
     volume: Volumes = [],  # noqa: B006
     expiry: Expiry = None,
     autowake: Autowake = None,
+    run_as: RunAs = None,
     egress: Mode = None,
     allow: Allow = [],  # noqa: B006
     observe: Observe = False,
@@ -148,6 +155,7 @@ def ensure(
         name, vcpu, memory, storage, isolation, driver, env, label, autosleep, hibernate_after, ttl
     )
     settings |= {"volumes": volume or None, "expiry": expiry, "autowake": autowake}
+    settings["run_as"] = run_as
     settings["egress"] = asked(egress, allow, observe)
     settings["allow_inside"] = allowed(allow_inside)
     _made(Machine.ensure(key, template=template, **settings), json)
@@ -295,6 +303,7 @@ def show(machine: MachineArg, json: Json = False) -> None:
             ("inside", f"may {', '.join(m.inside['allow'])}" if m.inside["allow"] else None),
             ("expires", _expires(data)),
             ("wakes", None if m.autowake else "by roost wake alone"),
+            ("runs as", m.run_as),
             *(
                 ("volume", f"{v['name']} at {v['path']}{', read-only' if v['read_only'] else ''}")
                 for v in m.volumes

@@ -63,6 +63,7 @@ def reserve(
         "volumes": None,
         "expiry": "destroy",
         "autowake": True,
+        "run_as": None,
         "created_at": now,
         "last_transition_at": now,
         "last_progress_at": now,

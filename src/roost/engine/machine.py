@@ -86,6 +86,9 @@ class Machine:
     volumes: tuple[Mount, ...] = ()  # from its row on until it is destroyed
     expiry: str = "destroy"  # once ``expires_at`` is past: destroy | sleep
     autowake: bool = True  # what needs it wakes it; else only who asks for that
+    run_as: str | None = (
+        None  # whom commands and terminals run as unless they say; None: the template's
+    )
 
     @property
     def hostname(self) -> str:

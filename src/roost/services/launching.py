@@ -34,12 +34,22 @@ def environment(live: Live, asked: Mapping[str, str]) -> list[pb.EnvVar]:
 
 
 def user(live: Live, asked: str | None) -> str:
-    return asked or _text(live.config, "user")
+    return asked or live.machine.run_as or user_of_start(live)
+
+
+def user_of_start(live: Live) -> str:
+    """Whom what the template starts runs as: it may run before its machine is anybody's."""
+    return _text(live.config, "user")
 
 
 def directory(live: Live, asked: str | None, as_user: str | None) -> str:
     """The template's is for its own user; another one starts at home."""
-    return asked or ("" if as_user else _text(live.config, "workdir"))
+    elsewhere = as_user or live.machine.run_as
+    return asked or ("" if elsewhere else directory_of_start(live))
+
+
+def directory_of_start(live: Live) -> str:
+    return _text(live.config, "workdir")
 
 
 def check_env(env: Mapping[str, str]) -> None:

@@ -45,6 +45,7 @@ def check_create(req: CreateMachine) -> None:
     seconds("ttl", req.ttl_seconds)
     expiry(req.expiry)
     flag("autowake", req.autowake)
+    run_as(req.run_as)
     if not req.memory and req.snapshot is None:
         raise bad("memory", "is of a snapshot: name one, or leave it out")
 
@@ -123,6 +124,14 @@ def labels(value: Mapping[str, str]) -> None:
 def expiry(value: str) -> None:
     if value not in EXPIRIES:
         raise bad("expiry", f"is one of {', '.join(EXPIRIES)}")
+
+
+def run_as(value: object) -> None:
+    """None and "" are the template's."""
+    if value is None:
+        return
+    if not isinstance(value, str) or len(value) > 64 or not value.isprintable():
+        raise bad("run_as", "a user name, number or user:group, at most 64 characters")
 
 
 def flag(field: str, value: bool) -> None:

@@ -176,6 +176,7 @@ class Machines:
             volumes=_shared(parent) if req.volumes is None else req.volumes,
             expiry=parent.expiry if req.expiry is None else req.expiry,
             autowake=parent.autowake if req.autowake is None else req.autowake,
+            run_as=parent.run_as,
         )
         limits.check_create(wanted)
         egress.require_enforced(self._policy(wanted), parent.driver, parent.capabilities)
@@ -310,6 +311,7 @@ class Machines:
             "inside": req.inside.to_json(),
             "expiry": req.expiry,
             "autowake": req.autowake,
+            "run_as": req.run_as or None,
         }
 
     def _policy(self, req: CreateMachine) -> Policy:
@@ -807,6 +809,9 @@ class Machines:
         if patch.autowake is not UNSET:
             limits.flag("autowake", patch.autowake)
             values["autowake"] = patch.autowake
+        if patch.run_as is not UNSET:
+            limits.run_as(patch.run_as)
+            values["run_as"] = patch.run_as or None
         if patch.vcpu is not UNSET and patch.vcpu != before.vcpu:
             limits.vcpu(patch.vcpu)
             values["vcpu"] = float(patch.vcpu)

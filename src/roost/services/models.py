@@ -116,6 +116,9 @@ class CreateMachine:
     volumes: Sequence[Attach] = ()  # it boots then, from no bake and no snapshot's memory
     expiry: str = "destroy"  # destroy | sleep: what its ttl ends in; asleep it has none any more
     autowake: bool = True  # what needs it wakes it; else only ``wake``
+    run_as: str | None = (
+        None  # whom commands and terminals run as unless they say; None: the template's
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,7 @@ class PatchMachine:
     storage_gib: int | Unset = UNSET  # may only grow
     expiry: str | Unset = UNSET
     autowake: bool | Unset = UNSET
+    run_as: str | Unset | None = UNSET
     allow_inside: Sequence[str] | Unset = UNSET  # replaces all of it
     inside_forks: int | Unset = UNSET
 

@@ -317,9 +317,9 @@ def _request(live: Live, command: Command) -> pb.StartRequest:
     return pb.StartRequest(
         argv=[] if isinstance(command, str) else command,
         shell=command if isinstance(command, str) else "",
-        cwd=launching.directory(live, None, None),
+        cwd=launching.directory_of_start(live),
         env=launching.environment(live, {}),
-        user=launching.user(live, None),
+        user=launching.user_of_start(live),
     )
 
 

@@ -204,6 +204,9 @@ machines = sa.Table(
     sa.Column("expiry", sa.String(16), nullable=False, server_default="destroy"),
     # whether what needs it wakes it; else only who asks for that
     sa.Column("autowake", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column(
+        "run_as", sa.String(64)
+    ),  # of commands and terminals that do not say; NULL: the template's
     sa.Column("created_at", Time, nullable=False),
     sa.Column("last_transition_at", Time, nullable=False),
     sa.Column("last_progress_at", Time, nullable=False),

@@ -222,6 +222,7 @@ class FakeMachines:
             volumes=tuple(Mount("v" * 26, v.name, v.path, v.read_only) for v in req.volumes),
             expiry=req.expiry,
             autowake=req.autowake,
+            run_as=req.run_as,
         )
         self.machines[machine.id] = machine
         return machine

@@ -172,6 +172,9 @@ class Machine(Answer):
     volumes: list[Mount]
     expiry: Literal["destroy", "sleep"] = Field(description="What its ttl ends in.")
     autowake: bool = Field(description="Whether what needs it wakes it.")
+    run_as: str | None = Field(
+        description="Whom commands and terminals run as unless they say; null: the template's user."
+    )
     node_id: str
     created_at: datetime
 

@@ -155,6 +155,15 @@ class CreateVolume(Body):
     size_gib: int = Field(10, examples=[10], description="It takes room as it fills.")
 
 
+RunAs = Annotated[
+    str | None,
+    Field(
+        max_length=64,
+        description="User, number or user:group that commands and terminals run as unless they say. Default: the template's.",
+    ),
+]
+
+
 class CreateMachine(Body):
     template: str = Field("base", max_length=160)
     key: str | None = Field(
@@ -188,6 +197,7 @@ class CreateMachine(Body):
     autowake: bool = Field(
         True, description="Asleep, it is woken by what needs it; false: by wake alone."
     )
+    run_as: RunAs = None
     volumes: Volumes = []
     secrets: list[NewSecret] = Field(
         [], max_length=64, description="What its requests carry and it never sees."
@@ -220,6 +230,7 @@ class EnsureMachine(Body):
     autowake: bool = Field(
         True, description="Asleep, it is woken by what needs it; false: by wake alone."
     )
+    run_as: RunAs = None
     volumes: Volumes = []
     egress: EgressMode | Egress | None = None
     allow_inside: Allowed = []
@@ -274,6 +285,7 @@ class PatchMachine(Body):
     storage_gib: int = Field(10, description="May only grow.")
     expiry: Literal["destroy", "sleep"] = "destroy"
     autowake: bool = True
+    run_as: RunAs = None
     allow_inside: Allowed = []
     inside_forks: Forks = Field(8, description=FORKS)
 

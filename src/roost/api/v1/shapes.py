@@ -93,6 +93,7 @@ def machine(m: Machine) -> Object:
         "volumes": [each.to_json() for each in m.volumes],
         "expiry": m.expiry,
         "autowake": m.autowake,
+        "run_as": m.run_as,
         "node_id": m.node_id,
         "created_at": time(m.created_at),
     }

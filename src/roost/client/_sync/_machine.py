@@ -114,6 +114,7 @@ class Machine:
         volumes: Sequence[str | Mapping[str, Any]] | None = None,
         expiry: str | None = None,
         autowake: bool | None = None,
+        run_as: str | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         wait: bool = True,
@@ -137,6 +138,8 @@ class Machine:
         "read_only"}; it has them until it is destroyed. Such a machine boots, and what is made from it has no memory.
         ``expiry``: what the ttl ends in, "destroy" or "sleep" (then it has no ttl any more). ``autowake=False``: once it
         sleeps, calls that need it raise ConflictError MACHINE_SLEEPING until ``wake``.
+        ``run_as``: the user ("user", "1000", "user:group") that commands and terminals run as unless they say;
+        default: the template's, mostly root.
         ``allow_inside``: what its programs may ask of the daemon by ``roost`` inside, beyond looking at it:
         "expose" (a port, to its owner), "publish" (to everybody), "fork" (``inside_forks`` times in its life),
         "sleep".
@@ -167,6 +170,7 @@ class Machine:
             volumes=volumes_body(volumes),
             expiry=expiry,
             autowake=autowake,
+            run_as=run_as,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
         )
@@ -200,6 +204,7 @@ class Machine:
         volumes: Sequence[str | Mapping[str, Any]] | None = None,
         expiry: str | None = None,
         autowake: bool | None = None,
+        run_as: str | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         timeout: float | None = None,
@@ -228,6 +233,7 @@ class Machine:
             volumes=volumes_body(volumes),
             expiry=expiry,
             autowake=autowake,
+            run_as=run_as,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
         )
@@ -374,6 +380,11 @@ class Machine:
         return bool(self._data.get("autowake", True))
 
     @property
+    def run_as(self) -> str | None:
+        """Whom commands and terminals run as unless they say; None: the template's user."""
+        return self._data.get("run_as")
+
+    @property
     def expires_at(self) -> datetime | None:
         return parse_time(self._data.get("expires_at"))
 
@@ -435,12 +446,13 @@ class Machine:
         storage_gib: int | None = None,
         expiry: str | None = None,
         autowake: bool | None = None,
+        run_as: str | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         if_revision: int | None = None,
     ) -> Self:
         """Changes what is given; ``ttl=None`` takes the end away; storage only grows; ``allow_inside`` replaces what
-        was allowed.
+        was allowed; ``run_as=""``: the template's user again.
 
         Raises ConflictError REVISION_MISMATCH where ``if_revision`` is no longer the machine's.
         """
@@ -454,6 +466,7 @@ class Machine:
             storage_gib=storage_gib,
             expiry=expiry,
             autowake=autowake,
+            run_as=run_as,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
         )
