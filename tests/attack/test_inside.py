@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 
+from .record import case
 from .rung import Rung
 
 HOSTILE = """
@@ -65,6 +66,7 @@ print(json.dumps({"counts": counts, "noise": said, "claimed": claimed}))
 """
 
 
+@case(30, 32)
 def test_a_flood_is_its_own_loss_and_nobody_is_another(rung: Rung) -> None:
     machine, neighbour = rung.machine, rung.neighbour
     machine.files.write("/root/hostile.py", HOSTILE)
@@ -92,6 +94,7 @@ def test_a_flood_is_its_own_loss_and_nobody_is_another(rung: Rung) -> None:
     )
 
 
+@case(31)
 def test_root_that_ends_its_socket_harms_itself_alone(rung: Rung) -> None:
     machine = rung.machine
     machine.exec("mv /run/roost/socket /run/roost/away; ln -s /run/roost/away /run/roost/socket")

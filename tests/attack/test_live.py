@@ -19,7 +19,10 @@ from tests.system.conftest import Daemon
 from tests.system.internet import Internet
 
 from .conftest import MEMORY_MIB
+from .record import case
 from .rung import Rung, until
+
+pytestmark = case(41)
 
 RELENTLESS = Path(__file__).with_name("relentless.py")
 WATCH_S = 0.7
@@ -204,6 +207,7 @@ def test_a_daemon_that_starts_again_keeps_it(rung: Rung, led: Daemon, relentless
     until(lambda: ports(internet, relentless, since) >= EVERY, 20)
 
 
+@case("F2")
 def test_a_dead_proxy_fails_closed(rung: Rung, led: Daemon) -> None:
     """While nobody proves names nothing goes by one; then somebody does again."""
     internet = rung.internet

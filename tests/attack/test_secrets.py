@@ -16,7 +16,10 @@ from roost import Machine
 from tests.system.conftest import Daemon
 from tests.system.found import where
 
+from .record import case
 from .rung import Rung
+
+pytestmark = case(49)
 
 NAME = "TOKEN"
 

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from roost import ExecTimeout, Machine, RoostError
+from tests.attack.record import case
 from tests.system.conftest import Daemon
 from tests.system.faults import state
 from tests.system.faults.sweep import Api, require
@@ -35,6 +36,7 @@ def test_killed_in_gvisor(daemon: Daemon) -> None:
     state.whole(daemon)
 
 
+@case(10, "F2")
 @pytest.mark.parametrize("driver", ["gvisor", "runc"])
 def test_stopped(daemon: Daemon, driver: str) -> None:
     """On runc PID 1 cannot be. On gVisor it can: whoever waits hears so in time, and the host stops and wakes it."""

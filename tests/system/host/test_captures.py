@@ -20,6 +20,7 @@ from roost.egress.policy import Policy
 from roost.errors import ConflictError, RoostError, UnsupportedError
 from roost.host import loop, mounts, syscalls
 from roost.storage import mounting
+from tests.attack.record import case
 
 from .conftest import Machine, World
 
@@ -168,6 +169,7 @@ async def test_a_restored_agent_answers_however_much_was_closed_before(
         shutil.rmtree(into)
 
 
+@case("F5", rung="gvisor")
 async def test_a_damaged_image_is_refused_before_it_runs(
     world: World, gvisor: ContainerDriver
 ) -> None:
@@ -220,6 +222,7 @@ async def test_a_damaged_image_is_refused_before_it_runs(
     await _drop(kept)
 
 
+@case("F4", rung="gvisor")
 async def test_no_space_for_it_leaves_the_parent_running(
     world: World, gvisor: ContainerDriver, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ from roost.drivers.qemu.mappedram import SnapshotInvalid
 from roost.drivers.qemu.qmp import Qmp
 from roost.errors import MachineError
 from roost.host import files
+from tests.attack.record import case
 from tests.system.internet import INTERNET, RESOLVER
 
 from .conftest import TOKEN, Lab, Saved, Vm, copied
@@ -84,6 +85,7 @@ def forbid_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(captures, "whole", whole)
 
 
+@case("F6", rung="qemu")
 async def test_the_file_it_came_from_may_be_deleted_or_replaced_meanwhile(
     lab: Lab, saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +293,7 @@ async def test_a_later_daemon_learns_how_a_machine_ended_meanwhile(lab: Lab, sav
         assert end.console
 
 
+@case("F5", rung="qemu")
 async def test_bad_snapshots_are_refused_before_anything_starts(lab: Lab, saved: Saved) -> None:
     spec = await lab.spec("one", saved.disk)
     directory = lab.directory()
