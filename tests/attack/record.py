@@ -25,6 +25,17 @@ def case(*numbers: int | str, rung: str | None = None) -> Any:
     return pytest.mark.case(*names, rung=rung)
 
 
+def escapes(*rungs: str, reason: str, run: bool = True) -> Any:
+    """Marks a test of which it is known that it does not hold on these, and why: a strict expected failure. Without
+    ``run`` it is not tried there, where it would harm the host."""
+    return pytest.mark.escapes(*rungs, reason=reason, run=run)
+
+
+def untested(*rungs: str, reason: str) -> Any:
+    """Marks a test that means nothing on these, or cannot be tried, and why."""
+    return pytest.mark.untested(*rungs, reason=reason)
+
+
 def rung_of(item: pytest.Item) -> str:
     """By the test's parameters, else by its mark; "any": no machine of a rung is in it."""
     callspec = getattr(item, "callspec", None)

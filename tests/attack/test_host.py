@@ -21,7 +21,7 @@ from .record import case
 from .rung import Attempt, Rung, request
 from .test_packets import slot_of
 
-pytestmark = case(39)
+pytestmark = [case(39), pytest.mark.own_network]
 
 
 @dataclass

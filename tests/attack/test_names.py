@@ -14,6 +14,8 @@ from tests.system.internet.names import ALLOWED, CDN, OTHER, PUBLIC_RESOLVER, WI
 from .record import case
 from .rung import Attempt, Outcome, Rung, request
 
+pytestmark = pytest.mark.own_network
+
 A, NULL, TXT, AAAA, SRV, SVCB, HTTPS, ANY = 1, 10, 16, 28, 33, 64, 65, 255
 
 

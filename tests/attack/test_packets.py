@@ -20,6 +20,8 @@ from tests.system.internet.names import ALLOWED, OTHER
 from .record import case
 from .rung import Attempt, Outcome, Rung, until
 
+pytestmark = pytest.mark.own_network
+
 TCP_PORTS = (22, 25, 80, 443, 853, 4444, 31337)
 UDP_PORTS = (53, 123, 443, 853, 9999)
 FORGED_MAC = "020000000099"
@@ -192,12 +194,12 @@ def test_no_neighbour_is_reached(rung: Rung, led: Daemon) -> None:
     rung.leash("open")
     plan = Plan(NETWORK, led.run_dir)
     rung.neighbour.exec(
-        "nohup python3 -m http.server 8000 --bind 0.0.0.0 >/root/served 2>&1 &", timeout=30
+        "nohup python3 -m http.server 8000 --bind 0.0.0.0 > ~/served 2>&1 &", timeout=30
     )
     # It would answer: from inside.
     get = {"do": "tcp", "to": "127.0.0.1", "port": 8000, "say": "GET / HTTP/1.0\r\n\r\n"}
     until(lambda: "200 OK" in rung.attempt(get, machine=rung.neighbour)[0].said)
-    asked = rung.neighbour.exec("cat /root/served").stdout.count("GET")
+    asked = rung.neighbour.exec("cat ~/served").stdout.count("GET")
     slot = plan.slot(slot_of(led, rung.neighbour))
     addresses = (slot.gateway_side, slot.host_side)
     outcomes = rung.attempt(
@@ -210,7 +212,7 @@ def test_no_neighbour_is_reached(rung: Rung, led: Daemon) -> None:
         *({"do": "icmp", "to": to} for to in addresses),
     )
     assert not any(each.ok and each.said for each in outcomes), [str(each) for each in outcomes]
-    assert rung.neighbour.exec("cat /root/served").stdout.count("GET") == asked
+    assert rung.neighbour.exec("cat ~/served").stdout.count("GET") == asked
     rung.neighbour.exec("pkill -f [h]ttp.server")
 
 
