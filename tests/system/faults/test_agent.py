@@ -15,6 +15,7 @@ from tests.system.faults.sweep import Api, require
 pytestmark = pytest.mark.system
 
 
+@case(10, "F2", rung="gvisor")
 def test_killed_in_gvisor(daemon: Daemon) -> None:
     """There it takes the machine with it: the command's caller hears AGENT_LOST, the machine says why it failed."""
     require(daemon, "gvisor")
@@ -62,6 +63,7 @@ def test_stopped(daemon: Daemon, driver: str) -> None:
     state.whole(daemon)
 
 
+@case(10, "F2", rung="qemu")
 @pytest.mark.long
 def test_killed_in_a_microvm(daemon: Daemon) -> None:
     """It is the kernel's init, which no signal from inside ends; what it does not survive ends the kernel."""
