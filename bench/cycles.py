@@ -23,8 +23,8 @@ SETTLES_S = 60.0
 MAY_GROW = {"MB": 48, "egress MB": 24, "threads": 8, "fds": 8, "egress fds": 4}
 
 
-def footprint(pid: int, run_dir: Path) -> dict[str, int]:
-    """What there is of a daemon's machines on its host, counted."""
+def footprint(pid: int, run_dir: Path, data_dir: Path) -> dict[str, int]:
+    """What there is of a daemon's machines on its host, counted; another daemon's are not."""
     tag = instance_tag(run_dir)
     mounts = Path("/proc/mounts").read_text()
     loops = subprocess.run(["losetup", "-ln"], capture_output=True, text=True, check=True).stdout
@@ -32,11 +32,11 @@ def footprint(pid: int, run_dir: Path) -> dict[str, int]:
     found = {
         **_process(pid),
         "children": len(_children(pid)),
-        "mounts": mounts.count("\n"),
-        "loops": loops.count("\n"),
+        "mounts": mounts.count(f" {run_dir}/") + mounts.count(f" {data_dir}/"),
+        "loops": loops.count(f" {data_dir}/"),
         "cgroups": len([*groups.glob(f"*/roost-{tag}/*/"), *groups.glob(f"roost-{tag}/*/")]),
         "network namespaces": len(list(netns.names(f"rst{tag}-"))),
-        "interfaces": len(os.listdir("/sys/class/net")),
+        "interfaces": len(list(Path("/sys/class/net").glob(f"rst{tag}*"))),
         "places": len(list(run_dir.glob("machines/*/*"))),
     }
     egress = run_dir / "egress.json"
@@ -74,11 +74,11 @@ def cycles(driver: str, count: int) -> float:
     return (time.monotonic() - begun) * 1e3 / count
 
 
-def grown(before: dict[str, int], pid: int, run_dir: Path) -> dict[str, int]:
+def grown(before: dict[str, int], pid: int, run_dir: Path, data_dir: Path) -> dict[str, int]:
     """What is more than before and may not be, once it holds still; {} is what should be."""
     deadline = time.monotonic() + SETTLES_S
     while True:
-        now = footprint(pid, run_dir)
+        now = footprint(pid, run_dir, data_dir)
         more = {what: count - before.get(what, 0) for what, count in now.items()}
         more = {what: count for what, count in more.items() if count > MAY_GROW.get(what, 0)}
         if not more or time.monotonic() > deadline:
@@ -88,17 +88,17 @@ def grown(before: dict[str, int], pid: int, run_dir: Path) -> dict[str, int]:
 
 def run(report: Report, n: int) -> None:
     host = Client().request("GET", "/v1/host").json()
-    pid, run_dir = int(host["daemon"]["pid"]), Settings().run_dir
+    daemon = int(host["daemon"]["pid"]), Settings().run_dir, Path(host["daemon"]["data_dir"])
     offered = [rung["driver"] for rung in host["rungs"] if rung["available"]]
     if only := os.environ.get("ROOST_BENCH_DRIVER"):
         offered = [only]
     for driver in offered:
         count = max(1, n // 10) if driver == "qemu" else n
         cycles(driver, WARM_UP)
-        before = footprint(pid, run_dir)
+        before = footprint(*daemon)
         each = cycles(driver, count)
-        more = grown(before, pid, run_dir)
-        after = footprint(pid, run_dir)
+        more = grown(before, *daemon)
+        after = footprint(*daemon)
         report.add(f"create + exec + destroy, {count:,} times, {driver}", "ms", [each])
         report.add("  daemon RSS growth", "MB", [after["MB"] - before["MB"]], bound=MAY_GROW["MB"])
         report.add(f"  kinds of things left behind {more or ''}", "", [len(more)], bound=0)

@@ -18,6 +18,7 @@ COUNT = {"qemu": 8}
 @pytest.mark.timeout(600)
 def test_nothing_is_left_of_many(rung: Rung, led: Daemon) -> None:
     cycles.cycles(rung.name, cycles.AT_ONCE)
-    before = cycles.footprint(led.pid, led.run_dir)
+    daemon = led.pid, led.run_dir, led.data_dir
+    before = cycles.footprint(*daemon)
     cycles.cycles(rung.name, COUNT.get(rung.name, 40))
-    assert cycles.grown(before, led.pid, led.run_dir) == {}
+    assert cycles.grown(before, *daemon) == {}
