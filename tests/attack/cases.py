@@ -77,3 +77,8 @@ RUNGS = {
     "gvisor": "gVisor",
     "qemu": "microVM",
 }
+# What has nothing to be tried on, and why.
+MEANINGLESS: dict[str, dict[str, str]] = {
+    "45": dict.fromkeys(("workspace", "user", "runc", "gvisor"), "no monitor's options are made"),
+    "F5": dict.fromkeys(("workspace", "user", "runc"), "no memory is saved there"),
+}
