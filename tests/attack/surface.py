@@ -10,7 +10,9 @@ import os
 import signal
 import socket
 import stat
+import struct
 import sys
+import time
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 CALLS = {  # x86-64
@@ -147,7 +149,7 @@ PROBES = {
     "pivot_root": lambda: call("pivot_root", b"/", b"/"),
     "fsopen": lambda: call("fsopen", b"tmpfs", 0),
     "open_tree": lambda: call("open_tree", -100, b"/", 1),
-    "mount_setattr": lambda: call("mount_setattr", -100, b"/", 0, 0, 0),
+    "mount_setattr": lambda: call("mount_setattr", -100, b"/", 0, bytes(32), 32),
     "open_by_handle_at": handle,
     "breakout": breakout,
     # 13
@@ -191,7 +193,7 @@ PROBES = {
     "swapon": lambda: call("swapon", b"/no-such-file", 0),
     "acct": lambda: call("acct", b"/no-such-file"),
     "syslog": lambda: call("syslog", 2, 0, 0),
-    "clock": lambda: call("clock_settime", 0, 0),
+    "clock": lambda: call("clock_settime", 0, struct.pack("qq", int(time.time()), 0)),
 }
 
 

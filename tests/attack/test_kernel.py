@@ -89,7 +89,6 @@ def granted(found: dict[str, str], *also_refusals: str) -> dict[str, str]:
 
 
 @case(11)
-@escapes("workspace", reason=NO_BOUNDARY)
 def test_no_knob_of_the_kernels_is_turned(rung: Rung, untouched: None) -> None:
     found = probed(rung, FILES)
     if rung.name in SHARED:
@@ -127,9 +126,11 @@ def mounted() -> list[str]:
 
 
 @case(13)
-@escapes("workspace", reason=NO_BOUNDARY)
 def test_no_device(rung: Rung, untouched: None) -> None:
+    """Beside those that the host gives to everybody, where it is the host's everybody."""
     found = probed(rung, DEVICES)
+    if rung.name == "workspace":
+        found = {k: v for k, v in found.items() if not k.startswith("/dev/")}
     if rung.name in SHARED:
         assert granted(found, *NOT_THERE) == {}
 
