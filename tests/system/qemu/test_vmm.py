@@ -380,6 +380,34 @@ async def test_a_failed_capture_leaves_a_running_machine_and_nothing_else(
     await vm.counts_on()
 
 
+@case("F3", rung="qemu")
+async def test_it_is_on_the_disk_before_it_is_told(
+    lab: Lab, saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file synced after it was written last, the directories that name them, the manifest last."""
+    synced: dict[tuple[int, int], int] = {}
+    plain = os.fsync
+
+    def fsync(fd: int) -> None:
+        plain(fd)
+        found = os.fstat(fd)
+        synced[found.st_dev, found.st_ino] = time.time_ns()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    vm = await child(lab, saved, "one")
+    into = lab.directory()
+    disk = into.with_suffix(".ext4")
+    await lab.driver.capture(vm.handle, into, disk)
+    at = {}
+    for path in (disk, disk.parent, into, *into.iterdir()):
+        found = path.stat()
+        at[path.name] = synced.get((found.st_dev, found.st_ino), 0)
+        assert at[path.name] >= found.st_mtime_ns, path
+    assert at["memory"] < at["manifest.json"]
+    saved_memory.clear(into)
+    disk.unlink()
+
+
 async def test_a_cancelled_capture_ends_with_its_thread(
     lab: Lab, saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
