@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from roost import RoostError
+from roost import Machine, RoostError
 from tests.system.conftest import Daemon
 
 from .record import case, untested
@@ -166,6 +166,30 @@ def test_no_link_that_is_swapped_meanwhile(
             list(pool.map(ask, range(8)))
     assert path.read_bytes() == content
     assert list(path.parent.iterdir()) == [path]
+
+
+@case(22)
+def test_no_link_is_followed_by_a_copy(rung: Rung, canary: tuple[Path, bytes]) -> None:
+    """Neither one that stands there nor one that is swapped for a file while the machine is copied."""
+    path, content = canary
+    place = f"{rung.home}/copied"
+    running = rung.machine.start(
+        f"rm -rf {place}; mkdir -p {place}/d; cd {place}; ln -s {path} last; ln -s {path.parent} way; echo mine >d/canary; "
+        "end=$(($(date +%s) + 20)); while [ $(date +%s) -lt $end ]; do "
+        f"mv d e; ln -s {path.parent} d; rm d; mv e d; rm -f f; ln -s {path} f; rm f; echo mine >f; done"
+    )
+    time.sleep(1)
+    try:
+        for _ in range(1 if rung.name == "qemu" else 4):
+            child = rung.machine.fork()
+            assert isinstance(child, Machine)
+            with child:
+                found = child.exec(f"cd {place}; cat f d/canary last way/canary 2>/dev/null")
+                assert content.hex() not in found.stdout.encode(errors="surrogateescape").hex()
+                assert set(found.stdout.split()) <= {"mine"}, found.stdout
+    finally:
+        running.kill()
+    assert path.read_bytes() == content
 
 
 @case(23)

@@ -220,6 +220,16 @@ def test_no_process_of_the_neighbours(rung: Rung) -> None:
         neighbour.kill()
 
 
+@case(39)
+def test_nothing_of_the_daemons_is_read(rung: Rung, led: Daemon) -> None:
+    """Its database, keys, pool, sockets: by the paths that they have on the host."""
+    names = ("key", "roost.db", "secret", "secrets.key", "pool.xfs", "pool/images", "vmm", "logs")
+    paths = [str(led.data_dir / name) for name in names]
+    paths += [str(led.run_dir), str(led.run_dir / "machines"), str(led.run_dir / "egress.sock")]
+    said = rung.machine.exec(["sh", "-c", 'for p; do cat "$p" || ls "$p"; done', "-", *paths])
+    assert said.stdout == "", said.stdout[:500]
+
+
 @case(18)
 def test_a_program_inherits_three_descriptors(rung: Rung, led: Daemon) -> None:
     """And none of those that the machine's other processes hold is a file of the host's."""

@@ -1,4 +1,4 @@
-"""32, F2: a machine that stands still, or whose main process the host loses, is waited for by its own callers alone."""
+"""32, F1, F2: a machine that stands still, or whose main process the host loses, is waited for by its own callers alone."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import contextlib
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
-from roost import RoostError
+import httpx
+import pytest
+
+from roost import Machine, RoostError
 from tests.system.conftest import Daemon
 from tests.system.faults import state
 
@@ -57,3 +61,34 @@ def test_one_whose_main_process_is_killed_says_so_and_comes_back(rung: Rung, led
         until(lambda: running.refresh().status == "failed", 30)
         m.wake()
         assert m.exec("cat ~/kept", timeout=60).stdout == "kept"
+
+
+@case("F1")
+def test_a_killed_daemon_is_followed_by_one_that_knows_it(rung: Rung, led: Daemon) -> None:
+    running = rung.machine.executions.start("sleep 2; echo done")
+    led.restart(signal.SIGKILL)
+    assert rung.machine.exec("echo on", timeout=60).stdout == "on\n"
+    until(lambda: running.refresh().status == "succeeded", 30)
+
+
+@case("F1")
+@pytest.mark.parametrize("delay", [0.03, 0.15, 0.4])
+def test_killed_amid_a_create_or_destroy_nothing_is_left(
+    rung: Rung, led: Daemon, delay: float
+) -> None:
+    """What was acknowledged is there, what was not is gone or whole; what the host has is what the rows say (the oracle
+    of every case)."""
+
+    def come_and_go() -> None:
+        with contextlib.suppress(RoostError, httpx.HTTPError):
+            rung.another(labels={"made": "amid"}).destroy()
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(2)]
+    for each in threads:
+        each.start()
+    time.sleep(delay)
+    led.restart(signal.SIGKILL)
+    for each in threads:
+        each.join(120)
+    for left in Machine.list(labels={"made": "amid"}):
+        left.destroy()
