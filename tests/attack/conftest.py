@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if here not in item.path.parents:
             continue
         item.add_marker(pytest.mark.system)
-        if item.get_closest_marker("own_network"):
+        if item.get_closest_marker("own_network") and not item.get_closest_marker("untested"):
             item.add_marker(escapes("workspace", reason=WITHOUT_A_NETWORK, run=False))
         name = rung_of(item)
         for mark in item.iter_markers("escapes"):
@@ -44,10 +44,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="package")
-def led(daemon: Daemon, internet: Internet) -> Iterator[Daemon]:
+def wild(request: pytest.FixtureRequest) -> Internet | None:
+    """The tests' internet, where a test of the session wants one: a host has one at a time."""
+    wanted = any(item.get_closest_marker("own_network") for item in request.session.items)
+    return request.getfixturevalue("internet") if wanted else None
+
+
+@pytest.fixture(scope="package")
+def led(daemon: Daemon, wild: Internet | None) -> Iterator[Daemon]:
     """The daemon, whose machines' names come from the tests' internet."""
+    if wild is None:
+        yield daemon
+        return
     before = dict(daemon.env)
-    daemon.env |= {"ROOST_DNS": RESOLVER, "ROOST_EGRESS_CA": str(internet.ca)}
+    daemon.env |= {"ROOST_DNS": RESOLVER, "ROOST_EGRESS_CA": str(wild.ca)}
     daemon.restart()
     yield daemon
     daemon.env.clear()
@@ -56,7 +66,7 @@ def led(daemon: Daemon, internet: Internet) -> Iterator[Daemon]:
 
 
 @pytest.fixture(scope="package", params=list(RUNGS))
-def rung(request: pytest.FixtureRequest, led: Daemon, internet: Internet) -> Iterator[Rung]:
+def rung(request: pytest.FixtureRequest, led: Daemon, wild: Internet | None) -> Iterator[Rung]:
     """All tests of one rung, then those of the next: two machines at a time instead of ten."""
     name = str(request.param)
     if why := state.unavailable(led, name):
@@ -67,9 +77,10 @@ def rung(request: pytest.FixtureRequest, led: Daemon, internet: Internet) -> Ite
         Machine.create(driver=name, memory_mib=MEMORY_MIB, autosleep="never") as machine,
         Machine.create(driver=name, memory_mib=MEMORY_MIB, autosleep="never") as neighbour,
     ):
-        for each in (machine, neighbour):
-            prepare(each, internet)
-        yield Rung(name, machine, neighbour, internet)
+        if wild is not None:
+            for each in (machine, neighbour):
+                prepare(each, wild)
+        yield Rung(name, machine, neighbour, wild)
 
 
 @pytest.fixture(scope="package")

@@ -21,7 +21,10 @@ from tests.system.conftest import PORT, Daemon
 from .record import case, untested
 from .rung import Rung, home, until
 
-pytestmark = untested("workspace", reason="its servers are the host's: no port of it is shown")
+pytestmark = [
+    untested("workspace", reason="its servers are the host's: no port of it is shown"),
+    pytest.mark.own_network,
+]
 
 SERVED = Path(__file__).with_name("served.py")
 OUTSIDE, LOOPBACK, OTHER = (

@@ -20,6 +20,8 @@ from tests.system.internet import Internet
 
 from .rung import prepare
 
+pytestmark = pytest.mark.own_network
+
 PACKAGE = "six"
 PATIENCE_S = 280
 EMULATED_S = 900  # the same on an emulated processor
