@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 from .cases import CASES, RUNGS
+
+_RUN = time.time_ns()
 
 
 def case(*numbers: int | str, rung: str | None = None) -> Any:
@@ -59,7 +62,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         return
     result, why = said
     test = f"{item.location[0]}::{getattr(item, 'originalname', item.name)}"
-    line = {"test": test, "rung": rung_of(item), "outcome": result, "why": why}
+    line = {"run": _RUN, "test": test, "rung": rung_of(item), "outcome": result, "why": why}
     with Path(path).open("a") as file:
         file.write(json.dumps(line) + "\n")
 

@@ -57,15 +57,22 @@ def load(path: Path = RESULTS) -> Found:
 
 
 def merge(kept: Found, lines: Iterable[str], tests: Mapping[str, object]) -> Found:
-    """What a run found replaces what is kept of the same tests on the same rungs; of one test's many, the worst.
-    Tests that are no more are forgotten."""
+    """What a run found replaces what is kept of the same tests on the same rungs, and what earlier runs found; of one
+    test's many in it, the worst. Tests that are no more are forgotten."""
     new: Found = {}
+    runs: dict[tuple[str, str], int] = {}
     for line in lines:
         said = json.loads(line)
+        key = said["test"], said["rung"]
         rungs = new.setdefault(said["test"], {})
-        was = rungs.get(said["rung"])
-        if was is None or _WORST.index(said["outcome"]) < _WORST.index(was[0]):
-            rungs[said["rung"]] = [said["outcome"], said["why"]]
+        outcome = [said["outcome"], said["why"]]
+        if said["run"] > runs.get(key, -1):
+            runs[key] = said["run"]
+            rungs[said["rung"]] = outcome
+        elif said["run"] == runs[key]:
+            rungs[said["rung"]] = min(
+                rungs[said["rung"]], outcome, key=lambda each: _WORST.index(each[0])
+            )
     merged = {test: {**kept.get(test, {}), **new.get(test, {})} for test in tests}
     return {test: dict(sorted(rungs.items())) for test, rungs in sorted(merged.items()) if rungs}
 

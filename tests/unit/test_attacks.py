@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,8 @@ def test_nothing_failed() -> None:
     assert failed == set()
 
 
-def line(test: str, rung: str, outcome: str, why: str = "") -> str:
-    return f'{{"test": "{test}", "rung": "{rung}", "outcome": "{outcome}", "why": "{why}"}}'
+def line(test: str, rung: str, outcome: str, why: str = "", run: int = 1) -> str:
+    return json.dumps({"run": run, "test": test, "rung": rung, "outcome": outcome, "why": why})
 
 
 def test_the_worst_counts_and_the_last_run_replaces() -> None:
@@ -53,6 +54,8 @@ def test_the_worst_counts_and_the_last_run_replaces() -> None:
     assert table.cell("1", "runc", tests, found) == ("held", "")
     assert table.cell("1", "qemu", tests, found) == ("not held", "why")
     assert table.cell("42", "runc", tests, found) == ("held", "")
+    mended = [line("t.py::test_b", "runc", "held", run=3), line("t.py::test_b", "runc", "failed")]
+    assert table.merge({}, mended, tests)["t.py::test_b"]["runc"] == ["held", ""]
 
 
 @pytest.mark.parametrize(
