@@ -49,7 +49,7 @@ def test_a_copy_has_names_of_its_own(rung: Rung) -> None:
 @case(52)
 def test_the_clock_is_right_at_the_first_command(rung: Rung) -> None:
     with rung.another() as m:
-        for tier in ("frozen", None):
+        for tier in ("frozen", None) if rung.name != "workspace" else (None,):
             before = float(m.exec("cut -d' ' -f1 /proc/uptime").stdout)
             m.sleep(tier=tier) if tier else m.sleep()
             time.sleep(3)

@@ -227,7 +227,7 @@ def test_nothing_of_the_daemons_is_read(rung: Rung, led: Daemon) -> None:
     names = ("key", "roost.db", "secret", "secrets.key", "pool.xfs", "pool/images", "vmm", "logs")
     paths = [str(led.data_dir / name) for name in names]
     paths += [str(led.run_dir), str(led.run_dir / "machines"), str(led.run_dir / "egress.sock")]
-    said = rung.machine.exec(["sh", "-c", 'for p; do cat "$p" || ls "$p"; done', "-", *paths])
+    said = rung.machine.exec(["sh", "-c", 'for p; do cat "$p" || ls "$p/"; done', "-", *paths])
     assert said.stdout == "", said.stdout[:500]
 
 
