@@ -8,10 +8,10 @@ import time
 from .record import case
 from .rung import Rung
 
+pytestmark = untested("workspace", reason="nothing is asked from inside of it")
+
 HOSTILE = """
 import json, os, socket, sys, threading, time
-
-pytestmark = untested("workspace", reason="nothing is asked from inside of it")
 PATH = "/run/roost/socket"
 counts = {}
 end = time.monotonic() + 5
