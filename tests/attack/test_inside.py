@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 
-from .record import case
+from .record import case, untested
 from .rung import Rung
 
 pytestmark = untested("workspace", reason="nothing is asked from inside of it")
