@@ -134,7 +134,8 @@ def test_no_link_leads_to_the_host(rung: Rung, files: Files, canary: tuple[Path,
     for source, destination in (("last", "moved"), ("in", "way/in"), ("way/canary", "stolen")):
         body = {"source": f"{home}/{source}", "destination": f"{home}/{destination}"}
         answer = files.http.post(f"{files.base}/move", json=body)
-        assert answer.status_code < 500, answer.text
+        told = answer.status_code < 500 or answer.json()["error_code"] == "UNSUPPORTED"
+        assert told, answer.text  # nothing is moved from one file system to another
     assert canary[0].read_bytes() == canary[1]
     assert list(path.parent.iterdir()) == [path]
 
@@ -184,7 +185,7 @@ def test_no_link_is_followed_by_a_copy(rung: Rung, canary: tuple[Path, bytes]) -
             child = rung.machine.fork()
             assert isinstance(child, Machine)
             with child:
-                found = child.exec(f"cd {place}; cat f d/canary last way/canary 2>/dev/null")
+                found = child.exec("cd ~/copied; cat f d/canary last way/canary 2>/dev/null")
                 assert content.hex() not in found.stdout.encode(errors="surrogateescape").hex()
                 assert set(found.stdout.split()) <= {"mine"}, found.stdout
     finally:
