@@ -16,6 +16,7 @@ from bench import (
     computer,
     control,
     create,
+    cycles,
     dialects,
     e2b,
     egress,
@@ -43,6 +44,7 @@ BENCHES = {
     "computer": computer.run,
     "control": control.run,
     "create": create.run,
+    "cycles": cycles.run,
     "dialects": dialects.run,
     "e2b": e2b.run,
     "egress": egress.run,
@@ -69,7 +71,9 @@ def _fitting() -> list[str]:
     """Those that the running daemon's warm machines do not spoil, or that measure just them."""
     if warm.kept():
         return [
-            name for name in BENCHES if name not in ("create", "microvm", "gvisor", "templates")
+            name
+            for name in BENCHES
+            if name not in ("create", "cycles", "microvm", "gvisor", "templates")
         ]
     return [name for name in BENCHES if name != "warm"]
 

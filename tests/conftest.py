@@ -14,6 +14,7 @@ from roost.drivers.tree import default_agent
 from roost.egress.supervisor import Supervisor
 from roost.guest import Guests
 from roost.settings import Settings
+from tests.attack.record import pytest_runtest_makereport  # noqa: F401  (the hook)
 from tests.system.conftest import DATA_DIR, Daemon, leftovers, make_daemon
 from tests.system.internet import internet  # noqa: F401  (the fixture)
 

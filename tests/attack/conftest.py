@@ -1,17 +1,13 @@
 """The daemon of the system tests with the tests' internet for its resolver; two machines of each rung, made once.
 
-After every case the daemon answers, the neighbour works, the host's canary files are as they were, and no slot, place
-or process is left that is no living machine's.
+After every case the daemon answers, the neighbour works, the host's canary files are as they were, the database is
+sound, and what its rows say of machines is what the host has of them: no slot, disk, mount, group or process more.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-import sqlite3
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,30 +15,49 @@ import httpx
 import pytest
 
 from roost import Machine
-from roost.host import netns
-from roost.network.addresses import Plan, instance_tag
-from tests.system.conftest import NETWORK, Daemon
+from tests.system.conftest import Daemon
+from tests.system.faults import state
 from tests.system.internet import RESOLVER, Internet
 
-from .rung import Rung, prepare
+from .cases import RUNGS
+from .record import escapes, rung_of
+from .rung import MEMORY_MIB, Rung, prepare
 
-MEMORY_MIB = 256
-POOL = 4  # ROOST_NETWORK_POOL
+WITHOUT_A_NETWORK = "it has the host's own network, and no policy"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One rung after the other would keep six machines; all of one rung at a time, two."""
     here = Path(__file__).parent
     for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.system)
+        if here not in item.path.parents:
+            continue
+        item.add_marker(pytest.mark.system)
+        if item.get_closest_marker("own_network") and not item.get_closest_marker("untested"):
+            item.add_marker(escapes("workspace", reason=WITHOUT_A_NETWORK, run=False))
+        name = rung_of(item)
+        for mark in item.iter_markers("escapes"):
+            if name in mark.args:
+                item.add_marker(pytest.mark.xfail(strict=True, **mark.kwargs))
+        for mark in item.iter_markers("untested"):
+            if name in mark.args:
+                item.add_marker(pytest.mark.skip(**mark.kwargs))
 
 
 @pytest.fixture(scope="package")
-def led(daemon: Daemon, internet: Internet) -> Iterator[Daemon]:
+def wild(request: pytest.FixtureRequest) -> Internet | None:
+    """The tests' internet, where a test of the session wants one: a host has one at a time."""
+    wanted = any(item.get_closest_marker("own_network") for item in request.session.items)
+    return request.getfixturevalue("internet") if wanted else None
+
+
+@pytest.fixture(scope="package")
+def led(daemon: Daemon, wild: Internet | None) -> Iterator[Daemon]:
     """The daemon, whose machines' names come from the tests' internet."""
+    if wild is None:
+        yield daemon
+        return
     before = dict(daemon.env)
-    daemon.env |= {"ROOST_DNS": RESOLVER, "ROOST_EGRESS_CA": str(internet.ca)}
+    daemon.env |= {"ROOST_DNS": RESOLVER, "ROOST_EGRESS_CA": str(wild.ca)}
     daemon.restart()
     yield daemon
     daemon.env.clear()
@@ -50,38 +65,22 @@ def led(daemon: Daemon, internet: Internet) -> Iterator[Daemon]:
     daemon.restart()
 
 
-@pytest.fixture(scope="package", params=["gvisor", "runc", "qemu"])
-def rung(request: pytest.FixtureRequest, led: Daemon, internet: Internet) -> Iterator[Rung]:
+@pytest.fixture(scope="package", params=list(RUNGS))
+def rung(request: pytest.FixtureRequest, led: Daemon, wild: Internet | None) -> Iterator[Rung]:
+    """All tests of one rung, then those of the next: two machines at a time instead of ten."""
     name = str(request.param)
+    if why := state.unavailable(led, name):
+        pytest.skip(why)
     if name == "qemu":
         request.getfixturevalue("guests")
     with (
         Machine.create(driver=name, memory_mib=MEMORY_MIB, autosleep="never") as machine,
         Machine.create(driver=name, memory_mib=MEMORY_MIB, autosleep="never") as neighbour,
     ):
-        for each in (machine, neighbour):
-            prepare(each, internet)
-        yield Rung(name, machine, neighbour, internet)
-
-
-def _standing(daemon: Daemon) -> dict[str, set[str]]:
-    """What of ours on the host is no living machine's: slots beyond the pool, places, processes of machines."""
-    tag, plan = instance_tag(daemon.run_dir), Plan(NETWORK, daemon.run_dir)
-    with sqlite3.connect(daemon.data_dir / "roost.db") as database:
-        rows = database.execute("select id, slot_index from machines where phase != 'destroyed'")
-        living = dict(rows.fetchall())
-    names = [*netns.names(f"rst{tag}-"), *os.listdir("/sys/class/net")]
-    slots = {index for name in names if (index := plan.index_of(name)) is not None}
-    slots -= set(living.values())
-    groups = set()
-    for cgroup in Path("/proc").glob("[0-9]*/cgroup"):
-        with contextlib.suppress(OSError):
-            groups |= set(re.findall(rf"/roost-{tag}/(\w{{20,}})", cgroup.read_text()))
-    places = {path.name for path in daemon.run_dir.glob("machines/*/*")}
-    found = {"processes": groups - set(living), "places": places - set(living)}
-    if len(slots) > POOL:
-        found["slots"] = {str(index) for index in slots}
-    return {k: v for k, v in found.items() if v}
+        if wild is not None:
+            for each in (machine, neighbour):
+                prepare(each, wild)
+        yield Rung(name, machine, neighbour, wild)
 
 
 @pytest.fixture(scope="package")
@@ -108,7 +107,4 @@ def unharmed(request: pytest.FixtureRequest) -> Iterator[None]:
     assert rung.neighbour.exec("echo unharmed", timeout=30).stdout == "unharmed\n"
     for path, content in canaries.items():
         assert path.read_bytes() == content, path
-    deadline = time.monotonic() + 15
-    while left := _standing(daemon):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.2)
+    state.whole(daemon)

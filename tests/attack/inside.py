@@ -14,7 +14,8 @@ import time
 import urllib.request
 
 WAIT_S = 2.0
-CA = "/root/internet-ca.pem"
+HOME = os.path.expanduser("~")
+CA = f"{HOME}/internet-ca.pem"
 MAC = bytes.fromhex("027273740002")
 GATEWAY_MAC = bytes.fromhex("027273740001")
 
@@ -298,10 +299,10 @@ def main():
         print(all_of(json.load(sys.stdin)))
         return
     while True:  # where a start of Python takes seconds
-        with open("/root/attempts") as pipe:
+        with open(f"{HOME}/attempts") as pipe:
             attempts = json.load(pipe)
         outcomes = all_of(attempts)
-        with open("/root/outcomes", "w") as pipe:
+        with open(f"{HOME}/outcomes", "w") as pipe:
             pipe.write(outcomes)
 
 

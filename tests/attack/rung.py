@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from tests.system.internet import Internet, Seen
 
 INSIDE = Path(__file__).with_name("inside.py")
 PATIENCE_S = 90.0
+MEMORY_MIB = 256
 ICMP_UNREACHABLE = 3  # its type
 
 Attempt = dict[str, Any]
@@ -31,12 +33,32 @@ class Outcome:
 
 @dataclass
 class Rung:
-    """``machine`` attacks, ``neighbour`` is a bystander on the same host."""
+    """``machine`` attacks, ``neighbour`` is a bystander on the same host. ``home``: where either may write, as a path
+    in it."""
 
     name: str
     machine: Machine
     neighbour: Machine
-    internet: Internet
+    wild: Internet | None
+
+    @property
+    def internet(self) -> Internet:
+        assert self.wild is not None, "the test is not marked own_network"
+        return self.wild
+
+    @property
+    def home(self) -> str:
+        return home(self.machine)
+
+    @property
+    def keeps_memory(self) -> bool:
+        return self.name in ("gvisor", "qemu")
+
+    def another(self, **options: Any) -> Machine:
+        """Of the same rung; the caller's to destroy."""
+        return Machine.create(
+            driver=self.name, **{"memory_mib": MEMORY_MIB, "autosleep": "never", **options}
+        )
 
     def leash(self, mode: str, *allow: str, observe: bool = False) -> None:
         leash(self.machine, mode, *allow, observe=observe)
@@ -44,9 +66,7 @@ class Rung:
     def attempt(self, *attempts: Attempt, machine: Machine | None = None) -> list[Outcome]:
         """All at once; in their order."""
         stays = machine is None or machine is self.neighbour
-        command = (
-            "cat >/root/attempts && cat /root/outcomes" if stays else "python3 /root/inside.py"
-        )
+        command = "cat >~/attempts && cat ~/outcomes" if stays else "python3 ~/inside.py"
         done = (machine or self.machine).exec(
             command, stdin=json.dumps(attempts), timeout=PATIENCE_S
         )
@@ -83,13 +103,22 @@ def leash(machine: Machine, mode: str, *allow: str, observe: bool = False) -> No
 
 def prepare(machine: Machine, internet: Internet) -> None:
     """With what attacks in it, and stays there."""
-    machine.files.write("/root/inside.py", INSIDE.read_bytes())
-    machine.files.write("/root/internet-ca.pem", internet.ca.read_bytes())
+    machine.files.write(f"{home(machine)}/inside.py", INSIDE.read_bytes())
+    machine.files.write(f"{home(machine)}/internet-ca.pem", internet.ca.read_bytes())
     started = machine.exec(
-        "mkfifo /root/attempts /root/outcomes && nohup python3 /root/inside.py stay >/dev/null 2>&1 &"
+        "mkfifo ~/attempts ~/outcomes && nohup python3 ~/inside.py stay >/dev/null 2>&1 &"
     )
     assert started.ok, started
-    until(lambda: machine.exec("test -p /root/outcomes").ok)
+    until(lambda: machine.exec("test -p ~/outcomes").ok)
+
+
+@functools.cache
+def _home(machine_id: str) -> str:
+    return Machine.get(machine_id).exec("cd && pwd -P", check=True).stdout.strip()
+
+
+def home(machine: Machine) -> str:
+    return _home(machine.id)
 
 
 def until(what: Callable[[], object], within_s: float = PATIENCE_S) -> None:

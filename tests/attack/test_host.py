@@ -17,8 +17,11 @@ from tests.system.conftest import NETWORK, Daemon
 from tests.system.internet import LAN
 from tests.system.internet.names import ALLOWED
 
+from .record import case
 from .rung import Attempt, Rung, request
 from .test_packets import slot_of
+
+pytestmark = [case(39), pytest.mark.own_network]
 
 
 @dataclass

@@ -19,7 +19,10 @@ from tests.system.conftest import Daemon
 from tests.system.internet import Internet
 
 from .conftest import MEMORY_MIB
-from .rung import Rung, until
+from .record import case
+from .rung import Rung, home, until
+
+pytestmark = [case(41), pytest.mark.own_network]
 
 RELENTLESS = Path(__file__).with_name("relentless.py")
 WATCH_S = 0.7
@@ -28,8 +31,8 @@ EFFECTIVE_S = 0.1  # what a change of policy may take, live connections too
 
 def unleash(m: Machine, to: str) -> None:
     """Starts it, and waits until it runs."""
-    m.files.write("/root/relentless.py", RELENTLESS.read_bytes())
-    m.exec("rm -f /dev/shm/rounds; nohup python3 /root/relentless.py " + to + " >/dev/null 2>&1 &")
+    m.files.write(f"{home(m)}/relentless.py", RELENTLESS.read_bytes())
+    m.exec("rm -f /dev/shm/rounds; nohup python3 ~/relentless.py " + to + " >/dev/null 2>&1 &")
     until(lambda: rounds(m) > 3)
 
 
@@ -124,7 +127,7 @@ def test_a_name_that_is_taken_away_is_cut(rung: Rung, scheme: str) -> None:
 def _streaming(rung: Rung, scheme: str) -> Iterator[None]:
     for name in ("allowed.test", "other.test"):
         rung.machine.exec(
-            f"nohup curl -sN --cacert /root/internet-ca.pem '{scheme}://{name}/slow?seconds=30'"
+            f"nohup curl -sN --cacert ~/internet-ca.pem '{scheme}://{name}/slow?seconds=30'"
             " >/dev/null 2>&1 &"
         )
     yield
@@ -142,10 +145,10 @@ def test_nothing_before_the_first_policy(rung: Rung, led: Daemon, mode: str) -> 
         child = m.fork()
         assert isinstance(child, Machine)
         with child:
-            if rung.name == "runc":
+            if not rung.keeps_memory:
                 unleash(child, to)
             tries_on(child)
-        for tier in ("frozen", "hibernated") if rung.name != "runc" else ("frozen", "stopped"):
+        for tier in ("frozen", "hibernated") if rung.keeps_memory else ("frozen", "stopped"):
             m.sleep(tier=tier)
             time.sleep(0.2)
             m.wake()
@@ -159,7 +162,7 @@ def test_nothing_before_the_first_policy(rung: Rung, led: Daemon, mode: str) -> 
 
 def test_a_policy_given_asleep_holds_at_waking(rung: Rung, relentless: str) -> None:
     internet = rung.internet
-    for tier in ("frozen", "hibernated") if rung.name != "runc" else ("frozen",):
+    for tier in ("frozen", "hibernated") if rung.keeps_memory else ("frozen",):
         rung.leash("open")
         since = internet.now()
         until(lambda since=since: ports(internet, relentless, since), 20)  # type: ignore[misc]
@@ -182,7 +185,7 @@ def test_a_snapshot_taken_in_the_open_starts_on_a_leash(rung: Rung, relentless: 
         time.sleep(0.2)
         since = internet.now()
         with Machine.create(snapshot=snapshot, egress="off") as m:
-            if rung.name == "runc":
+            if not rung.keeps_memory:
                 unleash(m, relentless)
             tries_on(m)
             time.sleep(WATCH_S)
@@ -204,6 +207,7 @@ def test_a_daemon_that_starts_again_keeps_it(rung: Rung, led: Daemon, relentless
     until(lambda: ports(internet, relentless, since) >= EVERY, 20)
 
 
+@case("F2")
 def test_a_dead_proxy_fails_closed(rung: Rung, led: Daemon) -> None:
     """While nobody proves names nothing goes by one; then somebody does again."""
     internet = rung.internet

@@ -7,7 +7,10 @@ import pytest
 from tests.system.internet import METADATA
 from tests.system.internet.names import ALLOWED
 
+from .record import case
 from .rung import Attempt, Rung, request
+
+pytestmark = [case(38), pytest.mark.own_network]
 
 SPELLINGS = (
     "169.254.169.254",

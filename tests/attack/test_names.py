@@ -11,7 +11,10 @@ from roost import Machine
 from tests.system.internet import RESOLVER
 from tests.system.internet.names import ALLOWED, CDN, OTHER, PUBLIC_RESOLVER, WILD
 
+from .record import case
 from .rung import Attempt, Outcome, Rung, request
+
+pytestmark = pytest.mark.own_network
 
 A, NULL, TXT, AAAA, SRV, SVCB, HTTPS, ANY = 1, 10, 16, 28, 33, 64, 65, 255
 
@@ -30,6 +33,7 @@ def answers(outcome: Outcome) -> list[list[object]]:
 # --- the resolver ---------------------------------------------------------------------------------
 
 
+@case(34)
 def test_what_is_not_listed_is_not_asked(rung: Rung) -> None:
     """34: no label of the machine's leaves, whatever the question's type and spelling."""
     rung.leash("allowlist", "allowed.test", "*.wild.test", "198.51.100.0/24:443")
@@ -71,6 +75,7 @@ def test_what_is_not_listed_is_not_asked(rung: Rung) -> None:
     assert json.loads(listed[4].said) == [ALLOWED]
 
 
+@case(34)
 def test_a_listed_name_tells_addresses_and_nothing_else(rung: Rung) -> None:
     """Of a name under an allowlist addresses alone: no text to carry data in, no hint at another way."""
     rung.leash("allowlist", "svcb.test", "v6.test", "alias.test", "*.tunnel.test")
@@ -87,6 +92,7 @@ def test_a_listed_name_tells_addresses_and_nothing_else(rung: Rung) -> None:
     assert [A, OTHER] in answers(alias) and answers(svcb) == [[A, ALLOWED]]
 
 
+@case(34)
 def test_off_knows_no_names(rung: Rung) -> None:
     rung.leash("off")
     since = rung.internet.now()
@@ -100,6 +106,7 @@ def test_off_knows_no_names(rung: Rung) -> None:
     assert ("allowed.test", "dns", "off") in tried
 
 
+@case(35)
 @pytest.mark.parametrize("mode", ["allowlist", "off"])
 def test_no_resolver_but_ours(rung: Rung, mode: str) -> None:
     """35: another by UDP, TCP, TLS or HTTPS; ours by its true address."""
@@ -159,6 +166,7 @@ def test_what_is_listed_is_served(rung: Rung) -> None:
     assert hosts == expected, [str(each) for each in outcomes]
 
 
+@case(36)
 def test_the_name_said_is_the_name_dialled(rung: Rung) -> None:
     """36: whatever address a connection was for, it ends at the name that it named."""
     rung.leash("allowlist", "allowed.test")
@@ -177,6 +185,7 @@ def test_the_name_said_is_the_name_dialled(rung: Rung) -> None:
     assert f'"server": "{ALLOWED}"' in outcomes[0].said, str(outcomes[0])
 
 
+@case(36)
 def test_tls_that_names_another_or_nobody(rung: Rung) -> None:
     rung.leash("allowlist", "allowed.test", "one.cdn.test")
     to = rung.internet.attacker()
@@ -210,6 +219,7 @@ def test_tls_that_names_another_or_nobody(rung: Rung) -> None:
     assert named <= {"allowed.test", "one.cdn.test"}, named
 
 
+@case(36)
 def test_every_request_names_what_it_is_for(rung: Rung) -> None:
     """A connection that was let through for one name says another: in its next request, in its first line, in a
     second Host, in what looks like a body."""
@@ -272,6 +282,7 @@ def test_every_request_names_what_it_is_for(rung: Rung) -> None:
     assert len(says) == 2 and all('"host": "allowed.test"' in each for each in says), says
 
 
+@case(36)
 def test_two_names_behind_one_address(rung: Rung) -> None:
     """The name is what counts, not the address they share. What is said inside TLS nobody sees: a known limit."""
     rung.leash("allowlist", "one.cdn.test")
@@ -288,6 +299,7 @@ def test_two_names_behind_one_address(rung: Rung) -> None:
     assert "two.cdn.test" not in {each.said for each in rung.internet.seen("tls", since=since)}
 
 
+@case(36)
 def test_an_alias_is_the_name_that_was_asked_for(rung: Rung) -> None:
     """A listed name may point where it likes, but not at what is always refused."""
     rung.leash("allowlist", "alias.test", "*.alias.test")

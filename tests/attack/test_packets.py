@@ -17,7 +17,10 @@ from tests.system.conftest import NETWORK, Daemon
 from tests.system.internet import LAN
 from tests.system.internet.names import ALLOWED, OTHER
 
+from .record import case
 from .rung import Attempt, Outcome, Rung, until
+
+pytestmark = pytest.mark.own_network
 
 TCP_PORTS = (22, 25, 80, 443, 853, 4444, 31337)
 UDP_PORTS = (53, 123, 443, 853, 9999)
@@ -58,6 +61,7 @@ def test_open_reaches_it(rung: Rung) -> None:
     assert answered(outcomes), [str(each) for each in outcomes]
 
 
+@case(33)
 @pytest.mark.parametrize("leash", [("off",), ("allowlist",), ("allowlist", "allowed.test")])
 def test_nothing_goes_by_itself(rung: Rung, leash: tuple[str, ...]) -> None:
     rung.leash(*leash)
@@ -72,6 +76,7 @@ def test_nothing_goes_by_itself(rung: Rung, leash: tuple[str, ...]) -> None:
     assert any(kind == "icmp" for kind, _ in listed), listed
 
 
+@case(33)
 def test_a_listed_name_is_no_listed_address(rung: Rung) -> None:
     """The address of a name is reached by proving the name: not by QUIC, which shows none, nor on other ports."""
     rung.leash("allowlist", "allowed.test", "other.test:8443")
@@ -93,6 +98,7 @@ def test_a_listed_name_is_no_listed_address(rung: Rung) -> None:
     assert seen == [], [str(each) for each in outcomes]
 
 
+@case(33)
 def test_an_address_is_allowed_by_its_ports_and_no_more(rung: Rung) -> None:
     to, other = rung.internet.attacker(), rung.internet.attacker()
     rung.leash("allowlist", f"{to}:4444/tcp", f"{to}:9999/udp")
@@ -134,6 +140,7 @@ def slot_of(daemon: Daemon, machine: Machine) -> int:
     return int(row[0])
 
 
+@case(40)
 @pytest.mark.parametrize("mode", ["open", "off"])
 def test_a_forged_sender_does_not_leave(rung: Rung, led: Daemon, mode: str) -> None:
     rung.leash(mode)
@@ -161,6 +168,7 @@ def test_a_forged_sender_does_not_leave(rung: Rung, led: Daemon, mode: str) -> N
         assert rung.ports(true) == {("udp", 9)}
 
 
+@case(40)
 def test_a_forged_neighbour_changes_nobodys_table(rung: Rung, led: Daemon) -> None:
     """Claims by ARP to be the gateway, its peer on the host or another machine."""
     rung.leash("open")
@@ -180,17 +188,18 @@ def test_a_forged_neighbour_changes_nobodys_table(rung: Rung, led: Daemon) -> No
     assert rung.reached(to), "its own way out still goes"
 
 
+@case(40)
 def test_no_neighbour_is_reached(rung: Rung, led: Daemon) -> None:
     """By any of the addresses that it, its gateway and its gateway's peer have."""
     rung.leash("open")
     plan = Plan(NETWORK, led.run_dir)
     rung.neighbour.exec(
-        "nohup python3 -m http.server 8000 --bind 0.0.0.0 >/root/served 2>&1 &", timeout=30
+        "nohup python3 -m http.server 8000 --bind 0.0.0.0 > ~/served 2>&1 &", timeout=30
     )
     # It would answer: from inside.
     get = {"do": "tcp", "to": "127.0.0.1", "port": 8000, "say": "GET / HTTP/1.0\r\n\r\n"}
     until(lambda: "200 OK" in rung.attempt(get, machine=rung.neighbour)[0].said)
-    asked = rung.neighbour.exec("cat /root/served").stdout.count("GET")
+    asked = rung.neighbour.exec("cat ~/served").stdout.count("GET")
     slot = plan.slot(slot_of(led, rung.neighbour))
     addresses = (slot.gateway_side, slot.host_side)
     outcomes = rung.attempt(
@@ -203,10 +212,11 @@ def test_no_neighbour_is_reached(rung: Rung, led: Daemon) -> None:
         *({"do": "icmp", "to": to} for to in addresses),
     )
     assert not any(each.ok and each.said for each in outcomes), [str(each) for each in outcomes]
-    assert rung.neighbour.exec("cat /root/served").stdout.count("GET") == asked
+    assert rung.neighbour.exec("cat ~/served").stdout.count("GET") == asked
     rung.neighbour.exec("pkill -f [h]ttp.server")
 
 
+@case(37)
 def test_ipv6_is_no_way_around(rung: Rung, led: Daemon) -> None:
     """No address, no route, nothing that leaves; an IPv4 address in an IPv6 socket is held as what it is."""
     for mode in ("open", "off"):

@@ -16,7 +16,10 @@ from roost import Machine
 from tests.system.conftest import Daemon
 from tests.system.found import where
 
+from .record import case
 from .rung import Rung
+
+pytestmark = [case(49), pytest.mark.own_network]
 
 NAME = "TOKEN"
 
@@ -68,7 +71,7 @@ def test_it_is_added_for_its_hosts_and_no_other(rung: Rung, secret: str) -> None
     assert f"Bearer {secret}" in sent(rung, "any.wild.test", since)
     # Not for others, by whatever trick; not without TLS.
     for url, more in (
-        ("https://other.test/x", ("--cacert", "/root/internet-ca.pem")),
+        ("https://other.test/x", ("--cacert", f"{rung.home}/internet-ca.pem")),
         ("https://other.test/x", ("-k", "-H", "Host: allowed.test")),
         ("https://allowed.test/x", ("-H", "Host: other.test")),
         ("https://allowed.test/x", ("-k", "--connect-to", "allowed.test:443:other.test:443")),
@@ -135,7 +138,7 @@ def test_it_is_nowhere_else(rung: Rung, led: Daemon, api: httpx.Client, secret: 
         assert secret not in text.replace(bad.request.content.decode(), ""), text[:300]
     # That what looks there finds something: the machine's own disk has what is written in it.
     planted = f"planted{secrets.token_hex(16)}"
-    rung.machine.files.write("/root/planted", planted)
+    rung.machine.files.write(f"{rung.home}/planted", planted)
     snapshot = rung.machine.snapshot()
     try:
         assert where(led, planted, since)
@@ -163,7 +166,7 @@ def test_a_new_value_holds_at_once_and_a_fork_has_none(
         assert api.get(f"/v1/machines/{child.id}/secrets").json()["items"] == []
     assert api.delete(f"/v1/machines/{rung.machine.id}/secrets/{NAME}").is_success
     since = rung.internet.now()
-    fetch(rung.machine, "https://allowed.test/x", "--cacert", "/root/internet-ca.pem")
+    fetch(rung.machine, "https://allowed.test/x", "--cacert", f"{rung.home}/internet-ca.pem")
     assert not [each for each in sent(rung, "allowed.test", since) if value in each]
     put(api, rung.machine, value=value, hosts=["allowed.test"], header="Authorization")
 

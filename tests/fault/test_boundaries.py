@@ -15,7 +15,10 @@ from roost.engine.journal import TRIES
 from roost.errors import MachineError, RoostError
 from roost.services.models import Attach, CreateMachine, ForkMachine
 from roost.store import snapshots
+from tests.attack.record import case
 from tests.unit.engine.kit import TENANT, Daemon, Host, small, until
+
+pytestmark = case("F1")
 
 
 class Killed(BaseException):

@@ -11,7 +11,10 @@ import pytest
 from roost.drivers.interface import Exit
 from roost.errors import CapacityError, MachineError, RoostError
 from roost.services.models import PatchMachine
+from tests.attack.record import case
 from tests.unit.engine.kit import TENANT, Daemon, Host, small
+
+pytestmark = case("F8")
 
 METHODS = {
     "driver": ["start", "remove", "freeze", "thaw"],

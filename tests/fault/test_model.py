@@ -13,9 +13,12 @@ from hypothesis import HealthCheck, settings
 from roost.drivers.interface import Exit
 from roost.errors import RoostError
 from roost.services.models import ForkMachine
+from tests.attack.record import case
 from tests.fault.histories import Histories, Host, Op, Seen
 from tests.unit.engine import kit
 from tests.unit.engine.kit import TENANT, Daemon, small
+
+pytestmark = case("F8")
 
 
 class InMemory(Host):

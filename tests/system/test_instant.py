@@ -18,6 +18,7 @@ import pytest
 
 from roost import CapacityError, Client, Machine, Terminal
 from roost.settings import Settings
+from tests.attack.record import case
 
 from .conftest import Daemon
 from .test_forks import with_memory
@@ -167,6 +168,7 @@ def test_a_process_at_work_goes_on_in_both_with_its_memory_and_its_open_file(
     assert held(parent) == digest
 
 
+@case(50)
 @pytest.mark.parametrize(
     ("parent", "count"),
     [("gvisor", 50), ("qemu", 10), pytest.param("qemu", 50, marks=pytest.mark.long)],
@@ -258,6 +260,7 @@ def pool_with(daemon: Daemon, free: int) -> Iterator[None]:
             filler.unlink()
 
 
+@case("F4")
 def test_a_pool_that_is_full_in_the_middle_of_a_capture(daemon: Daemon, parent: Machine) -> None:
     before, found = captures(daemon, parent), kept(daemon)
     digest = held(parent)

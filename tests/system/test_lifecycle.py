@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from roost import Client, Machine, NotFoundError, RoostError
+from tests.attack.record import case
 
 from .conftest import Daemon, leftovers
 
@@ -100,6 +101,7 @@ def test_one_machine_per_key_however_many_ask(daemon: Daemon) -> None:
     again.destroy()
 
 
+@case("F8")
 def test_delete_while_it_is_being_made(daemon: Daemon, driver: str) -> None:
     with daemon.http() as http:
         for pause in (0.0, 0.03, 0.08, 0.15):
@@ -123,6 +125,7 @@ def test_ttl_destroys(daemon: Daemon) -> None:
             time.sleep(0.2)
 
 
+@case("F1")
 def test_daemon_killed_in_the_middle_of_creates(daemon: Daemon, driver: str) -> None:
     """Whatever step it was at: afterwards each machine runs or is gone, and nothing of the gone ones is left."""
 
@@ -157,6 +160,7 @@ def test_daemon_killed_in_the_middle_of_creates(daemon: Daemon, driver: str) -> 
         time.sleep(0.3)
 
 
+@case(44)
 def test_bad_input_is_typed_and_loses_nothing(daemon: Daemon) -> None:
     cases: list[tuple[dict[str, object], str]] = [
         ({"template": "no-such"}, "TEMPLATE_NOT_FOUND"),

@@ -28,6 +28,7 @@ from roost.drivers.qemu.qmp import Qmp
 from roost.guest import FIRST_TOKEN, Guests
 from roost.host.cgroups import Cgroups, Limits
 from roost.network.addresses import instance_tag
+from tests.attack.record import case
 from tests.system.internet import INTERNET, RESOLVER, Internet
 
 from .conftest import Daemon
@@ -226,6 +227,7 @@ def test_an_emulated_cpu_is_not_taken_unasked(machine: Machine) -> None:
         assert other.isolation["driver"] != "qemu"
 
 
+@case(51, rung="qemu")
 def test_siblings_are_strangers(daemon: Daemon, machine: Machine) -> None:
     with create() as one, create() as other:
         own = [run(m, IDENTITY).split() for m in (machine, one, other)]
@@ -291,6 +293,7 @@ def test_a_fork_goes_on_in_both(machine: Machine, checksum: str) -> None:
     assert run(machine, "md5sum < /dev/shm/random") == checksum
 
 
+@case(52, rung="qemu")
 def test_sleep_keeps_memory_and_the_clock_is_right_afterwards(
     machine: Machine, checksum: str
 ) -> None:
@@ -366,6 +369,7 @@ def test_snapshots_keep_memory_of_machines_awake_and_asleep(
                 snapshot.delete()
 
 
+@case("F5", rung="qemu")
 def test_memory_that_was_damaged_is_not_gone_on_from(daemon: Daemon, machine: Machine) -> None:
     with fork(machine) as m:
         boot = boots(m)
@@ -398,6 +402,7 @@ def _flip(path: Path) -> None:
         file.write(bytes([byte[0] ^ 0xFF]))
 
 
+@case("F2", rung="qemu")
 def test_a_killed_vmm_is_a_failure_and_the_disk_is_good(daemon: Daemon, machine: Machine) -> None:
     with fork(machine) as m:
         m.files.write("/root/written", "on disk", sync=True)

@@ -19,6 +19,7 @@ import pytest
 
 from roost import Machine, Snapshot, Template
 from roost.errors import RoostError
+from tests.attack.record import case
 from tests.oci_images import Image, archive, digest, directory, entry, link, tar
 from tests.system.conftest import REGISTRY, Daemon, leftovers
 
@@ -138,6 +139,7 @@ def test_a_layout_in_a_context(
 BOMB = gzip.compress(bytes(200 << 20), 9)
 
 
+@case(24)
 @pytest.mark.parametrize(
     ("entries", "match"),
     [
@@ -163,6 +165,7 @@ def refused(hostile: Image, tmp_path: Path, match: str) -> None:
     assert not [t for t in Template.list() if t.name == "refused"]
 
 
+@case(25)
 def test_a_bomb_and_a_lie(tmp_path: Path) -> None:
     bomb = Image()
     bomb.layers.append(bomb.blob(BOMB, "application/vnd.oci.image.layer.v1.tar+gzip"))

@@ -9,6 +9,7 @@ import pyte
 import pytest
 
 from roost import Machine, Terminal, TimeoutExpired
+from tests.attack.record import case
 
 from .conftest import Daemon
 
@@ -110,6 +111,7 @@ def test_a_full_screen_program_in_a_terminal(machine: Machine) -> None:
     assert machine.files.read("/workspace/text") == b"typed here first line\n"
 
 
+@case(8)
 def test_a_timeout_ends_everything_the_exec_started(machine: Machine) -> None:
     script = (
         "trap '' TERM; setsid sh -c \"trap '' TERM HUP; (setsid sleep 4321 &) ; sleep 4321\" & "
@@ -127,6 +129,7 @@ COMETS = "for (1..20) { next if fork; setsid; while (1) { exit if fork; setsid }
 TREE = "while (1) { setsid if defined($p = fork) && !$p }"
 
 
+@case(1, 8)
 @pytest.mark.parametrize("bomb", [COMETS, TREE], ids=["comets", "tree"])
 def test_a_timeout_ends_a_fork_bomb_and_nothing_else(
     machine: Machine, driver: str, bomb: str
@@ -146,6 +149,7 @@ def test_a_timeout_ends_a_fork_bomb_and_nothing_else(
     other.kill()
 
 
+@case(13, 15)
 def test_no_way_to_the_hosts_devices_and_audit_log(machine: Machine, driver: str) -> None:
     if driver == "gvisor":
         pytest.skip("its own kernel answers")

@@ -17,7 +17,7 @@ from roost.network.addresses import Plan, instance_tag
 from tests.system.conftest import NETWORK, Daemon
 
 SETTLED = ("running", "sleeping", "failed", "destroyed")
-_MACHINE = re.compile(r"/(?:gvisor|runc|qemu)-([a-z0-9]{26,40})")
+_MACHINE = re.compile(r"/(?:gvisor|runc|qemu|user)-([a-z0-9]{26,40})")
 
 
 def rows(daemon: Daemon, query: str, *values: object) -> list[dict[str, Any]]:
@@ -75,6 +75,8 @@ def _database(daemon: Daemon) -> Iterator[str]:
 def _host(daemon: Daemon) -> Iterator[str]:
     machines = rows(daemon, "select * from machines")
     running = {m["id"]: m for m in machines if _lives(m)}
+    # A directory of the daemon's user is no disk, and its processes have no group, mount or slot of their own.
+    bare = {m["id"] for m in machines if m["driver"] == "workspace"}
     kept = rows(daemon, "select id from snapshots")
     pool = daemon.data_dir / "pool"
     disks = {m["id"] for m in machines if m["phase"] != "destroyed" and m["disk_ready"]}
@@ -95,8 +97,8 @@ def _host(daemon: Daemon) -> Iterator[str]:
         ),
     )
     for what, there, wanted in pairs:
-        yield from (f"leaked {what} of {m}" for m in sorted(there - wanted))
-        yield from (f"missing {what} of {m}" for m in sorted(wanted - there))
+        yield from (f"leaked {what} of {m}" for m in sorted(there - wanted - bare))
+        yield from (f"missing {what} of {m}" for m in sorted(wanted - there - bare))
     for path in (pool / "tmp").iterdir():
         yield f"leaked {path}"
     for machine_id, row in running.items():
@@ -170,7 +172,7 @@ def _network(daemon: Daemon, running: dict[str, dict[str, Any]]) -> Iterator[str
     for name in [*netns.names(plan.prefix), *links]:
         if (index := plan.index_of(name)) is not None:
             parts.setdefault(index, set()).add(name.removeprefix(plan.prefix)[0])
-    used = {row["slot_index"]: row for row in running.values()}
+    used = {row["slot_index"]: row for row in running.values() if row["slot_index"] is not None}
     for index in sorted(set(used) - set(parts)):
         yield f"missing slot {index}"
     for index, found in sorted(parts.items()):
@@ -194,6 +196,13 @@ def _links(namespace: str) -> list[str]:
 
 
 def available(daemon: Daemon, driver: str) -> bool:
+    return not unavailable(daemon, driver)
+
+
+def unavailable(daemon: Daemon, driver: str) -> str:
+    """Why this host has none; "" where it has."""
     with daemon.http() as http:
         rungs = {rung["driver"]: rung for rung in http.get("/v1/host").json()["rungs"]}
-    return bool(rungs.get(driver, {}).get("available"))
+    if driver not in rungs:
+        return f"this daemon does not offer {driver}"
+    return "" if rungs[driver]["available"] else f"{driver}: {rungs[driver]['reason']}"

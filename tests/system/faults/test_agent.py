@@ -7,6 +7,7 @@ import time
 import pytest
 
 from roost import ExecTimeout, Machine, RoostError
+from tests.attack.record import case
 from tests.system.conftest import Daemon
 from tests.system.faults import state
 from tests.system.faults.sweep import Api, require
@@ -14,6 +15,7 @@ from tests.system.faults.sweep import Api, require
 pytestmark = pytest.mark.system
 
 
+@case(10, "F2", rung="gvisor")
 def test_killed_in_gvisor(daemon: Daemon) -> None:
     """There it takes the machine with it: the command's caller hears AGENT_LOST, the machine says why it failed."""
     require(daemon, "gvisor")
@@ -35,6 +37,7 @@ def test_killed_in_gvisor(daemon: Daemon) -> None:
     state.whole(daemon)
 
 
+@case(10, "F2")
 @pytest.mark.parametrize("driver", ["gvisor", "runc"])
 def test_stopped(daemon: Daemon, driver: str) -> None:
     """On runc PID 1 cannot be. On gVisor it can: whoever waits hears so in time, and the host stops and wakes it."""
@@ -60,6 +63,7 @@ def test_stopped(daemon: Daemon, driver: str) -> None:
     state.whole(daemon)
 
 
+@case(10, "F2", rung="qemu")
 @pytest.mark.long
 def test_killed_in_a_microvm(daemon: Daemon) -> None:
     """It is the kernel's init, which no signal from inside ends; what it does not survive ends the kernel."""

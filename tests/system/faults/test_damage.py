@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from roost import Machine, RoostError, Snapshot
+from tests.attack.record import case
 from tests.system.conftest import Daemon
 from tests.system.faults import state
 from tests.system.faults.sweep import Api, require
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, case("F5")]
 
 
 def _flip(daemon: Daemon, snapshot: str, directory: Path) -> None:

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from roost import Machine, RoostError
+from tests.attack.record import case
 from tests.system.conftest import Daemon
 from tests.system.faults import state
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, case("F7")]
 
 
 @pytest.fixture

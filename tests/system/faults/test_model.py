@@ -15,12 +15,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.attack.record import case
 from tests.fault.histories import Histories, Host, Op, Seen
 from tests.system.conftest import Daemon
 from tests.system.faults import state
 from tests.system.faults.sweep import require
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, case("F8")]
 UNDER_WAY = ("accepted", "placement_pending", "starting", "stopping", "waking", "destroying")
 QUIET_S = 60.0
 

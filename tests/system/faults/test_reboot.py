@@ -14,11 +14,12 @@ import pytest
 
 from roost.host import netns
 from roost.network.addresses import Plan
+from tests.attack.record import case
 from tests.system.conftest import NETWORK, Daemon
 from tests.system.faults import state
 from tests.system.faults.sweep import Api, require
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, case("F10")]
 
 
 def reboot(daemon: Daemon) -> None:

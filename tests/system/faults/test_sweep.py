@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.attack.record import case
 from tests.system.conftest import Daemon
 from tests.system.faults.sweep import SCENARIOS, Boundary, Sweep, Tally, require, table
 
@@ -57,6 +58,7 @@ def told(daemon: Daemon) -> Iterator[None]:
         path.write_text(json.dumps([asdict(t) for t in TALLIES], indent=1))
 
 
+@case("F1")
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", SCENARIOS)

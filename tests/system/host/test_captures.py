@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from roost.egress.policy import Policy
 from roost.errors import ConflictError, RoostError, UnsupportedError
 from roost.host import loop, mounts, syscalls
 from roost.storage import mounting
+from tests.attack.record import case
 
 from .conftest import Machine, World
 
@@ -168,6 +170,7 @@ async def test_a_restored_agent_answers_however_much_was_closed_before(
         shutil.rmtree(into)
 
 
+@case("F5", rung="gvisor")
 async def test_a_damaged_image_is_refused_before_it_runs(
     world: World, gvisor: ContainerDriver
 ) -> None:
@@ -220,6 +223,7 @@ async def test_a_damaged_image_is_refused_before_it_runs(
     await _drop(kept)
 
 
+@case("F4", rung="gvisor")
 async def test_no_space_for_it_leaves_the_parent_running(
     world: World, gvisor: ContainerDriver, tmp_path: Path
 ) -> None:
@@ -438,6 +442,33 @@ async def test_a_file_that_is_open_but_has_no_name_cannot_be_saved(
     await parent.run("touch /root/go; sleep 0.3")
     kept = await world.capture(parent)
     await _runs_on(await world.child(kept, parent))
+    await _drop(kept)
+
+
+@case("F3")
+@pytest.mark.parametrize("name", ["runc", "gvisor"])
+async def test_it_is_on_the_disk_before_it_is_told(
+    world: World, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after the answer finds all of it: each file was synced after it was written last, and the
+    directories that name them after that."""
+    synced: dict[tuple[int, int], int] = {}
+    plain = os.fsync
+
+    def fsync(fd: int) -> None:
+        plain(fd)
+        found = os.fstat(fd)
+        synced[found.st_dev, found.st_ino] = time.time_ns()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    driver = world.driver(name)
+    parent = await world.start(driver)
+    kept = await world.capture(parent)
+    capture, disk = kept
+    files = [*capture.directory.iterdir()]
+    for path in (disk, disk.parent, *files, *([capture.directory] if files else [])):
+        found = path.stat()
+        assert synced.get((found.st_dev, found.st_ino), 0) >= found.st_mtime_ns, path
     await _drop(kept)
 
 

@@ -17,6 +17,7 @@ from roost.egress.policy import Policy
 from roost.errors import InternalError, MachineError, RoostError, UnsupportedError
 from roost.host import loop, mounts, processes
 from roost.storage import disks
+from tests.attack.record import case
 
 from .conftest import World
 
@@ -177,6 +178,7 @@ async def test_waiting_ends_when_the_machine_dies(world: World, driver: Containe
     assert unknown.reason == "unknown"
 
 
+@case(2)
 async def test_too_much_memory_ends_it_or_a_process_of_it(
     world: World, driver: ContainerDriver
 ) -> None:
@@ -287,6 +289,7 @@ async def test_a_frozen_machine_is_not_captured(
     assert driver.cgroups.frozen(driver._group(machine.id))
 
 
+@case(8)
 async def test_what_stops_its_supervisor_is_ended_from_the_host(
     world: World, driver: ContainerDriver
 ) -> None:
@@ -337,6 +340,7 @@ async def test_limits_change_while_it_runs(world: World, driver: ContainerDriver
     assert after - before >= 256 << 20
 
 
+@case(3)
 async def test_the_image_is_a_hard_limit(world: World, driver: ContainerDriver) -> None:
     machine = await world.start(driver)
     code, text = await machine.run("dd if=/dev/zero of=$HOME/big bs=1M count=2000", 60)
@@ -346,6 +350,7 @@ async def test_the_image_is_a_hard_limit(world: World, driver: ContainerDriver) 
     assert (await machine.run("echo fine >~/f; cat ~/f")) == (0, "fine\n")
 
 
+@case(39)
 async def test_a_machine_reaches_nothing_of_the_hosts(
     world: World, driver: ContainerDriver
 ) -> None:
@@ -368,6 +373,7 @@ async def test_a_machine_reaches_nothing_of_the_hosts(
     assert str(base) not in text
 
 
+@case(22)
 async def test_links_planted_by_the_guest_lead_nowhere(
     world: World, driver: ContainerDriver
 ) -> None:
@@ -444,6 +450,7 @@ async def test_a_cancelled_start_is_taken_back(world: World, driver: ContainerDr
         await world.storage.delete(name)
 
 
+@case("F9")
 async def test_many_come_and_go(world: World, driver: ContainerDriver) -> None:
     warm = await world.start(driver)
     await world.destroy(warm)

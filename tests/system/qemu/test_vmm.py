@@ -26,6 +26,7 @@ from roost.drivers.qemu.mappedram import SnapshotInvalid
 from roost.drivers.qemu.qmp import Qmp
 from roost.errors import MachineError
 from roost.host import files
+from tests.attack.record import case
 from tests.system.internet import INTERNET, RESOLVER
 
 from .conftest import TOKEN, Lab, Saved, Vm, copied
@@ -84,6 +85,7 @@ def forbid_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(captures, "whole", whole)
 
 
+@case("F6", rung="qemu")
 async def test_the_file_it_came_from_may_be_deleted_or_replaced_meanwhile(
     lab: Lab, saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +293,7 @@ async def test_a_later_daemon_learns_how_a_machine_ended_meanwhile(lab: Lab, sav
         assert end.console
 
 
+@case("F5", rung="qemu")
 async def test_bad_snapshots_are_refused_before_anything_starts(lab: Lab, saved: Saved) -> None:
     spec = await lab.spec("one", saved.disk)
     directory = lab.directory()
@@ -375,6 +378,34 @@ async def test_a_failed_capture_leaves_a_running_machine_and_nothing_else(
             await lab.driver.hibernate(vm.handle, into)
     await nothing_but_the_machine()
     await vm.counts_on()
+
+
+@case("F3", rung="qemu")
+async def test_it_is_on_the_disk_before_it_is_told(
+    lab: Lab, saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file synced after it was written last, the directories that name them, the manifest last."""
+    synced: dict[tuple[int, int], int] = {}
+    plain = os.fsync
+
+    def fsync(fd: int) -> None:
+        plain(fd)
+        found = os.fstat(fd)
+        synced[found.st_dev, found.st_ino] = time.time_ns()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    vm = await child(lab, saved, "one")
+    into = lab.directory()
+    disk = into.with_suffix(".ext4")
+    await lab.driver.capture(vm.handle, into, disk)
+    at = {}
+    for path in (disk, disk.parent, into, *into.iterdir()):
+        found = path.stat()
+        at[path.name] = synced.get((found.st_dev, found.st_ino), 0)
+        assert at[path.name] >= found.st_mtime_ns, path
+    assert at["memory"] < at["manifest.json"]
+    saved_memory.clear(into)
+    disk.unlink()
 
 
 async def test_a_cancelled_capture_ends_with_its_thread(

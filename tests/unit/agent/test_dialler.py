@@ -17,6 +17,7 @@ from roost.agent.client import AgentClient
 from roost.agent.dialler import Dialler, FifoStream, Handshake
 from roost.agent.v1 import agent_pb2 as pb
 from roost.errors import MachineError
+from tests.attack.record import case
 from tests.unit.agent.process import BINARY, TOKEN
 
 
@@ -58,6 +59,7 @@ class Pipe:
         return nonce
 
 
+@case(29)
 @given(st.lists(st.binary(max_size=90), max_size=20), st.binary(max_size=50), st.integers(1, 40))
 def test_finds_its_echo_in_any_cut_of_any_noise(
     noise: list[bytes], after: bytes, size: int
@@ -72,6 +74,7 @@ def test_finds_its_echo_in_any_cut_of_any_noise(
     assert rest == after
 
 
+@case(29)
 def test_a_wrong_mac_and_an_old_echo_are_noise() -> None:
     shake = Handshake(TOKEN)
     old = os.urandom(16)
@@ -80,6 +83,7 @@ def test_a_wrong_mac_and_an_old_echo_are_noise() -> None:
     assert shake.feed(shake.nonce + mac(shake.nonce) + b"PRI") == b"PRI"
 
 
+@case(29)
 def test_endless_noise_is_refused() -> None:
     shake = Handshake(TOKEN)
     with pytest.raises(MachineError):

@@ -13,6 +13,9 @@ import pytest
 from roost.agent.client import AgentClient
 from roost.agent.v1 import agent_pb2 as pb
 from roost.errors import RoostError
+from tests.attack.record import case
+
+pytestmark = case(29)
 
 EID = "e" * 26
 Frame = pb.OutputFrame

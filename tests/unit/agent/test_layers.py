@@ -13,6 +13,7 @@ import pytest
 from roost.agent.client import AgentClient
 from roost.agent.v1 import agent_pb2 as pb
 from roost.errors import RoostError
+from tests.attack.record import case
 from tests.oci_images import PACKERS, directory, entry, link, tar
 from tests.unit.agent import process
 
@@ -96,6 +97,7 @@ async def test_layers_lie_on_each_other(running: AgentClient, tmp_path: Path) ->
     assert (root / "kept").stat().st_mode & 0o7777 == 0o4755
 
 
+@case(24)
 async def test_links_lead_nowhere_but_below_the_root(running: AgentClient, tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"
     outside.mkdir()
@@ -118,6 +120,7 @@ async def test_links_lead_nowhere_but_below_the_root(running: AgentClient, tmp_p
     assert (root / "victim").read_text() == "a file in its place"
 
 
+@case(24)
 @pytest.mark.parametrize(
     "entries",
     [
@@ -178,6 +181,7 @@ async def test_what_is_no_part_of_an_image(running: AgentClient, tmp_path: Path)
     ]
 
 
+@case(25)
 @pytest.mark.parametrize(
     ("packed", "compression"), [("+gzip", pb.COMPRESSION_GZIP), ("+zstd", pb.COMPRESSION_ZSTD)]
 )

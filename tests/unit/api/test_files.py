@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.attack.record import case
 from tests.unit.api.kit import Served, events
 
 
@@ -121,6 +122,7 @@ async def test_the_tree(served: Served, files: str, tmp_path: Path) -> None:
     assert gone.status_code == 204 and not os.path.exists(root)
 
 
+@case(21)
 @pytest.mark.parametrize(
     "query",
     [
@@ -139,6 +141,7 @@ async def test_path_games(served: Served, files: str, query: str, call: str) -> 
     assert answer.status_code == 422, (answer.status_code, answer.text)
 
 
+@case(21)
 async def test_bytes_that_are_not_text(served: Served, files: str, tmp_path: Path) -> None:
     raw = os.fsencode(tmp_path) + b"/caf\xe9"
     name = base64.b64encode(raw).decode()
@@ -149,6 +152,7 @@ async def test_bytes_that_are_not_text(served: Served, files: str, tmp_path: Pat
     assert found[0]["path_b64"] == name
 
 
+@case(23)
 async def test_kinds_that_are_refused(served: Served, files: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path, code in (
@@ -193,6 +197,7 @@ async def test_tar_both_ways(served: Served, files: str, tmp_path: Path) -> None
     assert missing.status_code == 404
 
 
+@case(25)
 async def test_a_gzip_bomb_is_cut(served: Served, files: str, tmp_path: Path) -> None:
     bomb = gzip.compress(bytes(300 << 20), 9)
     answer = await served.http.put(

@@ -21,6 +21,7 @@ from roost.gateway import sessions
 from roost.services.models import Role
 from roost.store.idempotency import Idempotency
 from roost.store.schema import idempotency as t
+from tests.attack.record import case
 from tests.unit.api.kit import OTHER, TENANT, Served, serving, until
 
 M, E, T = "a" * 26, "b" * 26, "c" * 26
@@ -115,6 +116,7 @@ async def call(
     return await http.request(method, url + end, params=params, json=BODIES.get((method, path)))
 
 
+@case(42)
 async def test_no_route_serves_a_stranger(bare: Served) -> None:
     revoked = await bare.add_key(TENANT)
     await bare.keys.revoke(TENANT, (await bare.keys.authenticate(revoked)).key_id)
@@ -150,6 +152,7 @@ async def test_no_route_serves_a_stranger(bare: Served) -> None:
     assert list(bare.machines.machines) == [mine]
 
 
+@case(42)
 @pytest.mark.parametrize(
     "role", [Role.TENANT, Role.RUNNER, Role.READ_ONLY, Role.MACHINE, Role.PREVIEW]
 )
@@ -185,6 +188,7 @@ async def test_no_route_serves_a_role_it_is_not_for(bare: Served, role: Role) ->
     assert allowed >= {Role.TENANT: 15, Role.READ_ONLY: 15, Role.MACHINE: 1}.get(role, 0)
 
 
+@case(44)
 @pytest.mark.parametrize("end", ["%0A", "%00", "%0D", "%09", "%7F", "%C2%85", "/%0A"])
 async def test_no_path_with_control_characters_is_served(bare: Served, end: str) -> None:
     """The routes' patterns end in "$", which matches before a final line end, too."""
@@ -207,6 +211,7 @@ async def test_no_path_with_control_characters_is_served(bare: Served, end: str)
     assert told["error_code"] == "NOT_FOUND"  # by the gateway: the app was not asked
 
 
+@case(42)
 async def test_what_is_the_admins_asks_for_one_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +224,7 @@ async def test_what_is_the_admins_asks_for_one_itself(
             assert answer.json()["error_code"] == "FORBIDDEN"
 
 
+@case(42)
 async def test_a_token_is_of_one_machine(bare: Served) -> None:
     """Another machine, its own tenant's, another's or none at all: the same answer."""
     mine, sibling, theirs = bare.machine(), bare.machine(), bare.machine(OTHER)
@@ -342,6 +348,7 @@ async def test_what_is_open_ends_with_its_key(served: Served) -> None:
     other.cancel()
 
 
+@case(4)
 async def test_what_is_open_at_once_is_bounded(
     bare: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +399,7 @@ async def test_what_is_open_at_once_is_bounded(
         assert (await http.get("/v1/audit")).json()["items"] == []  # nor do they fill the log
 
 
+@case(42, 43)
 async def test_anothers_machine_answers_as_a_missing_one(bare: Served) -> None:
     theirs = bare.machine(OTHER)
     before = dict(bare.machines.machines)

@@ -11,6 +11,7 @@ import pytest
 
 from roost.agent.client import AgentClient
 from roost.gateway.metrics import resident_bytes
+from tests.attack.record import case
 from tests.unit.api.kit import Served, events, until
 
 MIB = 2**20
@@ -38,6 +39,7 @@ def head(served: Served, line: str, body: str = "") -> bytes:
     ).encode()
 
 
+@case(6)
 async def test_endless_output_to_a_slow_reader(served: Served) -> None:
     mid = served.machine()
     body = '{"command": "yes"}'
@@ -116,6 +118,7 @@ async def test_a_large_file_to_a_slow_reader(served: Served) -> None:
     await served.http.delete(f"/v1/machines/{mid}/files", params={"path": "/tmp/roost-large"})
 
 
+@case(6)
 async def test_a_gigabyte_of_output_waited_for(served: Served) -> None:
     mid = served.machine()
     before = resident_bytes()
@@ -128,6 +131,7 @@ async def test_a_gigabyte_of_output_waited_for(served: Served) -> None:
     assert (resident_bytes() - before) / MIB < 60
 
 
+@case(6)
 async def test_clients_that_go_away_leave_nothing(served: Served) -> None:
     mid = served.machine()
     body = '{"command": "echo x; sleep 60"}'

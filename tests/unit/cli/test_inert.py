@@ -4,6 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roost.cli._inert import Inert, plain
+from tests.attack.record import case
+
+pytestmark = case(28)
 
 ALLOWED = set("\t\n\r\x08\x07")
 

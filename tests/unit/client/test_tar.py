@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from roost import InvalidRequestError, RoostError
 from roost.client._tar import Transfer, Unpacker, _stays_inside, pack
+from tests.attack.record import case
+
+pytestmark = case(26)
 
 Add = Callable[[tarfile.TarFile], None]
 

@@ -9,6 +9,7 @@ import pytest
 
 from roost.drivers import tree
 from roost.host.safefs import Tree
+from tests.attack.record import case
 
 DATA = b"agent"
 
@@ -29,6 +30,7 @@ def _unchanged(outside: Path) -> bool:
     )
 
 
+@case(22)
 def test_a_link_at_the_name_is_replaced_not_followed(place: tuple[Path, Path]) -> None:
     root, outside = place
     (root / "etc/resolv.conf").symlink_to(outside / "canary")
@@ -39,6 +41,7 @@ def test_a_link_at_the_name_is_replaced_not_followed(place: tuple[Path, Path]) -
     assert _unchanged(outside)
 
 
+@case(22)
 @pytest.mark.parametrize("target", ["outside", "/", "../outside", "self"])
 def test_a_link_on_the_way_is_refused(place: tuple[Path, Path], target: str) -> None:
     root, outside = place
@@ -95,6 +98,7 @@ def test_a_directory_at_the_name_is_put_aside(place: tuple[Path, Path]) -> None:
     assert (root / "etc/hosts").read_bytes() == DATA
 
 
+@case(23)
 def test_reading_never_waits_nor_follows(place: tuple[Path, Path]) -> None:
     root, outside = place
     os.mkfifo(root / "etc/hosts")

@@ -16,6 +16,7 @@ from roost.errors import MachineError, NotFoundError, RoostError
 from roost.services.models import PatchMachine
 from roost.store import machines as rows
 from roost.store import operations
+from tests.attack.record import case
 from tests.unit.engine.kit import TENANT, Daemon, FakeAgents, Host, small, until
 
 
@@ -47,6 +48,7 @@ async def test_machines_outlive_the_daemon(host: Host) -> None:
     await d.stop()
 
 
+@case("F11")
 async def test_an_agent_of_another_contract_is_told_at_once(host: Host) -> None:
     d = await Daemon.start(host)
     m = await d.machines.create(TENANT, small())

@@ -13,6 +13,7 @@ from roost import ids
 from roost.errors import InvalidRequestError
 from roost.services.models import Role
 from roost.services.places import Places
+from tests.attack.record import case
 from tests.unit.api.kit import OTHER, TENANT, Served, until
 from tests.unit.preview.kit import Inside, Raw, get, inside, shown
 
@@ -26,6 +27,7 @@ async def status(served: Served, host: str, *lines: str, path: str = "/") -> int
         return (await raw.ask(get(host, path, *lines)))[0]
 
 
+@case(46)
 async def test_a_private_port_opens_to_its_own_and_to_nobody_else(plane: Served) -> None:
     async with inside() as server:
         host = await shown(plane, server.port, visibility="private")
@@ -137,6 +139,7 @@ async def test_a_link_sets_a_cookie_for_its_own_host_and_goes(plane: Served) -> 
         assert await status(plane, full, f"Cookie: roost_preview={token}") == 401
 
 
+@case(47)
 @pytest.mark.parametrize(
     ("lines", "code"),
     [
@@ -192,6 +195,7 @@ async def test_a_tunnel_and_its_ends(plane: Served) -> None:
         assert b"upgrade: websocket\r\n" in server.heads[0]
 
 
+@case(47)
 async def test_under_a_cookie_a_websocket_says_where_it_is_from(plane: Served) -> None:
     async with inside(switch) as server:
         host = await shown(plane, server.port, visibility="private")
@@ -300,6 +304,7 @@ async def test_by_path_with_a_key_alone(plane: Served) -> None:
         assert answer.json()["error_code"] == missing.json()["error_code"] == "MACHINE_NOT_FOUND"
 
 
+@case(48)
 async def test_no_port_is_a_way_to_elsewhere(plane: Served) -> None:
     """CASES 48: the agent's port, ``@host``, absolute targets, redirects."""
     machine = plane.machine()

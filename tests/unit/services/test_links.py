@@ -20,6 +20,7 @@ from roost.errors import RoostError, error
 from roost.services.inside import links
 from roost.services.inside.links import Links
 from roost.services.inside.said import Answer, Asked
+from tests.attack.record import case
 from tests.unit.agent.process import TOKEN, running
 from tests.unit.agent.test_hostile import lying
 from tests.unit.engine.kit import TENANT, until
@@ -113,6 +114,7 @@ async def k(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Kit]:
     kit.roster.clear()
 
 
+@case(30)
 async def test_who_asks_is_whose_stream_it_is(k: Kit) -> None:
     first, second = k.add("a"), k.add("b")
     one, two = await k.stream(first), await k.stream(second)
@@ -171,6 +173,7 @@ async def test_an_agent_of_before_is_asked_once(k: Kit) -> None:
     assert len(agent.streams) == 1
 
 
+@case(32)
 async def test_a_flood_is_read_slowly_and_refused(k: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "READS", 100.0)
     monkeypatch.setattr(links, "READS_AT_ONCE", 50.0)
@@ -200,6 +203,7 @@ async def test_few_are_under_way_at_once(k: Kit) -> None:
     await until(lambda: len(stream.told) == 19)
 
 
+@case(32)
 async def test_a_tenants_machines_hold_up_nobody_elses(
     k: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +219,7 @@ async def test_a_tenants_machines_hold_up_nobody_elses(
     k.answers.hold.set()
 
 
+@case(29)
 async def test_a_number_used_twice_ends_the_stream(k: Kit) -> None:
     agent = k.add("a")
     stream = await k.stream(agent)
@@ -226,6 +231,7 @@ async def test_a_number_used_twice_ends_the_stream(k: Kit) -> None:
     k.answers.hold.set()
 
 
+@case(32)
 async def test_who_takes_no_answer_is_hung_up_on(k: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "TAKE_S", 0.05)
     stuck, calm = k.add("stuck"), k.add("calm")
@@ -315,6 +321,7 @@ async def test_an_agent_of_another_release_says_so(tmp_path: Path) -> None:
         stream.close()
 
 
+@case(29)
 @pytest.mark.parametrize(
     "frame",
     [

@@ -21,6 +21,9 @@ from roost.drivers.qemu.options import (
     arguments,
 )
 from roost.errors import InternalError
+from tests.attack.record import case
+
+pytestmark = case(45)
 
 FDS = Descriptors(qmp=10, agent=11, disk=12, modules=13, tap=14, mtu=1400)
 VMM = Vmm(512, Boot("console=ttyS0 quiet"), FDS, mac="02:72:73:74:00:02")

@@ -1,0 +1,132 @@
+"""The table of cases and rungs, from what tests found: pure. ``results.json`` keeps the last of each test and rung.
+
+A case counts as held on a rung when every test of it that ran there did. Where the rung itself was not tried but the
+daemon's own tests were (those need no machine of a rung), the cell says so by an asterisk.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from .cases import CASES, MEANINGLESS, RUNGS
+
+TESTS = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).with_name("results.json")
+BEGIN, END = "<!-- attacks: scripts/attacks -->", "<!-- /attacks -->"
+_WORST = ("failed", "escapes", "held", "untested")
+NOT_RUN = "not run yet"
+
+Found = dict[str, dict[str, list[str]]]  # test -> rung -> [outcome, why]
+
+
+def marked(tests: Path = TESTS) -> dict[str, list[str]]:
+    """Tests by the cases they are marked with, read and not imported."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(tests.rglob("test_*.py")):
+        module = ast.parse(path.read_text())
+        of_all = [
+            number
+            for node in module.body
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "pytestmark"
+            for number in _numbers(ast.walk(node.value))
+        ]
+        for node in module.body:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if not node.name.startswith("test_"):
+                continue
+            numbers = [*of_all, *_numbers(node.decorator_list)]
+            if numbers:
+                name = f"{tests.name}/{path.relative_to(tests)}::{node.name}"
+                found[name] = sorted(set(numbers), key=list(CASES).index)
+    return found
+
+
+def _numbers(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "case":
+            yield from (str(arg.value) for arg in node.args if isinstance(arg, ast.Constant))
+
+
+def load(path: Path = RESULTS) -> Found:
+    found: Found = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def merge(kept: Found, lines: Iterable[str], tests: Mapping[str, object]) -> Found:
+    """What a run found replaces what is kept of the same tests on the same rungs, and what earlier runs found; of one
+    test's many in it, the worst. Tests that are no more are forgotten."""
+    new: Found = {}
+    runs: dict[tuple[str, str], int] = {}
+    for line in lines:
+        said = json.loads(line)
+        key = said["test"], said["rung"]
+        rungs = new.setdefault(said["test"], {})
+        outcome = [said["outcome"], said["why"]]
+        if said["run"] > runs.get(key, -1):
+            runs[key] = said["run"]
+            rungs[said["rung"]] = outcome
+        elif said["run"] == runs[key]:
+            rungs[said["rung"]] = min(
+                rungs[said["rung"]], outcome, key=lambda each: _WORST.index(each[0])
+            )
+    merged = {test: {**kept.get(test, {}), **new.get(test, {})} for test in tests}
+    return {test: dict(sorted(rungs.items())) for test, rungs in sorted(merged.items()) if rungs}
+
+
+def cell(number: str, rung: str, tests: Mapping[str, list[str]], found: Found) -> tuple[str, str]:
+    """What is said of a case on a rung, and why."""
+    mine = [found.get(test, {}) for test, numbers in tests.items() if number in numbers]
+    here = [each[rung] for each in mine if rung in each]
+    ran = [each for each in here if each[0] != "untested"]
+    if ran:
+        outcome = min((each[0] for each in ran), key=_WORST.index)
+        whys = dict.fromkeys(why for each, why in ran if each == outcome and why)
+        said = {"failed": "FAILED", "escapes": "not held", "held": "held"}[outcome]
+        return said, "; ".join(whys)
+    if here:
+        return "untested", "; ".join(dict.fromkeys(why for _, why in here))
+    if rung in MEANINGLESS.get(number, {}):
+        return "untested", MEANINGLESS[number][rung]
+    general = [each["any"] for each in mine if "any" in each]
+    if any(outcome == "failed" for outcome, _ in general):
+        return "FAILED", ""
+    if any(outcome == "held" for outcome, _ in general):
+        return "held*", ""
+    whys = dict.fromkeys(why for _, why in general if why)
+    tried = any(each for each in mine)
+    return "untested", "; ".join(whys) or ("no test of it on this rung" if tried else NOT_RUN)
+
+
+def render(tests: Mapping[str, list[str]], found: Found) -> str:
+    reasons: dict[str, int] = {}
+    rows = [
+        f"| | case | {' | '.join(RUNGS.values())} |",
+        f"|---|---|{'---|' * len(RUNGS)}",
+    ]
+    for number, title in CASES.items():
+        cells = []
+        for rung in RUNGS:
+            said, why = cell(number, rung, tests, found)
+            if why:
+                said += f" ({reasons.setdefault(why, len(reasons) + 1)})"
+            cells.append(said)
+        rows.append(f"| {number} | {title} | {' | '.join(cells)} |")
+    notes = [f"{n}. {_clean(why)}" for why, n in reasons.items()]
+    return "\n".join([*rows, "", *notes])
+
+
+def _clean(why: str) -> str:
+    return why.replace("|", "\\|").replace("\n", " ")
+
+
+def within(page: str, table: str) -> str:
+    """The page with the table between its marks. ValueError where it has none."""
+    before, mark, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (mark and end):
+        raise ValueError(f"the page has no {BEGIN} ... {END}")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"

@@ -1,0 +1,78 @@
+"""The table of attacks is what the tests found, and no case is without one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.attack import table
+from tests.attack.cases import CASES, RUNGS
+
+SPECIFICATION = Path(__file__).parents[2] / "SPECIFICATION.md"
+
+
+def test_the_table_is_what_was_found() -> None:
+    page = SPECIFICATION.read_text()
+    made = table.within(page, table.render(table.marked(), table.load()))
+    assert page == made, "run scripts/attacks"
+
+
+def test_every_case_has_a_test() -> None:
+    tried = {number for numbers in table.marked().values() for number in numbers}
+    assert set(CASES) - tried == set()
+
+
+def test_nothing_failed() -> None:
+    failed = {
+        (test, rung)
+        for test, rungs in table.load().items()
+        for rung, (outcome, _) in rungs.items()
+        if outcome == "failed"
+    }
+    assert failed == set()
+
+
+def line(test: str, rung: str, outcome: str, why: str = "", run: int = 1) -> str:
+    return json.dumps({"run": run, "test": test, "rung": rung, "outcome": outcome, "why": why})
+
+
+def test_the_worst_counts_and_the_last_run_replaces() -> None:
+    tests = {"t.py::test_a": ["1"], "t.py::test_b": ["1", "42"]}
+    first = [
+        line("t.py::test_a", "runc", "held"),
+        line("t.py::test_a", "runc", "failed", "it got out"),
+        line("t.py::test_b", "runc", "held"),
+        line("t.py::test_gone", "runc", "held"),
+    ]
+    found = table.merge({}, first, tests)
+    assert table.cell("1", "runc", tests, found) == ("FAILED", "it got out")
+    assert "t.py::test_gone" not in found
+    again = [line("t.py::test_a", "runc", "held"), line("t.py::test_a", "qemu", "escapes", "why")]
+    found = table.merge(found, again, tests)
+    assert table.cell("1", "runc", tests, found) == ("held", "")
+    assert table.cell("1", "qemu", tests, found) == ("not held", "why")
+    assert table.cell("42", "runc", tests, found) == ("held", "")
+    mended = [line("t.py::test_b", "runc", "held", run=3), line("t.py::test_b", "runc", "failed")]
+    assert table.merge({}, mended, tests)["t.py::test_b"]["runc"] == ["held", ""]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "said"),
+    [
+        ([("any", "held", "")], ("held*", "")),
+        ([("any", "held", ""), ("runc", "untested", "no runc")], ("untested", "no runc")),
+        ([("any", "untested", "needs root")], ("untested", "needs root")),
+        ([("qemu", "held", "")], ("untested", "no test of it on this rung")),
+        ([], ("untested", table.NOT_RUN)),
+    ],
+)
+def test_what_a_rung_is_said_to_hold(
+    outcomes: list[tuple[str, str, str]], said: tuple[str, str]
+) -> None:
+    tests = {"t.py::test_a": ["1"]}
+    found = table.merge({}, [line("t.py::test_a", *each) for each in outcomes], tests)
+    assert table.cell("1", "runc", tests, found) == said
+    assert all(f"| {number} |" in table.render(tests, found) for number in CASES)
+    assert set(RUNGS) == {"workspace", "user", "runc", "gvisor", "qemu"}
