@@ -59,4 +59,8 @@ def test_what_is_kept_has_a_target() -> None:
     kept = {path.stem for path in (HERE / "corpora").glob("*.txt")}
     kept |= {path.name for path in (HERE / "regressions").iterdir()}
     assert kept <= set(NAMES)
-    assert all(any((HERE / "regressions" / each).iterdir()) for each in kept if (HERE / "regressions" / each).is_dir())
+    assert all(
+        any((HERE / "regressions" / each).iterdir())
+        for each in kept
+        if (HERE / "regressions" / each).is_dir()
+    )

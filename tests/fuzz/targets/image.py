@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 from roost.errors import RoostError
 from roost.templates.oci import image
@@ -53,13 +56,15 @@ WORDS = (
 
 def one(data: bytes) -> None:
     tag, text = fields(data, 2)
-    for read in (
-        lambda: image.choose(text, tag.decode(errors="replace") or None),
-        lambda: image.manifest(text),
-        lambda: image.config(text),
-    ):
+    wanted = tag.decode(errors="replace") or None
+    reads: list[Callable[[bytes], Any]] = [
+        partial(image.choose, tag=wanted),
+        image.manifest,
+        image.config,
+    ]
+    for read in reads:
         try:
-            found = read()
+            found = read(text)
         except RoostError as refused:
             refused.message.encode()
             continue
@@ -71,5 +76,15 @@ def one(data: bytes) -> None:
                 assert len(found.layers) <= image.MAX_LAYERS
                 assert found.size >= 0
             case dict():
-                said = json.dumps(found, ensure_ascii=False).encode()
-                assert b"\\u0000" not in said
+                json.dumps(found, ensure_ascii=False).encode()
+                assert not any("\0" in text for text in _texts(found))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
