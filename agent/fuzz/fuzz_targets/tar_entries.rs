@@ -3,4 +3,7 @@
 #[path = "../../tests/targets/mod.rs"]
 mod targets;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::tar_entries(data));
+libfuzzer_sys::fuzz_target!(
+    init: targets::lay_out("tar_entries"),
+    |data: &[u8]| targets::tar_entries(data)
+);

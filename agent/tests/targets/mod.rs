@@ -267,6 +267,17 @@ fn entry(path: &str, link: &str, kind: Kind, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Writes what a target is begun with to the directory that `ROOST_FUZZ_SEEDS` names.
+pub fn lay_out(name: &str) {
+    let Some(directory) = std::env::var_os("ROOST_FUZZ_SEEDS") else {
+        return;
+    };
+    for (number, seed) in seeds(name).iter().enumerate() {
+        let file = Path::new(&directory).join(format!("{number:03}"));
+        std::fs::write(file, seed).expect("a file");
+    }
+}
+
 /// What each is begun with.
 pub fn seeds(name: &str) -> Vec<Vec<u8>> {
     let long = "n/".repeat(100);
