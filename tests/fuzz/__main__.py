@@ -23,7 +23,7 @@ from tests.fuzz.target import NAMES, Target, load
 
 WORK = Path(".fuzz")
 KEPT_BYTES = 1024  # of one input; longer ones are seldom worth their place
-KEPT = 300
+KEPT = 200
 SLOW_S = 10  # for one input, then it counts as a hang
 MEMORY_MIB = 2048
 

@@ -23,7 +23,6 @@ needs_fuzzer = pytest.mark.skipif(
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_kept_breaks_no_promise(name: str) -> None:
     target = load(name)
-    assert target.one.__module__
     for label, data in target.inputs():
         try:
             target.one(data)
@@ -33,7 +32,8 @@ def test_what_is_kept_breaks_no_promise(name: str) -> None:
 
 def _fuzzed(name: str, work: Path, *how: str) -> None:
     command = [sys.executable, "-m", "tests.fuzz", name, "--work", str(work), *how]
-    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    before = os.environ.get("PYTHONPATH", "")
+    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}:{before}"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, timeout=900)
     assert done.returncode == 0, done.stderr.decode(errors="replace")[-4000:]
 

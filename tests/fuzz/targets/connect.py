@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 from roost.dialects.e2b.envd import messages
@@ -39,11 +38,18 @@ WORDS = (
 
 class _Request:
     def __init__(self, pieces: list[bytes]) -> None:
-        self._pieces = pieces
+        self._pieces = iter(pieces)
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    def stream(self) -> _Request:
+        return self
+
+    def __aiter__(self) -> _Request:
+        return self
+
+    async def __anext__(self) -> bytes:
         for piece in self._pieces:
-            yield piece
+            return piece
+        raise StopAsyncIteration
 
 
 async def _read(of: type[Message], pieces: list[bytes]) -> tuple[list[Message], str | None]:
