@@ -1,7 +1,7 @@
 """``python -m tests.fuzz NAME [--seconds N | --runs N] [--keep]``: one target under the fuzzer.
 
 What is found on the way is kept in ``.fuzz/NAME``; an input that breaks a promise is left beside it. ``--keep`` fuzzes
-nothing: it writes the fewest inputs that reach all that was ever reached into the corpus of the repository.
+nothing: of what was found it writes the inputs that lead where no smaller one does into the corpus of the repository.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import argparse
 import base64
 import contextlib
 import gc
-import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import FunctionType
+from types import FrameType, FunctionType
+from typing import Any
 
 import atheris
 
@@ -26,6 +25,8 @@ KEPT_BYTES = 1024  # of one input; longer ones are seldom worth their place
 KEPT = 200
 SLOW_S = 10  # for one input, then it counts as a hang
 MEMORY_MIB = 2048
+
+Step = tuple[str, int, int]
 
 
 def main() -> None:
@@ -88,28 +89,48 @@ def lay_out(target: Target, directory: Path) -> None:
 
 
 def keep(target: Target, found: Path) -> None:
-    """The fuzzer's own merge, in a process of its own since it ends the one it is in."""
-    with tempfile.TemporaryDirectory() as directory:
-        least, given = Path(directory) / "least", Path(directory) / "given"
-        least.mkdir()
-        given.mkdir()
-        lay_out(target, given)
-        merge = (
-            "import sys\n"
-            "from tests.fuzz.target import load\n"
-            "from tests.fuzz.__main__ import fuzz\n"
-            "target = load(sys.argv[1])\n"
-            "fuzz(target, '-merge=1', f'-max_len={target.longest}', *sys.argv[2:])\n"
-        )
-        command = [sys.executable, "-c", merge, target.name, str(least), str(given), str(found)]
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-        inputs = sorted((each.read_bytes() for each in least.iterdir()), key=lambda d: (len(d), d))
-    lines = [base64.b64encode(data).decode() for data in inputs if len(data) <= KEPT_BYTES]
+    """The smallest inputs first; each that leads where none before it led is kept."""
+    before = {data for _, data in target.inputs()}
+    inputs = before | {path.read_bytes() for path in found.iterdir()}
     known = set(target.seeds)
-    lines = [line for line in lines if base64.b64decode(line) not in known][:KEPT]
-    target.corpus.write_text("".join(f"{line}\n" for line in lines))
+    seen: set[Step] = set()
+    for data in known:
+        seen |= steps(target, data)
+    kept = []
+    for data in sorted(inputs - known, key=lambda each: (len(each), each)):
+        if len(data) <= KEPT_BYTES and (way := steps(target, data) - seen):
+            seen |= way
+            kept.append(data)
+    lines = [base64.b64encode(data).decode() for data in kept[:KEPT]]
+    if lines:
+        target.corpus.write_text("".join(f"{line}\n" for line in lines))
     print(f"{target.corpus}: {len(lines)} of {len(inputs)} inputs")
-    shutil.rmtree(found)
+
+
+def steps(target: Target, data: bytes) -> set[Step]:
+    """From which line to which, in what the target covers."""
+    taken: set[Step] = set()
+
+    def enter(frame: FrameType, event: str, _: object) -> Any:
+        if not _within(str(frame.f_globals.get("__name__")), target.covers):
+            return None
+        code, last = frame.f_code.co_qualname, 0
+
+        def follow(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal last
+            if event == "line":
+                taken.add((code, last, frame.f_lineno))
+                last = frame.f_lineno
+            return follow
+
+        return follow
+
+    sys.settrace(enter)
+    try:
+        target.one(data)
+    finally:
+        sys.settrace(None)
+    return taken
 
 
 def escaped(word: bytes) -> str:

@@ -39,7 +39,7 @@ _BYTES = {
     "ADD",
 }  # scripts and names of files may be any; the rest is a template's text
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-_SECRET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+SECRET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _DURATION = re.compile(
     r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?"
 )
@@ -459,7 +459,7 @@ class Plan:
         target = fields.get("target") or fields.get("dst") or fields.get("destination")
         env = fields.get("env")
         name = fields.get("id") or (target or env or "").rpartition("/")[2]
-        if not _SECRET.fullmatch(name):
+        if not SECRET.fullmatch(name):
             raise wrong(
                 each.line, "RUN --mount=type=secret needs an id: letters, digits, dots and dashes"
             )

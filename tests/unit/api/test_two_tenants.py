@@ -272,6 +272,8 @@ def histories(directory: Path, agents: dict[str, str]) -> type[RuleBasedStateMac
             own = {each for found in self.known[tenant].values() for each in found}
             if "/v1/audit" in call:  # it tells what was asked for, also of what is not one's own
                 theirs -= self.sent[tenant]
+            # What is no id may be anybody's own name for a thing, once it was sent.
+            theirs -= {each for each in self.sent[tenant] if not ids.formed(each)}
             self.sent[tenant] |= foreign
             leaked = {
                 each for each in theirs - own if len(each) > 8 and each in told and each not in sent
