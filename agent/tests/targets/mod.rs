@@ -58,6 +58,7 @@ pub fn tar_entries(data: &[u8]) {
         source: data.as_slice(),
     };
     while let Ok(Some(header)) = reader.next_entry() {
+        assert!(header.uid != u32::MAX && header.gid != u32::MAX);
         let nul = |name: &[u8]| name.contains(&0);
         let plain = !matches!(header.kind, Kind::Other(b'L' | b'K' | b'x' | b'g'));
         if plain && !nul(&header.path) && !nul(&header.link) && header.path.len() < 4096 {
@@ -278,6 +279,20 @@ pub fn lay_out(name: &str) {
     }
 }
 
+fn nobodys() -> Header {
+    Header {
+        path: b"x".to_vec(),
+        link: Vec::new(),
+        kind: Kind::Directory,
+        mode: 0o755,
+        uid: u32::MAX,
+        gid: u32::MAX,
+        size: 0,
+        mtime: -1,
+        xattrs: Vec::new(),
+    }
+}
+
 /// What each is begun with.
 pub fn seeds(name: &str) -> Vec<Vec<u8>> {
     let long = "n/".repeat(100);
@@ -305,6 +320,8 @@ pub fn seeds(name: &str) -> Vec<Vec<u8>> {
             };
             let mut found = vec![how(0, &tar.concat()), how(3, &tar.concat())];
             found.extend(tar.iter().map(|one| how(1, one)));
+            // To the kernel these mean "unchanged".
+            found.push(how(0, &encode(&nobodys())));
             // One by one over a link that was there before.
             found.extend(tar.iter().map(|one| how(1, &[&tar[2][..], one].concat())));
             return found;
