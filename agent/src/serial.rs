@@ -160,7 +160,7 @@ impl Device {
 }
 
 /// Looks for a preamble in a stream that comes in pieces.
-struct Scanner {
+pub struct Scanner {
     preamble: [u8; 32],
     /// For each length of a partial match, the longest shorter one that is also one (Knuth-Morris-Pratt).
     shorter: [usize; 32],
@@ -168,7 +168,7 @@ struct Scanner {
 }
 
 impl Scanner {
-    fn new(preamble: [u8; 32]) -> Scanner {
+    pub fn new(preamble: [u8; 32]) -> Scanner {
         let mut shorter = [0; 32];
         let mut length = 0;
         for index in 1..32 {
@@ -186,7 +186,7 @@ impl Scanner {
     }
 
     /// Where in `data` a preamble ends, if one does.
-    fn scan(&mut self, data: &[u8]) -> Option<usize> {
+    pub fn scan(&mut self, data: &[u8]) -> Option<usize> {
         for (index, &byte) in data.iter().enumerate() {
             while self.matched > 0 && byte != self.preamble[self.matched] {
                 self.matched = self.shorter[self.matched - 1];

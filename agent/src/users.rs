@@ -53,8 +53,8 @@ impl Users {
             };
             Some(User {
                 name: name.to_owned(),
-                uid: uid.parse().ok()?,
-                gid: gid.parse().ok()?,
+                uid: parse_id(uid)?,
+                gid: parse_id(gid)?,
                 home: home.to_owned(),
                 shell: shell.to_owned(),
             })
@@ -67,7 +67,7 @@ impl Users {
             let members = members.split(',').filter(|name| !name.is_empty());
             Some(Group {
                 name: name.to_owned(),
-                gid: gid.parse().ok()?,
+                gid: parse_id(gid)?,
                 members: members.map(str::to_owned).collect(),
             })
         });
@@ -248,7 +248,8 @@ mod tests {
     use super::*;
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nbroken line\nann:x:1000:1000:Ann,,,:/home/ann:/bin/zsh\n\
-                          bad:x:notanumber:1::/:/bin/sh\n+::::::\n";
+                          bad:x:notanumber:1::/:/bin/sh\n+::::::\n\
+                          all:x:4294967295:1::/:/bin/sh\n";
     const GROUP: &str =
         "root:x:0:\nann:x:1000:\nsudo:x:27:ann,bob\ndocker:x:99:ann\nstaff:x:50:bob\n";
 
@@ -308,6 +309,7 @@ mod tests {
         for unknown in [
             "bob",
             "bad",
+            "all",
             "-1",
             "4294967295",
             "ann:nogroup",

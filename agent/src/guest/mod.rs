@@ -18,7 +18,7 @@
 mod modules;
 mod mounts;
 mod network;
-mod parameters;
+pub mod parameters;
 mod port;
 
 use std::fs;

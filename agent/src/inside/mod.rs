@@ -12,7 +12,7 @@
 //! by the stream that a request came on.
 
 pub mod helper;
-mod http;
+pub mod http;
 mod hub;
 mod socket;
 

@@ -249,7 +249,8 @@ fn decode(block: &[u8; BLOCK]) -> Result<(Header, u8)> {
         b'5' => Kind::Directory,
         other => Kind::Other(other),
     };
-    let id = |bytes: &[u8]| number(bytes).map(|id| u32::try_from(id).unwrap_or(u32::MAX - 1));
+    // u32::MAX means "unchanged" to the kernel.
+    let id = |bytes: &[u8]| number(bytes).map(|id| id.min(u64::from(u32::MAX - 1)) as u32);
     let header = Header {
         path,
         link: until_nul(block[157..257].to_vec()),
@@ -317,6 +318,10 @@ fn parse_records(mut data: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
 fn apply(header: &mut Header, key: &[u8], value: &[u8]) -> Result<()> {
     let bad = || broken("a pax record in the archive is not valid");
     let text = || std::str::from_utf8(value).map_err(|_| bad());
+    let id = || -> Result<u32> {
+        let id: u32 = text()?.parse().map_err(|_| bad())?;
+        Ok(id.min(u32::MAX - 1))
+    };
     match key {
         b"path" => header.path = value.to_vec(),
         b"linkpath" => header.link = value.to_vec(),
@@ -327,8 +332,8 @@ fn apply(header: &mut Header, key: &[u8], value: &[u8]) -> Result<()> {
                 .and_then(|n| n.try_into().ok())
                 .ok_or_else(bad)?
         }
-        b"uid" => header.uid = text()?.parse().map_err(|_| bad())?,
-        b"gid" => header.gid = text()?.parse().map_err(|_| bad())?,
+        b"uid" => header.uid = id()?,
+        b"gid" => header.gid = id()?,
         b"mtime" => {
             let whole = text()?.split('.').next().unwrap_or_default();
             header.mtime = whole.parse().map_err(|_| bad())?;

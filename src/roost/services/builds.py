@@ -56,7 +56,7 @@ from roost.templates import copying, dockerfile, reference, roosttoml
 from roost.templates.base import BaseImages
 from roost.templates.context import Context
 from roost.templates.pack import pack
-from roost.templates.plan import Plan
+from roost.templates.plan import SECRET, Plan
 
 log = structlog.get_logger(__name__)
 
@@ -656,8 +656,11 @@ def _check(request: StartBuild) -> list[str]:
     if len(request.secrets) > MAX_SECRETS:
         raise limits.bad("secrets", f"are {MAX_SECRETS} at most")
     for name, value in request.secrets.items():
-        if not 0 < len(name) <= 64:
-            raise limits.bad("secrets", "have ids of 1 to 64 characters")
+        if not SECRET.fullmatch(name):
+            raise limits.bad(
+                "secrets",
+                "have ids of 1 to 64 letters, digits, '.', '_' and '-', as RUN names them",
+            )
         if not value or "\0" in value or not limits.utf8(value):
             raise limits.bad("secrets", f"are text without a NUL, and not empty ({name[:64]})")
     if not all(

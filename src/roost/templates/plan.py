@@ -33,8 +33,13 @@ MAX_WORDS = 1000  # of what ARG, ENV, LABEL and EXPOSE name at once
 MAX_INLINE = 4 << 20  # of here-documents that are files, in all
 MAX_LABELS = 64
 MAX_PORTS = 100
+_BYTES = {
+    "RUN",
+    "COPY",
+    "ADD",
+}  # scripts and names of files may be any; the rest is a template's text
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-_SECRET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+SECRET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _DURATION = re.compile(
     r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?"
 )
@@ -169,6 +174,8 @@ class Plan:
 
     def take(self, each: Instruction) -> Step | None:
         """What it changes of files; what it changes of the state is done. Raises DOCKERFILE_INVALID."""
+        if each.keyword not in _BYTES and not _is_text(each.text):
+            raise wrong(each.line, f"{each.keyword}: there are bytes in it that are no UTF-8")
         try:
             step: Step | None = self._TAKE[each.keyword](self, each)
             return step
@@ -223,16 +230,16 @@ class Plan:
         return words
 
     def _from(self, each: Instruction) -> str:
-        words = substitute.split(each.text, self.dockerfile.escape)
+        try:
+            words = substitute.split(each.text, self.dockerfile.escape)
+            name = substitute.word(words[0] if words else "", self._global, self.dockerfile.escape)
+        except Unreadable as failure:
+            raise wrong(each.line, f"FROM: {failure}") from failure
         if len(words) not in (1, 3) or (len(words) == 3 and words[1].upper() != "AS"):
             raise wrong(each.line, "FROM takes one name, and perhaps AS and another")
         platform = each.flag("platform")
         if platform is not None and not platform.startswith("$") and platform != "linux/amd64":
             raise wrong(each.line, f"FROM --platform={platform}: machines here are linux/amd64")
-        try:
-            name = substitute.word(words[0], self._global, self.dockerfile.escape)
-        except Unreadable as failure:
-            raise wrong(each.line, f"FROM: {failure}") from failure
         if not name:
             raise wrong(each.line, f"FROM {words[0]}: the name is empty; give its ARG a value")
         if name == "scratch":
@@ -322,6 +329,7 @@ class Plan:
                 protocol.lower() not in ("", "tcp", "udp")
                 or not first.isdecimal()
                 or (dash and not last.isdecimal())
+                or len(port) > len("65535-65535")
             ):
                 raise wrong(
                     each.line, f"EXPOSE {word[:40]!r}: a port is from 1 to 65535, perhaps with /tcp"
@@ -370,7 +378,7 @@ class Plan:
         period = self._duration(each, "start-period") or 0.0
         every = self._duration(each, "interval") or 30.0
         retries = each.flag("retries") or "3"
-        if not retries.isdecimal() or int(retries) > 1000:
+        if not retries.isdecimal() or len(retries) > 4 or int(retries) > 1000:
             raise wrong(each.line, f"HEALTHCHECK --retries={retries[:20]}: a number")
         words = json_form(rest.strip())
         command = list(words) if words is not None else self._command(rest.strip())
@@ -451,7 +459,7 @@ class Plan:
         target = fields.get("target") or fields.get("dst") or fields.get("destination")
         env = fields.get("env")
         name = fields.get("id") or (target or env or "").rpartition("/")[2]
-        if not _SECRET.fullmatch(name):
+        if not SECRET.fullmatch(name):
             raise wrong(
                 each.line, "RUN --mount=type=secret needs an id: letters, digits, dots and dashes"
             )
@@ -559,6 +567,14 @@ class Plan:
         "RUN": _run, "COPY": _copy, "ADD": _copy, "STOPSIGNAL": _nothing, "VOLUME": _nothing,
         "MAINTAINER": _nothing, "ONBUILD": _refuse,
     }  # fmt: skip
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_size(each: Instruction, variables: Mapping[str, str]) -> None:

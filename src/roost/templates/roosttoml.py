@@ -112,7 +112,7 @@ def parse(text: str, file: str = FILE) -> RoostToml:
         raise _wrong(file, "there is a key of more than 50 parts in it")
     try:
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as failure:
+    except (ValueError, RecursionError) as failure:  # a number of thousands of digits is the former
         raise _wrong(file, str(failure)) from failure
     try:
         return RoostToml.model_validate(data)

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
+from starlette.routing import WebSocketRoute
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -150,6 +151,37 @@ async def test_no_route_serves_a_stranger(bare: Served) -> None:
                 if method != "head":
                     assert answer.json()["error_code"] == code, (method, path)
     assert list(bare.machines.machines) == [mine]
+
+
+async def test_no_socket_serves_a_stranger(bare: Served) -> None:
+    """Sockets stand in no OpenAPI document: they are found in the app."""
+    mine, theirs = bare.machine(), bare.machine(OTHER)
+    keys = [
+        (None, mine, 401),
+        ("nonsense", mine, 401),
+        (await bare.add_token(mine, Role.MACHINE), mine, 403),
+        (await bare.add_token(mine, Role.PREVIEW, port=80), mine, 403),
+        (await bare.add_key(TENANT, Role.READ_ONLY), mine, 403),
+        (bare.key, theirs, 404),
+        (bare.key, M, 404),
+    ]
+    tried = 0
+    for path in [r.path for r in bare.app.routes if isinstance(r, WebSocketRoute)]:
+        told = []
+        for key, machine, status in keys:
+            url = path.replace("{machine_id}", machine).replace("{port}", "8000")
+            url = f"ws://127.0.0.1:{bare.port}" + re.sub(r"{[a-z_]+}", E, url)
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            with pytest.raises(InvalidStatus) as refused:
+                async with connect(url, additional_headers=headers):
+                    pass
+            answer = refused.value.response
+            assert answer.status_code == status, (path, key, answer.body)
+            if status == 404:
+                told.append(re.sub(rb"[0-9a-z]{26}", b"*", answer.body or b""))
+        assert told[0] == told[1]
+        tried += 1
+    assert tried >= 3
 
 
 @case(42)

@@ -339,6 +339,7 @@ def test_roost_toml() -> None:
         ("ready = {url = 'http://elsewhere.example/'}", "ready.url"),
         ("bake = ['moon']", "none of"),
         ("x = ", "roost.toml"),
+        pytest.param(f"ports = [{'1' * 5000}]", "roost.toml", id="a long number"),
     ],
 )
 def test_roost_toml_says_what_is_wrong(text: str, says: str) -> None:

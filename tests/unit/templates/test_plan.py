@@ -141,6 +141,16 @@ def test_copy() -> None:
         ("FROM scratch\n", 1, "scratch"),
         ("FROM --platform=linux/arm64 base\n", 1, "amd64"),
         ("FROM base x y\n", 1, "AS"),
+        ('FROM bas"e\n', 1, "not closed"),
+        ("FROM base\nENV A=\udcff\n", 2, "no UTF-8"),
+        pytest.param(f"FROM base\nEXPOSE {'1' * 5000}\n", 2, "65535", id="a long port"),
+        pytest.param(f"FROM base\nEXPOSE 1-{'1' * 5000}\n", 2, "65535", id="a long range"),
+        pytest.param(
+            f"FROM base\nHEALTHCHECK --retries={'1' * 5000} CMD a\n",
+            2,
+            "a number",
+            id="many retries",
+        ),
         ("FROM base\nWORKDIR ${X#y}\n", 2, "only"),
     ],
 )

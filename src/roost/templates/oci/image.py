@@ -83,6 +83,9 @@ def read_json(data: bytes, what: str) -> dict[str, Any]:
         raise bad(f"its {what} is larger than {MAX_JSON >> 20} MiB")
     try:
         value = json.loads(data)
+        json.dumps(
+            value, ensure_ascii=False
+        ).encode()  # no row and no variable holds a lone surrogate
     except (ValueError, RecursionError) as failure:
         raise bad(f"its {what} is no JSON") from failure
     if not isinstance(value, dict):

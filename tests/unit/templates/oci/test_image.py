@@ -76,6 +76,7 @@ def test_a_tag_says_which() -> None:
         (b"{", "no JSON"),
         (b"[]", "no JSON object"),
         (b"[" * 100_000, "no JSON"),
+        (b'{"schemaVersion": "\\ud800"}', "no JSON"),
         (b" " * (image.MAX_JSON + 1), "larger than"),
         (dumps({"schemaVersion": 1}), "of a kind"),
         (manifest(mediaType="application/vnd.docker.distribution.manifest.v1+json"), "of a kind"),

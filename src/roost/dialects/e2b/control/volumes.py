@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import posixpath
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -283,6 +284,6 @@ def _whole(request: Request, name: str, least: int, most: int) -> int | None:
     text = request.query_params.get(name)
     if text is None or text == "":
         return None
-    if not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
+    if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or not least <= int(text) <= most:
         raise InvalidRequestError(f"{name} is from {least} to {most}.", details={"field": name})
     return int(text)
