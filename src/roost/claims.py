@@ -23,7 +23,7 @@ Facts = Mapping[str, bool]
 
 FACTS = {
     "cgroups": "the host's cgroup controllers",
-    "kvm": "a guest booted under KVM",
+    "kvm": "a guest that was to boot under KVM",
     "landlock": "the kernel's Landlock",
     "memory": "the driver's settings and probe",
     "offered": "the driver's probe",
@@ -85,26 +85,28 @@ class _Rung:
     not_: tuple[_Says, ...]
 
 
-_LIFE = "tests/system/test_lifecycle.py"
-_ATTACK = "tests/attack"
 _DRIVERS = "tests/system/host/test_drivers.py"
-_NETWORK = "tests/system/host/test_network.py"
+_WORKSPACE = "tests/system/test_workspace.py"
+_KERNEL = "tests/attack/test_kernel.py"
+_RESOURCES = "tests/attack/test_resources.py"
 
-_EGRESS = _Says("reaching what its egress policy, the host or a neighbour does not allow", _NETWORK)
+_EGRESS = _Says(
+    "reaching what its egress policy, the host or a neighbour does not allow",
+    "tests/attack/test_packets.py",
+)
 _QUOTA = _Says(
     "taking more memory, processor time or processes than its size",
     fact="cgroups",
     otherwise="taking the host's memory, processor time and processes: cgroups cannot be used here",
 )
-_DISK = _Says(
-    "filling the host's disk: its own is of the size asked for", "tests/system/host/test_storage.py"
+_DISK = _Says("filling the host's disk: its own is of the size asked for", _RESOURCES)
+_FILES = _Says("a path or link that leads the files API out of it", "tests/attack/test_files.py")
+_TREE = _Says("what a command leaves behind: its timeout ends the whole tree", _RESOURCES)
+_OTHERS = _Says("seeing or ending processes and files of the host or of others", _KERNEL)
+_HOSTS_KERNEL = _Says(
+    "flaws of the host's kernel, which its programs call themselves",
+    untried="a flaw that nobody knows cannot be tried",
 )
-_FILES = _Says("a path or link that leads the files API out of it", _ATTACK)
-_TREE = _Says(
-    "what a command leaves behind: its timeout ends the whole tree",
-    "tests/system/test_workloads.py",
-)
-_HOSTS_KERNEL = _Says("flaws of the host's kernel, which its programs call themselves", _ATTACK)
 _SIDE = _Says("side channels of a processor that is shared", untried="not tried")
 
 _RUNGS = {
@@ -118,7 +120,7 @@ _RUNGS = {
             _Says("start without root", fact="offered"),
             _Says(
                 "run the host's own programs, and fork and snapshot its directory",
-                untried="see tests/attack",
+                _WORKSPACE,
             ),
         ),
         (
@@ -132,14 +134,14 @@ _RUNGS = {
         ),
         (
             _Says(
-                "a program that means harm: it reads, ends and changes what the daemon's user can",
-                _ATTACK,
+                "a program that means harm: it reads, ends and changes what its user on this host can",
+                _KERNEL,
             ),
             _Says(
                 "its network: there is no egress policy, and its servers listen on the host's own address",
-                _ATTACK,
+                _WORKSPACE,
             ),
-            _Says("other workspaces: their programs are one user's, side by side", _ATTACK),
+            _Says("other workspaces: their programs are one user's, side by side", _KERNEL),
         ),
     ),
     "user": _Rung(
@@ -161,15 +163,15 @@ _RUNGS = {
             _DISK,
             _FILES,
             _TREE,
-            _Says(
-                "seeing or ending others' processes and files, becoming root by setuid files",
-                _ATTACK,
-            ),
+            _OTHERS,
+            _Says("becoming root by setuid files", _KERNEL),
         ),
         (
             _HOSTS_KERNEL,
             _SIDE,
-            _Says("work that needs root in it: sudo and apt do not work", _ATTACK),
+            _Says(
+                "work that needs root in it: sudo and apt do not work", "tests/system/test_user.py"
+            ),
         ),
     ),
     "runc": _Rung(
@@ -189,7 +191,7 @@ _RUNGS = {
             _DISK,
             _FILES,
             _TREE,
-            _Says("seeing the host's or others' processes, disks and cgroups", _DRIVERS),
+            _OTHERS,
         ),
         (_HOSTS_KERNEL, _SIDE),
     ),
@@ -213,10 +215,10 @@ _RUNGS = {
             _FILES,
             _TREE,
             _Says(
-                "calls that a flaw of the host's kernel needs, but for the few that gVisor makes itself",
-                _ATTACK,
+                "its programs' system calls reaching the host's kernel, but for the few that gVisor makes",
+                _KERNEL,
             ),
-            _Says("seeing the host's or others' processes, disks and cgroups", _DRIVERS),
+            _OTHERS,
         ),
         (
             _Says("flaws of gVisor and of the calls it makes", untried="not tried"),
@@ -250,7 +252,7 @@ _RUNGS = {
             _DISK,
             _FILES,
             _TREE,
-            _Says("flaws of the host's kernel that only its own system calls reach", _ATTACK),
+            _Says("its programs' system calls reaching the host's kernel", _KERNEL),
             _Says(
                 "a guest that takes over its monitor: that is a user of its own in an empty root, behind seccomp",
                 "tests/system/qemu/test_vmm.py",
