@@ -164,7 +164,6 @@ def test_daemon_killed_in_the_middle_of_creates(daemon: Daemon, driver: str) -> 
 def test_bad_input_is_typed_and_loses_nothing(daemon: Daemon) -> None:
     cases: list[tuple[dict[str, object], str]] = [
         ({"template": "no-such"}, "TEMPLATE_NOT_FOUND"),
-        ({"isolation": "workspace"}, "RUNG_UNAVAILABLE"),
         ({"driver": "no-such"}, "RUNG_UNAVAILABLE"),
         ({"memory_mib": 1 << 30}, "VALIDATION_FAILED"),
         ({"vcpu": 0}, "VALIDATION_FAILED"),
