@@ -77,6 +77,10 @@ Unrestricted = Annotated[
         help="Without the guardrails inside it (a tool policy); the boundary stays.",
     ),
 ]
+RunAs = Annotated[
+    str | None,
+    typer.Option(metavar="USER", help="Whom commands run as unless they say (the template's)."),
+]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Until it runs.")]
 
 
@@ -105,6 +109,7 @@ def create(
     expiry: Expiry = None,
     autowake: Autowake = None,
     unrestricted: Unrestricted = False,
+    run_as: RunAs = None,
     egress: Mode = None,
     allow: Allow = [],  # noqa: B006
     observe: Observe = False,
@@ -122,6 +127,7 @@ def create(
     )
     settings |= {"volumes": volume or None, "expiry": expiry, "autowake": autowake}
     settings["unrestricted"] = unrestricted or None
+    settings["run_as"] = run_as
     settings["egress"] = asked(egress, allow, observe)
     settings["allow_inside"] = allowed(allow_inside)
     settings["tools"] = asked_tools(tools, allow_tool)
@@ -147,6 +153,7 @@ def ensure(
     expiry: Expiry = None,
     autowake: Autowake = None,
     unrestricted: Unrestricted = False,
+    run_as: RunAs = None,
     egress: Mode = None,
     allow: Allow = [],  # noqa: B006
     observe: Observe = False,
@@ -166,6 +173,7 @@ def ensure(
     )
     settings |= {"volumes": volume or None, "expiry": expiry, "autowake": autowake}
     settings["unrestricted"] = unrestricted or None
+    settings["run_as"] = run_as
     settings["egress"] = asked(egress, allow, observe)
     settings["allow_inside"] = allowed(allow_inside)
     settings["tools"] = asked_tools(tools, allow_tool)
@@ -318,6 +326,7 @@ def show(machine: MachineArg, json: Json = False) -> None:
             ("inside", f"may {', '.join(m.inside['allow'])}" if m.inside["allow"] else None),
             ("expires", _expires(data)),
             ("wakes", None if m.autowake else "by roost wake alone"),
+            ("runs as", m.run_as),
             *(
                 ("volume", f"{v['name']} at {v['path']}{', read-only' if v['read_only'] else ''}")
                 for v in m.volumes

@@ -24,7 +24,7 @@ from roost.drivers.interface import (
     StartSpec,
 )
 from roost.errors import MachineError
-from roost.host import advisories, cgroups, console, processes, run
+from roost.host import advisories, cgroups, console, idmaps, processes, run
 
 _TUN = "c 10:200 rwm"
 
@@ -128,6 +128,8 @@ def _probe() -> Probe:
         done = run.run(["runc", "--version"], timeout_s=10)
     except (OSError, TimeoutError) as exc:
         return Probe(False, reason=f"runc does not run: {exc}", remedy="apt-get install runc")
+    if why := idmaps.why_not():
+        return Probe(False, reason=why, remedy="sysctl -w user.max_user_namespaces=65536")
     if why := advisories.refusal("runc"):
         return Probe(False, reason=why, remedy=advisories.REMEDY)
     words = done.stdout.split()

@@ -66,6 +66,7 @@ def reserve(
         "autowake": True,
         "unrestricted": False,
         "brings_tree": False,
+        "run_as": None,
         "created_at": now,
         "last_transition_at": now,
         "last_progress_at": now,

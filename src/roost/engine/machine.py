@@ -92,6 +92,9 @@ class Machine:
     )
     brings_tree: bool = False  # it was a directory: its next start unpacks what was in it
     tools: Tools = OFF  # what may be run in it without asking
+    run_as: str | None = (
+        None  # whom commands and terminals run as unless they say; None: the template's
+    )
 
     @property
     def hostname(self) -> str:

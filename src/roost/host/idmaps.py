@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -110,12 +111,24 @@ def namespaces(of: Block) -> Iterator[Path]:
             if process.stdout.read(1) != b"\n":  # it stands where it was sent to
                 assert process.stderr is not None
                 said = process.stderr.read(500).decode(errors="replace").strip()
-                raise OSError(f"no user namespace could be made: {said}")
+                raise OSError(f"no user namespace can be made: {said}")
             for name in ("uid_map", "gid_map"):
                 Path(f"/proc/{process.pid}/{name}").write_text(f"0 {of.first} {of.count}\n")
             yield Path(f"/proc/{process.pid}/ns")
         finally:
             process.kill()
+
+
+@functools.cache
+def why_not() -> str | None:
+    """None where this host makes such namespaces, as far as its root can tell. Blocking."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        with namespaces(block(0)):
+            return None
+    except OSError as exc:
+        return str(exc)
 
 
 def owner_of(namespace: int) -> int | None:

@@ -17,7 +17,7 @@ from pyroute2 import IPRoute
 
 from roost.egress.interface import DNS_PORT, PROXY_PORT, Listeners
 from roost.egress.policy import Policy, Reach
-from roost.host import netns
+from roost.host import idmaps, netns
 from roost.network import counters, nft, ranges, rules
 from roost.network.addresses import (
     GATEWAY_ADDRESS,
@@ -143,7 +143,9 @@ def build(slot: Slot, tables: Tables, mtu: int) -> None:
     try:
         gateway = netns.create(slot.gateway_netns)
         try:
-            machine = netns.create(slot.machine_netns, slot.users)
+            # Where there are no user namespaces drivers that need them say so; others do without.
+            users = slot.users if idmaps.why_not() is None else None
+            machine = netns.create(slot.machine_netns, users)
             try:
                 _build(slot, tables, mtu, gateway, machine)
             finally:

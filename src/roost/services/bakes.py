@@ -54,6 +54,7 @@ NOBODYS: Mapping[str, Any] = {
     "tools": None,
     "expiry": "destroy",
     "autowake": True,
+    "run_as": None,
 }
 KEEP = timedelta(days=7)  # without a machine made from it
 TRY_AGAIN_S = 600.0  # a bake that failed, where machines can do without

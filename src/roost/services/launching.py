@@ -76,12 +76,17 @@ def environment(live: Live, asked: Mapping[str, str]) -> list[pb.EnvVar]:
 
 
 def user(live: Live, asked: str | None) -> str:
-    return asked or ("" if live.machine.capabilities.one_user else _text(live.config, "user"))
+    return asked or live.machine.run_as or user_of_start(live)
+
+
+def user_of_start(live: Live) -> str:
+    """Whom what the template starts runs as: it may run before its machine is anybody's."""
+    return "" if live.machine.capabilities.one_user else _text(live.config, "user")
 
 
 def directory(live: Live, asked: str | None, as_user: str | None) -> str:
     """The template's is for its own user; another one starts at home, and so do all where nobody can be that user."""
-    elsewhere = as_user or live.machine.capabilities.one_user
+    elsewhere = as_user or live.machine.run_as or live.machine.capabilities.one_user
     return asked or ("" if elsewhere else _text(live.config, "workdir"))
 
 

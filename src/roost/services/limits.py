@@ -48,6 +48,7 @@ def check_create(req: CreateMachine) -> None:
     flag("autowake", req.autowake)
     if req.unrestricted and req.tools != OFF:
         raise bad("unrestricted", "and tools exclude each other: no policy holds in such a machine")
+    run_as(req.run_as)
     if not req.memory and req.snapshot is None:
         raise bad("memory", "is of a snapshot: name one, or leave it out")
 
@@ -126,6 +127,14 @@ def labels(value: Mapping[str, str]) -> None:
 def expiry(value: str) -> None:
     if value not in EXPIRIES:
         raise bad("expiry", f"is one of {', '.join(EXPIRIES)}")
+
+
+def run_as(value: object) -> None:
+    """None and "" are the template's."""
+    if value is None:
+        return
+    if not isinstance(value, str) or len(value) > 64 or not value.isprintable():
+        raise bad("run_as", "a user name, number or user:group, at most 64 characters")
 
 
 def flag(field: str, value: bool) -> None:

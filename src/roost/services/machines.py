@@ -218,6 +218,7 @@ class Machines:
             autowake=parent.autowake if req.autowake is None else req.autowake,
             unrestricted=parent.unrestricted,
             tools=parent.tools,
+            run_as=parent.run_as,
         )
         limits.check_create(wanted)
         egress.require_enforced(self._policy(wanted), parent.driver, parent.capabilities)
@@ -358,6 +359,7 @@ class Machines:
             "expiry": req.expiry,
             "autowake": req.autowake,
             "unrestricted": req.unrestricted,
+            "run_as": req.run_as or None,
         }
 
     def _check_unrestricted(self, req: CreateMachine, capabilities: Capabilities) -> None:
@@ -877,6 +879,9 @@ class Machines:
         if patch.autowake is not UNSET:
             limits.flag("autowake", patch.autowake)
             values["autowake"] = patch.autowake
+        if patch.run_as is not UNSET:
+            limits.run_as(patch.run_as)
+            values["run_as"] = patch.run_as or None
         if patch.vcpu is not UNSET and patch.vcpu != before.vcpu:
             limits.vcpu(patch.vcpu)
             values["vcpu"] = float(patch.vcpu)

@@ -119,6 +119,9 @@ class CreateMachine:
     autowake: bool = True  # what needs it wakes it; else only ``wake``
     unrestricted: bool = False  # without our guardrails inside it (``claims.UNRESTRICTED``)
     tools: Tools = OFF  # what may be run in it without asking
+    run_as: str | None = (
+        None  # whom commands and terminals run as unless they say; None: the template's
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +190,7 @@ class PatchMachine:
     storage_gib: int | Unset = UNSET  # may only grow
     expiry: str | Unset = UNSET
     autowake: bool | Unset = UNSET
+    run_as: str | Unset | None = UNSET
     allow_inside: Sequence[str] | Unset = UNSET  # replaces all of it
     inside_forks: int | Unset = UNSET
 

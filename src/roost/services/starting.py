@@ -319,7 +319,7 @@ def _request(live: Live, command: Command) -> pb.StartRequest:
         shell=command if isinstance(command, str) else "",
         cwd=launching.directory_of_start(live),
         env=launching.environment(live, {}),
-        user=launching.user(live, None),
+        user=launching.user_of_start(live),
     )
 
 

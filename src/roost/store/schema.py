@@ -210,6 +210,9 @@ machines = sa.Table(
     sa.Column("unrestricted", sa.Boolean, nullable=False, server_default=sa.false()),
     # it was a directory: what was in it is unpacked on its disk before its next start is told
     sa.Column("brings_tree", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column(
+        "run_as", sa.String(64)
+    ),  # of commands and terminals that do not say; NULL: the template's
     sa.Column("created_at", Time, nullable=False),
     sa.Column("last_transition_at", Time, nullable=False),
     sa.Column("last_progress_at", Time, nullable=False),

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from roost.errors import UnavailableError
 
-HEAD = "0018"  # a test holds it to the newest file in migrations/versions
+HEAD = "0019"  # a test holds it to the newest file in migrations/versions
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 

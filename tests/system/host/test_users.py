@@ -21,14 +21,14 @@ pytestmark = pytest.mark.system
 _USERS = 65536
 # As many inotify instances as it gets: told, and held.
 _ALL = "$n = 0; $n++ while syscall(294, 0) >= 0 && $n < 5000;"
-_COUNT = f"perl -e '{_ALL} print $n'"
+_COUNT = f"LC_ALL=C perl -e '{_ALL} print $n'"
 _HOLD = (
-    f"perl -e '{_ALL} open F, q(>/root/n); print F $n; close F; sleep 60' >/dev/null 2>&1 & "
+    f"LC_ALL=C perl -e '{_ALL} open F, q(>/root/n); print F $n; close F; sleep 60' >/dev/null 2>&1 & "
     "until test -s /root/n; do sleep 0.1; done; cat /root/n"
 )
 _SETCAP = (
-    'perl -e \'$n="security.capability"; $v=pack("V5", 0x02000001, 0x2000, 0, 0, 0); '
-    'exit(syscall(188, "/root/ping", $n, $v, 20, 0) < 0)\''
+    'LC_ALL=C perl -e \'$p="/root/ping"; $n="security.capability"; $v=pack("V5", 0x02000001, 0x2000, 0, 0, 0); '
+    "exit(syscall(188, $p, $n, $v, 20, 0) < 0)'"
 )
 
 
@@ -101,8 +101,8 @@ async def test_only_its_own_numbers_lie_on_its_disk(world: World, runc: Containe
     machine = await world.start(runc)
     code, text = await machine.run(
         "cd /root && echo x >mine && cp /bin/true ping && touch theirs far && "
-        "perl -e 'chown 1000, 1000, q(theirs) or die; chown 65534, 65535, q(far) or die' && "
-        f"{_SETCAP} && perl -e 'exit(chown(70000, 0, q(mine)) != 0)' && sync"
+        "LC_ALL=C perl -e 'chown 1000, 1000, q(theirs) or die; chown 65534, 65535, q(far) or die' && "
+        f"{_SETCAP} && LC_ALL=C perl -e 'exit(chown(70000, 0, q(mine)) != 0)' && sync"
     )
     assert code == 0, text
     await world.machines[machine.id].client.close()
@@ -129,7 +129,7 @@ async def test_only_its_own_numbers_lie_on_its_disk(world: World, runc: Containe
 async def test_a_disk_goes_from_numbers_to_numbers(world: World, runc: ContainerDriver) -> None:
     machine = await world.start(runc)
     code, text = await machine.run(
-        "echo kept >/root/f; touch /root/g; perl -e 'chown 1000, 1000, q(/root/g)'; sync"
+        "echo kept >/root/f; touch /root/g; LC_ALL=C perl -e 'chown 1000, 1000, q(/root/g)'; sync"
     )
     assert code == 0, text
     child = await world.child(await world.capture(machine), machine)
@@ -155,7 +155,7 @@ async def test_its_network_and_its_devices_tree_are_its_own(
 ) -> None:
     machine = await world.start(runc)
     code, text = await machine.run(
-        "perl -MSocket -e '"
+        "LC_ALL=C perl -MSocket -e '"
         "socket($low, PF_INET, SOCK_STREAM, 6) && bind($low, sockaddr_in(80, INADDR_ANY)) or die qq(80: $!); "
         "socket($raw, PF_INET, SOCK_RAW, 1) or die qq(raw: $!); "
         "socket($ping, PF_INET, SOCK_DGRAM, 1) or die qq(ping: $!);'; ls /sys/class/net; touch /sys/x"
@@ -181,7 +181,7 @@ async def test_no_node_on_its_disk_is_a_device_of_the_hosts(
     """gVisor opens nodes of its disk on the host (CVE-2026-96812) where that lets it."""
     machine = await world.start(driver)
     made, _ = await machine.run(
-        "perl -e 'exit(syscall(133, q(/root/full), 0020666, (1 << 8) | 7) < 0)'"
+        "LC_ALL=C perl -e '$p = q(/root/full); exit(syscall(133, $p, 0020666, (1 << 8) | 7) < 0)'"
     )
     code, text = await machine.run("echo x >/root/full")
     if made != 0:  # not even made

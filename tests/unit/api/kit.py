@@ -231,6 +231,7 @@ class FakeMachines:
             expiry=req.expiry,
             autowake=req.autowake,
             tools=req.tools,
+            run_as=req.run_as,
         )
         self.machines[machine.id] = machine
         return machine

@@ -203,13 +203,22 @@ def test_doctor(stub: Stub, roost: Roost, capsys: Out) -> None:
     host = {
         "daemon": {"pid": 7, "version": "0.1.0", "url": stub.url},
         "rungs": [rung, missing],
-        "checks": [{"name": "nft", "ok": False, "detail": "old", "remedy": "apt-get install nft"}],
+        "checks": [
+            {"name": "nft", "ok": False, "detail": "old", "remedy": "apt-get install nft"},
+            {
+                "name": "known escapes",
+                "ok": True,
+                "detail": "none",
+                "warning": "CVE-1: a\nCVE-2: b",
+            },
+        ],
         "default_driver": "gvisor",
     }
     stub.on("GET", "/v1/host", lambda _: host)
     assert roost("doctor") == 0
     out = capsys.readouterr().out
-    for text in ("pid 7", "gvisor*", "sandboxed by gVisor", "not there", "apt-get install runc"):
+    told = ("pid 7", "gvisor*", "sandboxed by gVisor", "not there", "apt-get install runc")
+    for text in (*told, "known escapes: none", "  CVE-1: a", "  CVE-2: b"):
         assert text in out
     assert roost("doctor", "--json") == 0
     assert json.loads(capsys.readouterr().out) == host

@@ -67,18 +67,27 @@ def test_what_is_wrong_is_said(stub: Stub, roost: Callable[..., int], capsys: Ca
 
 def test_a_machine_with_one(stub: Stub, roost: Callable[..., int], capsys: Capture) -> None:
     has = [{"volume_id": "v" * 26, "name": "data", "path": "/data", "read_only": True}]
-    made = machine(volumes=has, expiry="sleep", autowake=False, expires_at="2027-01-01T00:00:00Z")
+    ends = {"expiry": "sleep", "autowake": False, "expires_at": "2027-01-01T00:00:00Z"}
+    made = machine(volumes=has, run_as="user:staff", **ends)
     stub.on("POST", "/v1/machines", lambda _: Answer(made, 201))
     stub.on("GET", f"/v1/machines/{MACHINE_ID}", lambda _: made)
-    asked = ("--volume", "data:/data:ro", "--expiry", "sleep", "--no-autowake")
+    asked = (
+        "--volume",
+        "data:/data:ro",
+        "--expiry",
+        "sleep",
+        "--no-autowake",
+        "--run-as",
+        "user:staff",
+    )
     assert roost("create", *asked) == 0
     body = stub.seen[-1].json
     assert body["volumes"] == [{"name": "data", "path": "/data", "read_only": True}]
-    assert (body["expiry"], body["autowake"]) == ("sleep", False)
+    assert (body["expiry"], body["autowake"], body["run_as"]) == ("sleep", False, "user:staff")
     capsys.readouterr()
     assert roost("show", MACHINE_ID) == 0
     out = capsys.readouterr().out
-    for told in ("data at /data, read-only", "by roost wake alone", "then it sleeps"):
+    for told in ("data at /data, read-only", "by roost wake alone", "then it sleeps", "user:staff"):
         assert told in out
 
 

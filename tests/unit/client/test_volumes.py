@@ -48,12 +48,13 @@ def test_a_machine_takes_them(stub: Stub) -> None:
         {"name": "c", "path": "/c", "read_only": False},
         {"name": "d", "path": "/d"},
     ]
-    Machine.ensure("k", volumes=[], expiry="sleep", autowake=False)
+    Machine.ensure("k", volumes=[], expiry="sleep", autowake=False, run_as="user")
     assert stub.seen[-1].json == {
         "template": "base",
         "volumes": [],
         "expiry": "sleep",
         "autowake": False,
+        "run_as": "user",
     }
     made.fork(volumes=["data:/data:ro"], autowake=True)
     assert stub.seen[-1].json == {
@@ -67,6 +68,7 @@ def test_a_machine_takes_them(stub: Stub) -> None:
     assert len(stub.seen) == before, "nothing was asked for"
     # Of a daemon that knows of none.
     assert (made.volumes, made.expiry, made.autowake) == ([], "destroy", True)
+    assert made.run_as is None
 
 
 def test_changes_samples_and_lists(stub: Stub) -> None:
@@ -75,8 +77,8 @@ def test_changes_samples_and_lists(stub: Stub) -> None:
     stub.on("GET", f"/v1/machines/{MACHINE_ID}/metrics", lambda _: {"items": [{"cpu_count": 1}]})
     stub.on("GET", "/v1/machines", lambda _: {"items": [], "next_cursor": None})
     m = Machine.get(MACHINE_ID)
-    m.update(expiry="destroy", autowake=False)
-    assert stub.seen[-1].json == {"expiry": "destroy", "autowake": False}
+    m.update(expiry="destroy", autowake=False, run_as="")
+    assert stub.seen[-1].json == {"expiry": "destroy", "autowake": False, "run_as": ""}
     assert m.metrics(datetime(2026, 11, 21, tzinfo=UTC)) == [{"cpu_count": 1}]
     assert stub.seen[-1].query["start"] == "2026-11-21T00:00:00+00:00"
     Machine.list(

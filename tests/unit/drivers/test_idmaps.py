@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from roost.drivers import apparmor, oci, tree
+from roost.drivers import apparmor, oci, runc, tree
 from roost.drivers.interface import Root, Size, StartSpec
 from roost.egress.interface import EGRESS_UID
 from roost.host import idmaps
 from roost.host.cgroups import Limits
+from roost.host.run import Done
 from roost.network.addresses import MAX_SLOTS, Plan
 
 
@@ -109,3 +111,16 @@ def test_where_a_runtime_lays_its_mounts_no_link_leads_elsewhere(tmp_path: Path)
         assert (root / name).is_dir()
         assert not (root / name).is_symlink()
     assert not list(elsewhere.iterdir())
+
+
+def test_without_user_namespaces_the_driver_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(runc.run, "run", lambda *_, **__: Done(0, "runc version 1.2.9", ""))
+    monkeypatch.setattr(idmaps, "why_not", lambda: "no user namespace can be made: EPERM")
+    probe = runc._probe.__wrapped__()
+    assert (probe.available, probe.reason) == (False, "no user namespace can be made: EPERM")
+    assert "user_namespaces" in (probe.remedy or "")
+    monkeypatch.setattr(idmaps, "why_not", lambda: None)
+    monkeypatch.setattr(runc.advisories, "refusal", lambda _: "runc 1.0: CVE-1")
+    probe = runc._probe.__wrapped__()
+    assert (probe.available, probe.reason) == (False, "runc 1.0: CVE-1")

@@ -6,6 +6,8 @@ import asyncio
 import sys
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from roost.drivers.interface import Exit
 from roost.engine import samples
 from roost.engine.machine import Machine
 from roost.errors import ConflictError, InvalidRequestError, MachineError
+from roost.services import launching
 from roost.services.models import ForkMachine, PatchMachine
 from tests.unit.engine.kit import TENANT, Daemon, Host, daemon, small, until
 
@@ -111,6 +114,34 @@ async def test_expiry_is_changed_and_inherited(tmp_path: Path) -> None:
         for bad in (PatchMachine(expiry="explode"), PatchMachine(autowake="no")):  # type: ignore[arg-type]
             with pytest.raises(InvalidRequestError):
                 await d.machines.patch(TENANT, m.id, bad)
+
+
+async def test_whom_commands_run_as_is_the_machines_before_it_is_the_templates(
+    tmp_path: Path,
+) -> None:
+    async with daemon(tmp_path) as d:
+        m = await d.machines.create(TENANT, small(run_as="user:staff"))
+        (child,) = await d.machines.fork(TENANT, m.id, ForkMachine())
+        assert (m.run_as, child.run_as) == ("user:staff", "user:staff")
+        config = {"user": "app", "workdir": "/srv"}
+        live: Any = SimpleNamespace(machine=m, config=config)
+        assert launching.user(live, None) == "user:staff"
+        assert launching.user(live, "root") == "root"
+        assert launching.directory(live, None, None) == ""  # its home
+        assert (launching.user_of_start(live), launching.directory_of_start(live)) == (
+            "app",
+            "/srv",
+        )
+        m = await d.machines.patch(TENANT, m.id, PatchMachine(run_as=""))
+        assert m.run_as is None
+        live = SimpleNamespace(machine=m, config=config)
+        assert (launching.user(live, None), launching.directory(live, None, None)) == (
+            "app",
+            "/srv",
+        )
+        for bad in ("x" * 65, "a\nb", 5):
+            with pytest.raises(InvalidRequestError, match="run_as"):
+                await d.machines.patch(TENANT, m.id, PatchMachine(run_as=bad))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("tier", ["frozen", "stopped"])

@@ -251,6 +251,9 @@ class Machine(Answer):
     autowake: bool = Field(description="Whether what needs it wakes it.")
     unrestricted: bool
     warnings: list[str] = Field(description="What its owner ought to know of how it runs.")
+    run_as: str | None = Field(
+        description="Whom commands and terminals run as unless they say; null: the template's user."
+    )
     node_id: str
     created_at: datetime
 

@@ -192,6 +192,15 @@ class CreateVolume(Body):
     size_gib: int = Field(10, examples=[10], description="It takes room as it fills.")
 
 
+RunAs = Annotated[
+    str | None,
+    Field(
+        max_length=64,
+        description="User, number or user:group that commands and terminals run as unless they say. Default: the template's.",
+    ),
+]
+
+
 class CreateMachine(Body):
     template: str = Field("base", max_length=160)
     key: str | None = Field(
@@ -226,6 +235,7 @@ class CreateMachine(Body):
         True, description="Asleep, it is woken by what needs it; false: by wake alone."
     )
     unrestricted: bool = Field(False, description=claims.UNRESTRICTED)
+    run_as: RunAs = None
     volumes: Volumes = []
     secrets: list[NewSecret] = Field(
         [], max_length=64, description="What its requests carry and it never sees."
@@ -262,6 +272,7 @@ class EnsureMachine(Body):
         True, description="Asleep, it is woken by what needs it; false: by wake alone."
     )
     unrestricted: bool = Field(False, description=claims.UNRESTRICTED)
+    run_as: RunAs = None
     volumes: Volumes = []
     egress: EgressMode | Egress | None = None
     tools: ToolMode | Tools | None = Field(
@@ -326,6 +337,7 @@ class PatchMachine(Body):
     storage_gib: int = Field(10, description="May only grow.")
     expiry: Literal["destroy", "sleep"] = "destroy"
     autowake: bool = True
+    run_as: RunAs = None
     allow_inside: Allowed = []
     inside_forks: Forks = Field(8, description=FORKS)
 

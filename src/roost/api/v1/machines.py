@@ -279,6 +279,7 @@ def _create(
         expiry=body.expiry,
         autowake=body.autowake,
         unrestricted=body.unrestricted,
+        run_as=body.run_as,
     )
 
 
@@ -305,6 +306,7 @@ def _patch(body: bodies.PatchMachine) -> PatchMachine:
         storage_gib=body.storage_gib if "storage_gib" in named else UNSET,
         expiry=body.expiry if "expiry" in named else UNSET,
         autowake=body.autowake if "autowake" in named else UNSET,
+        run_as=body.run_as if "run_as" in named else UNSET,
         allow_inside=body.allow_inside if "allow_inside" in named else UNSET,
         inside_forks=body.inside_forks if "inside_forks" in named else UNSET,
     )

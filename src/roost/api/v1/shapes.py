@@ -99,6 +99,7 @@ def machine(m: Machine) -> Object:
         "autowake": m.autowake,
         "unrestricted": m.unrestricted,
         "warnings": claims.warnings(m.capabilities.level, m.unrestricted),
+        "run_as": m.run_as,
         "node_id": m.node_id,
         "created_at": time(m.created_at),
     }

@@ -118,6 +118,7 @@ class AsyncMachine:
         expiry: str | None = None,
         autowake: bool | None = None,
         unrestricted: bool | None = None,
+        run_as: str | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         tools: str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
@@ -144,6 +145,8 @@ class AsyncMachine:
         sleeps, calls that need it raise ConflictError MACHINE_SLEEPING until ``wake``.
         ``unrestricted``: without the guardrails inside it, such as a tool policy; the boundary around it is the same.
         ``warnings`` then says what that means on its rung.
+        ``run_as``: the user ("user", "1000", "user:group") that commands and terminals run as unless they say;
+        default: the template's, mostly root.
         ``allow_inside``: what its programs may ask of the daemon by ``roost`` inside, beyond looking at it:
         "expose" (a port, to its owner), "publish" (to everybody), "fork" (``inside_forks`` times in its life),
         "sleep".
@@ -177,6 +180,7 @@ class AsyncMachine:
             expiry=expiry,
             autowake=autowake,
             unrestricted=unrestricted,
+            run_as=run_as,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
             tools=tools_body(tools),
@@ -212,6 +216,7 @@ class AsyncMachine:
         expiry: str | None = None,
         autowake: bool | None = None,
         unrestricted: bool | None = None,
+        run_as: str | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         tools: str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
@@ -242,6 +247,7 @@ class AsyncMachine:
             expiry=expiry,
             autowake=autowake,
             unrestricted=unrestricted,
+            run_as=run_as,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
             tools=tools_body(tools),
@@ -394,6 +400,11 @@ class AsyncMachine:
         return bool(self._data.get("autowake", True))
 
     @property
+    def run_as(self) -> str | None:
+        """Whom commands and terminals run as unless they say; None: the template's user."""
+        return self._data.get("run_as")
+
+    @property
     def expires_at(self) -> datetime | None:
         return parse_time(self._data.get("expires_at"))
 
@@ -464,12 +475,13 @@ class AsyncMachine:
         storage_gib: int | None = None,
         expiry: str | None = None,
         autowake: bool | None = None,
+        run_as: str | None = None,
         allow_inside: Sequence[str] | None = None,
         inside_forks: int | None = None,
         if_revision: int | None = None,
     ) -> Self:
         """Changes what is given; ``ttl=None`` takes the end away; storage only grows; ``allow_inside`` replaces what
-        was allowed.
+        was allowed; ``run_as=""``: the template's user again.
 
         Raises ConflictError REVISION_MISMATCH where ``if_revision`` is no longer the machine's.
         """
@@ -483,6 +495,7 @@ class AsyncMachine:
             storage_gib=storage_gib,
             expiry=expiry,
             autowake=autowake,
+            run_as=run_as,
             allow_inside=listed(allow_inside),
             inside_forks=inside_forks,
         )
