@@ -126,7 +126,8 @@ def test_the_contract_is_told_and_nothing_below_says_what_it_is_not(daemon: Daem
     assert all(rungs[each]["available"] for each in ("workspace", "user", "runc", "gvisor")), rungs
     for driver, rung in rungs.items():
         assert ("sandboxed" in json.dumps(rung)) == (rung["level"] >= 2), driver
-        assert "measured" in {each["known"] for each in (*rung["can"], *rung["does_not"])}
+        lines = (*rung["can"], *rung["defends_against"], *rung["does_not"])
+        assert ("measured" in {each["known"] for each in lines}) == rung["available"], driver
     with create(driver="workspace", unrestricted=True) as m:
         assert told["advice"] in m.warnings[0]
         assert "unrestricted" in [each["event"] for each in m.logs()]
