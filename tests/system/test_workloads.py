@@ -173,6 +173,20 @@ def test_ordinary_user_and_sudo(machine: Machine, driver: str) -> None:
     assert machine.exec("cat /etc/shadow", user="user").exit_code != 0
 
 
+def test_run_as_is_who_commands_are_unless_they_say(daemon: Daemon, driver: str) -> None:
+    with Machine.create(driver=driver, run_as="user", memory_mib=256) as m:
+        assert run(m, "id -un; pwd; echo $HOME").split() == ["user", "/home/user", "/home/user"]
+        assert m.exec("id -un", user="root").stdout == "root\n"
+        assert not m.exec("touch /etc/mine").ok
+        child = m.fork()
+        try:
+            assert (child.run_as, run(child, "id -un")) == ("user", "user\n")
+            child.update(run_as="")
+            assert run(child, "id -un") == "root\n"
+        finally:
+            child.destroy()
+
+
 def test_history_is_kept_at_once(machine: Machine) -> None:
     with machine.terminal() as t:
         t.send("echo remember-$((40+2))\n")

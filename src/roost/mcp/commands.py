@@ -11,7 +11,7 @@ from typing import Annotated
 import anyio
 from pydantic import Field
 
-from roost import AsyncExecution, ExecExit, ExecTimeout, RoostError
+from roost import AsyncExecStream, AsyncExecution, ExecExit, ExecTimeout, RoostError
 from roost.mcp import shapes
 from roost.mcp.tool import Call, MachineName, meant, tool
 from roost.tools._text import Clip
@@ -68,7 +68,7 @@ async def exec_(
         timeout=timeout_seconds,
     )
     hint: str | None = None
-    execution = await stream.start()
+    execution = await _started(stream)
     if execution.status == WAITS:  # which may take as long as people do
         await stream.aclose()
         return _output(execution.id, WAITS, None, out, err, None, _waits(execution.id))
@@ -88,6 +88,20 @@ async def exec_(
     ended = stream.exit
     assert ended is not None
     return _output(execution.id, ended.status, ended, out, err, ended.duration_ms, hint)
+
+
+async def _started(stream: AsyncExecStream) -> AsyncExecution:
+    """A call that is given up while its command begins must not leave it running."""
+    starting = asyncio.ensure_future(stream.start())
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True), contextlib.suppress(RoostError):
+            try:
+                await (await starting).kill()
+            finally:
+                await stream.aclose()
+        raise
 
 
 @tool("exec_output", "Output of a command", reads=True)

@@ -15,7 +15,7 @@ from roost.services.models import Live
 
 def live(isolation: Isolation, **config: Any) -> Live:
     capabilities = FakeDriver(isolation=isolation).capabilities()
-    machine = SimpleNamespace(capabilities=capabilities, env={})
+    machine = SimpleNamespace(capabilities=capabilities, env={}, run_as=config.pop("run_as", None))
     return cast("Live", SimpleNamespace(machine=machine, config=config, told={}))
 
 
@@ -27,6 +27,14 @@ def test_as_the_template_says(isolation: Isolation) -> None:
     assert launching.directory(at, None, None) == "/root"
     assert launching.directory(at, None, "bob") == ""
     assert launching.directory_of_start(at) == "/root"
+
+
+def test_as_whom_the_machine_says_before_the_template() -> None:
+    at = live(Isolation.CONTAINER, user="ann", workdir="/app", run_as="user")
+    assert launching.user(at, None) == "user"
+    assert launching.user(at, "root") == "root"
+    assert launching.directory(at, None, None) == ""
+    assert (launching.user_of_start(at), launching.directory_of_start(at)) == ("ann", "/app")
 
 
 @pytest.mark.parametrize("isolation", [Isolation.WORKSPACE, Isolation.USER])
