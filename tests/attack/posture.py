@@ -47,7 +47,7 @@ def _outside(process: Path, words: dict[str, str]) -> tuple[str, Facts]:
         "uid": _numbers(status["Uid"], process / "uid_map"),
         "gid": _numbers(status["Gid"], process / "gid_map"),
         "uid_map": _map((process / "uid_map").read_text()),
-        **{key: status[key] for key in _STATUS},
+        **{key: status[key] for key in _STATUS if apart or key != "CapBnd"},  # else the host's
         "namespaces": apart,
         "root": "its own" if _place(process / "root") != _place(Path("/")) else "the host's",
         "descriptors": sorted(

@@ -54,9 +54,9 @@ def stood(rung: Rung, led: Daemon) -> dict[str, Posture]:
         told = rung.machine.exec(["python3", "-c", posture.TELL], timeout=60)
         assert told.ok, told
         seen = posture.inside(told.stdout, {"sleep", "python3"})
-        if rung.name == "workspace":  # whose mounts are the host's
+        if rung.name == "workspace":  # whose mounts and bounds are the host's
             for each in (facts for ways in seen.values() for facts in ways):
-                del each["mounts"]
+                del each["mounts"], each["CapBnd"]
         return {"outside": outside(led, rung), "inside": seen}
     finally:
         running.kill()
