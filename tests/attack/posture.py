@@ -42,19 +42,18 @@ def _outside(process: Path, words: dict[str, str]) -> tuple[str, Facts]:
     if status["State"][0] in "ZX":
         raise ValueError("it ended")
     host = Path("/proc/self/ns")
+    apart = [n for n in NAMESPACES if os.readlink(process / "ns" / n) != os.readlink(host / n)]
     return status["Name"], {
         "uid": _numbers(status["Uid"], process / "uid_map"),
         "gid": _numbers(status["Gid"], process / "gid_map"),
         "uid_map": _map((process / "uid_map").read_text()),
-        **{key: status[key] for key in _STATUS},
-        "namespaces": [
-            n for n in NAMESPACES if os.readlink(process / "ns" / n) != os.readlink(host / n)
-        ],
+        **{key: status[key] for key in _STATUS if apart or key != "CapBnd"},  # else the host's
+        "namespaces": apart,
         "root": "its own" if _place(process / "root") != _place(Path("/")) else "the host's",
         "descriptors": sorted(
             {_descriptor(os.readlink(fd)) for fd in (process / "fd").iterdir() if fd.is_symlink()}
         ),
-        "mounts": mounts((process / "mountinfo").read_text()),
+        "mounts": mounts((process / "mountinfo").read_text()) if "mnt" in apart else ["the host's"],
         "cgroups": _groups((process / "cgroup").read_text(), words),
     }
 
@@ -64,12 +63,14 @@ def _place(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def inside(told: str) -> Posture:
-    """What ``TELL`` printed in the machine."""
+def inside(told: str, names: set[str]) -> Posture:
+    """What ``TELL`` printed in the machine, of processes of these names."""
     found: Posture = {}
     for line in told.splitlines():
         said = json.loads(line)
         status = _status(said["status"])
+        if status["Name"] not in names:
+            continue
         facts = {
             "uid": status["Uid"].split()[1],
             "gid": status["Gid"].split()[1],

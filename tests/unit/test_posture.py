@@ -28,7 +28,8 @@ def test_from_outside_and_from_inside_it_is_the_same_process() -> None:
     done = subprocess.run(
         [sys.executable, "-c", posture.TELL], capture_output=True, text=True, check=True
     )
-    assert name in posture.inside(done.stdout)
+    assert name in posture.inside(done.stdout, {name})
+    assert posture.inside(done.stdout, {"nobody"}) == {}
     assert json.loads(json.dumps(here)) == here, "it can be recorded"
 
 
