@@ -194,6 +194,8 @@ def histories(directory: Path, agents: dict[str, str]) -> type[RuleBasedStateMac
                 for each in said:
                     self.learn(tenant, each, name)
             elif isinstance(said, str) and said not in self.known[tenant][name]:
+                if any(said in found for found in self.known[other(tenant)].values()):
+                    return  # an audit log has what was asked for, also in vain
                 named = name == "name" and tenant in said
                 if ids.formed(said) or _TOKEN.fullmatch(said) or named:
                     self.known[tenant][name].append(said)
