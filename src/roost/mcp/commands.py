@@ -65,7 +65,8 @@ async def exec_(
         timeout=timeout_seconds,
     )
     hint: str | None = None
-    execution = await stream.start()
+    with anyio.CancelScope(shield=True):  # of one given up while it begins nobody would know what to kill
+        execution = await stream.start()
     try:
         async with _progress(call):
             async for chunk in stream:
