@@ -65,8 +65,9 @@ async def exec_(
         timeout=timeout_seconds,
     )
     hint: str | None = None
-    execution = await stream.start()
+    beginning = asyncio.ensure_future(stream.start())
     try:
+        execution = await asyncio.shield(beginning)
         async with _progress(call):
             async for chunk in stream:
                 (out if chunk.stream == "stdout" else err).feed(chunk.data)
@@ -74,7 +75,7 @@ async def exec_(
         hint = f"Its {timeout_seconds:g} s ran out and all it started was killed: more timeout_seconds, or background."
     except asyncio.CancelledError:
         with anyio.CancelScope(shield=True), contextlib.suppress(RoostError):
-            await execution.kill()
+            await (await beginning).kill()  # also what is given up while it begins
         raise
     finally:
         with anyio.CancelScope(shield=True):
