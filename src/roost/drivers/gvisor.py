@@ -93,15 +93,15 @@ class GVisorDriver(ContainerDriver):
                 "The machine's agent does not answer: nothing of its memory is kept.",
                 code="AGENT_LOST",
             )
-        if tcp.wait_closed(address, int(port), _SOON_S):
-            return
-        # A call that failed may be held by what it was caught in, a circle that only the collector ends; and a call
-        # holds its connection.
-        gc.collect()
-        if not tcp.wait_closed(address, int(port), _SETTLE_TIMEOUT_S):
-            raise MachineError(
-                "The connections to the machine's agent do not end; try again.", code="TIMEOUT"
-            )
+        for wait in (_SOON_S, 2 * _SOON_S, _SETTLE_TIMEOUT_S):
+            if tcp.wait_closed(address, int(port), wait):
+                return
+            # A call that failed may be held by what it was caught in, a circle that only the collector ends; and a
+            # call holds its connection.
+            gc.collect()
+        raise MachineError(
+            "The connections to the machine's agent do not end; try again.", code="TIMEOUT"
+        )
 
     def _record(self) -> dict[str, Any]:
         return {"release": _probe().version}

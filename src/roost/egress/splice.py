@@ -82,6 +82,11 @@ class Flow:
         except OSError as exc:
             self._end(exc)
         else:
+            if (
+                not self._held and self._left == 0
+            ):  # nothing more need come of the source, not even its end
+                self._end(None)
+                return
             # Not finished: the loop comes back as soon as the others had their turn.
             self._watch(read=not self._held, write=bool(self._held))
 

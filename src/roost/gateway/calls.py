@@ -200,7 +200,10 @@ class Calls:
             return
         shown = access.told(failure, call.principal)
         trailer.append(("roost-code", shown.code))
-        await context.abort(code_of(shown), shown.message[:DETAILS], tuple(trailer))
+        code, message = code_of(shown), shown.message[:DETAILS]
+        # In no circle with what it was caught in: one of an agent's holds a connection that a capture waits to see closed.
+        del failure, shown
+        await context.abort(code, message, tuple(trailer))
 
     async def _admit(self, method: Method, call: Call, context: Any) -> None:
         headers = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from roost.clock import SystemClock
 from roost.dialects import boxd
 from roost.dialects.boxd.wire import boxd_pb2 as pb
-from roost.errors import CODES, AuthError, error
+from roost.errors import CODES, AuthError, NotFoundError, error
 from roost.gateway.calls import code_of
 from roost.services.exchange import Exchange
 from roost.services.models import Role
@@ -220,6 +221,21 @@ async def test_a_failure_of_ours_says_nothing_of_itself(
         await box("GetVm", pb.VmRef(vm_id="x"), pb.Vm)
     assert caught.value.code() is S.INTERNAL
     assert "secret" not in str(caught.value.details())
+
+
+async def test_what_failed_is_held_by_nothing(box: Box, vm: str) -> None:
+    """It would hold a connection to the agent, which a capture waits to see closed."""
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(grpc.aio.AioRpcError):
+            async for _ in box.download(pb.PathRequest(vm_id=vm, path="/no-such")):
+                pass
+        await until(
+            lambda: not [each for each in gc.get_objects() if isinstance(each, NotFoundError)]
+        )
+    finally:
+        gc.enable()
 
 
 async def test_changes_are_in_the_audit_log_and_looks_are_not(box: Box, vm: str) -> None:
