@@ -84,10 +84,10 @@ pub fn limit(limits: &[Limit]) -> Result<(), String> {
         // SAFETY: `limit` is valid for the calls. What stands lower already stays: only root could raise it.
         unsafe {
             let mut limit: libc::rlimit = std::mem::zeroed();
-            libc::getrlimit(each.resource as _, &mut limit);
+            libc::getrlimit(each.resource, &mut limit);
             limit.rlim_max = limit.rlim_max.min(each.value);
             limit.rlim_cur = limit.rlim_max;
-            if libc::setrlimit(each.resource as _, &limit) != 0 {
+            if libc::setrlimit(each.resource, &limit) != 0 {
                 return Err(format!("a limit: {}", std::io::Error::last_os_error()));
             }
         }
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(
             limit,
             Limit {
-                resource: libc::RLIMIT_NOFILE as u32,
+                resource: libc::RLIMIT_NOFILE,
                 value: 4096
             }
         );
