@@ -198,8 +198,8 @@ _RUNGS = {
     "gvisor": _Rung(
         2,
         "sandboxed by gVisor",
-        "gVisor's own kernel in user space (systrap), itself unprivileged and behind seccomp "
-        "and namespaces; the host's kernel serves it a narrow set of calls",
+        "gVisor's own kernel in user space (systrap), in namespaces and an empty root of its own "
+        "behind seccomp; the host's kernel serves it a narrow set of calls",
         (
             _Says("run as root inside, under a kernel of its own", _DRIVERS),
             _Says(

@@ -17,7 +17,7 @@ TESTS = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("results.json")
 BEGIN, END = "<!-- attacks: scripts/attacks -->", "<!-- /attacks -->"
 _WORST = ("failed", "escapes", "held", "untested")
-NOT_RUN = "not run yet"
+NOT_RUN = "not run there yet"
 
 Found = dict[str, dict[str, list[str]]]  # test -> rung -> [outcome, why]
 
@@ -97,8 +97,7 @@ def cell(number: str, rung: str, tests: Mapping[str, list[str]], found: Found) -
     if any(outcome == "held" for outcome, _ in general):
         return "held*", ""
     whys = dict.fromkeys(why for _, why in general if why)
-    tried = any(each for each in mine)
-    return "untested", "; ".join(whys) or ("no test of it on this rung" if tried else NOT_RUN)
+    return "untested", "; ".join(whys) or NOT_RUN
 
 
 def render(tests: Mapping[str, list[str]], found: Found) -> str:

@@ -19,6 +19,6 @@ COUNT = {"qemu": 8}
 def test_nothing_is_left_of_many(rung: Rung, led: Daemon) -> None:
     cycles.cycles(rung.name, cycles.AT_ONCE)
     daemon = led.pid, led.run_dir, led.data_dir
-    before = cycles.footprint(*daemon)
+    before = cycles.at_rest(*daemon)
     cycles.cycles(rung.name, COUNT.get(rung.name, 40))
     assert cycles.grown(before, *daemon) == {}

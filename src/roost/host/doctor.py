@@ -31,6 +31,7 @@ _TOOLS = {
     "mkfs.xfs": "xfsprogs",
     "mke2fs": "e2fsprogs",
     "resize2fs": "e2fsprogs",
+    "setpriv": "util-linux",
     "mmdebstrap": "mmdebstrap",
 }
 

@@ -109,6 +109,7 @@ class Machines:
         driver, capabilities = engine.rungs.choose(req.isolation, req.driver, least)
         egress.require_enforced(self._policy(req), driver, capabilities)
         self._check_unrestricted(req, capabilities)
+        _check_run_as(req.run_as, capabilities)
         if not capabilities.disk_image:
             return await self._create_directory(tenant, req, driver, capabilities, wait)
         template = await self._templates.resolve(tenant, req.template)
@@ -327,6 +328,7 @@ class Machines:
         _, capabilities = engine.rungs.choose("auto", driver, least)
         egress.require_enforced(self._policy(req), driver, capabilities)
         self._check_unrestricted(req, capabilities)
+        _check_run_as(req.run_as, capabilities)
         values["capabilities"] = capabilities_to_json(capabilities)
         reservations.check_size(engine.host(), values["vcpu"], values["memory_mib"])
         await engine.parts.storage.require(ROOM_BYTES)
@@ -881,6 +883,7 @@ class Machines:
             values["autowake"] = patch.autowake
         if patch.run_as is not UNSET:
             limits.run_as(patch.run_as)
+            _check_run_as(patch.run_as, before.capabilities)
             values["run_as"] = patch.run_as or None
         if patch.vcpu is not UNSET and patch.vcpu != before.vcpu:
             limits.vcpu(patch.vcpu)
@@ -952,6 +955,14 @@ def _no_volumes(driver: str) -> UnsupportedError:
     return UnsupportedError(
         f"Machines of the {driver} driver have no volumes.", details={"field": "volumes"}
     )
+
+
+def _check_run_as(user: str | None, capabilities: Capabilities) -> None:
+    if user and capabilities.one_user:
+        raise UnsupportedError(
+            "Machines of this rung have one user, whom everything in them runs as: leave run_as out.",
+            details={"field": "run_as"},
+        )
 
 
 def _check_key(connection: sa.Connection, tenant: str, key: str | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import shutil
 import uuid
@@ -168,8 +170,9 @@ async def test_nothing_is_left_of_it(world: World, driver: ContainerDriver) -> N
         "(sleep 600 >/dev/null 2>&1 &)"
     )
     assert code == 0, text
-    running = driver.cgroups.procs(driver._group(machine.id))
-    assert any("sleep" in Path(f"/proc/{pid}/comm").read_text() for pid in running)
+    async with asyncio.timeout(10):
+        while "sleep" not in _names(running := driver.cgroups.procs(driver._group(machine.id))):
+            await asyncio.sleep(0.05)
     disk = machine.disk
     await machine.client.close()
     await driver.remove(machine.id)
@@ -211,6 +214,15 @@ async def test_a_fork_has_the_disk_of_that_instant(world: World, driver: Contain
     assert await parent.run("cat f") == (0, "one\n")
     shutil.rmtree(kept[0].directory)
     kept[1].unlink()
+
+
+def _names(pids: set[int]) -> set[str]:
+    """Of those that have not ended meanwhile."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found.add(Path(f"/proc/{pid}/comm").read_text().strip())
+    return found
 
 
 def _is_of(pid: int, uids: range) -> bool:

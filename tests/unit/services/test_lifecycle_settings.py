@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,12 @@ import pytest
 
 from roost.clock import FakeClock
 from roost.drivers.fake import FakeDriver
-from roost.drivers.interface import Exit
+from roost.drivers.interface import Exit, Isolation
 from roost.engine import samples
 from roost.engine.machine import Machine
-from roost.errors import ConflictError, InvalidRequestError, MachineError
+from roost.errors import ConflictError, InvalidRequestError, MachineError, UnsupportedError
 from roost.services import launching
+from roost.services.machines import _check_run_as
 from roost.services.models import ForkMachine, PatchMachine
 from tests.unit.engine.kit import TENANT, Daemon, Host, daemon, small, until
 
@@ -139,6 +141,10 @@ async def test_whom_commands_run_as_is_the_machines_before_it_is_the_templates(
             "app",
             "/srv",
         )
+        one_user = replace(m.capabilities, isolation=Isolation.USER)
+        _check_run_as("", one_user)
+        with pytest.raises(UnsupportedError):
+            _check_run_as("root", one_user)
         for bad in ("x" * 65, "a\nb", 5):
             with pytest.raises(InvalidRequestError, match="run_as"):
                 await d.machines.patch(TENANT, m.id, PatchMachine(run_as=bad))  # type: ignore[arg-type]
