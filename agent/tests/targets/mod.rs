@@ -238,7 +238,12 @@ impl Scratch {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed);
         let name = format!("roost-fuzz-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
+        // In memory, where there is room for it: a layer is synced at its end.
+        let memory = Path::new("/dev/shm");
+        let path = match memory.is_dir() {
+            true => memory.join(name),
+            false => std::env::temp_dir().join(name),
+        };
         std::fs::create_dir(&path).expect("a directory");
         Scratch(path)
     }

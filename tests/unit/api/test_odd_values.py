@@ -20,9 +20,9 @@ import pytest
 from tests.unit.api.kit import TENANT
 from tests.unit.api.test_contract import HARMFUL
 from tests.unit.api.test_gate import BODIES, E, T
-from tests.unit.api.test_two_tenants import World, agents, half_an_agent
+from tests.unit.api.test_two_tenants import World, half_an_agent
 
-__all__ = ["agents", "half_an_agent"]
+__all__ = ["half_an_agent"]
 
 ODD = (
     "../../../../etc/passwd",
@@ -72,9 +72,9 @@ class Asked:
 
 
 @pytest.fixture
-def world(agents: dict[str, str], tmp_path: Path, half_an_agent: None) -> Iterator[World]:
+def world(tmp_path: Path, half_an_agent: None) -> Iterator[World]:
     world = World(tmp_path)
-    world.open(agents)
+    world.open()
     yield world
     world.close()
 
