@@ -301,7 +301,11 @@ def histories(directory: Path) -> type[RuleBasedStateMachine]:
                 kwargs.pop("method"), kwargs.pop("url"), headers=headers,
                 params=kwargs.get("params"), json=kwargs.get("json"), content=kwargs.get("data"),
             )  # fmt: skip
-            return self.world.http[tenant].send(request)
+            try:
+                return self.world.http[tenant].send(request)
+            except httpx.TimeoutException as failure:
+                said = f"no answer to {request.method} {request.url} {request.content[:300]!r}"
+                raise AssertionError(said) from failure
 
         def as_missing(
             self, tenant: str, case: Any, foreign: set[str], answer: httpx.Response, call: str
