@@ -18,6 +18,7 @@ from roost.units import MAX_SECONDS
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}", re.ASCII)
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(:[A-Za-z0-9_][A-Za-z0-9._-]*)?", re.ASCII)
 _LABEL = re.compile(r'[^\x00-\x1f\x7f"\\=]{1,128}')
 EXPIRIES = ("destroy", "sleep")
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -133,7 +134,9 @@ def run_as(value: object) -> None:
     """None and "" are the template's."""
     if value is None:
         return
-    if not isinstance(value, str) or len(value) > 64 or not value.isprintable():
+    if value == "":
+        return
+    if not isinstance(value, str) or len(value) > 64 or not _USER.fullmatch(value):
         raise bad("run_as", "a user name, number or user:group, at most 64 characters")
 
 

@@ -52,7 +52,7 @@ FREE = frozenset(
         "term",
         "dockerfile",
     }
-    | {"labels", "build_args", "label"}
+    | {"labels", "build_args", "label", "program"}
 )
 # A key's own name is for people; of a build's secret the value is meant.
 SAID = re.compile(r"POST /v1/(keys|machines/{machine_id}/tokens) name|POST /v1/builds secrets\.k")

@@ -145,7 +145,7 @@ async def test_whom_commands_run_as_is_the_machines_before_it_is_the_templates(
         _check_run_as("", one_user)
         with pytest.raises(UnsupportedError):
             _check_run_as("root", one_user)
-        for bad in ("x" * 65, "a\nb", 5):
+        for bad in ("x" * 65, "a\nb", "../x", "-rf", "a:", ";id", 5):
             with pytest.raises(InvalidRequestError, match="run_as"):
                 await d.machines.patch(TENANT, m.id, PatchMachine(run_as=bad))  # type: ignore[arg-type]
 
