@@ -154,6 +154,13 @@ def test_what_was_not_found_here_is_not_claimed() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", claims.names())
+def test_what_a_kernel_may_lack_is_not_said_to_be_there(name: str) -> None:
+    """A boundary is told of every machine, whatever was found on its host."""
+    said = claims.boundary(name)
+    assert said.count("Landlock") == said.count("Landlock where the kernel has it")
+
+
 def test_a_driver_that_claims_nothing_has_no_contract() -> None:
     assert claims.contract("fake", {}) is None
 
