@@ -193,7 +193,7 @@ def judge(it: Advisory, has: Installed, at_least: AtLeast = packages.at_least) -
     for revision in it.debian:
         if has.revision and packages.upstream(revision) == has.version:
             return State.MENDED if at_least(has.revision, revision) else State.AFFECTED
-    if has.patched and has.mended is None:
+    if has.patched and (has.mended is None or has.trimmed):
         return State.UNKNOWN
     return State.AFFECTED
 
