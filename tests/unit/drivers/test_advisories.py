@@ -86,6 +86,7 @@ def test_what_leads_nowhere_here_is_a_warning_and_the_rest_refuses() -> None:
     assert Finding(LEAKED, State.AFFECTED, "1.1.11").refuses
     assert not Finding(LEAKED, State.UNKNOWN, "1.1.4-0ubuntu1").refuses
     assert "cannot be told" in Finding(LEAKED, State.UNKNOWN, "1").text
+    assert "not reached" in Finding(MASKED, State.UNKNOWN, "1").text
     warned = Finding(MASKED, State.AFFECTED, "1.1.12")
     assert not warned.refuses
     assert "not reached" in warned.text
