@@ -191,8 +191,10 @@ async def test_what_was_in_its_directory_is_on_its_disk_before_anybody_is_told_t
         await kit.d.machines.wake(TENANT, machine.id)
     assert (await kit.now(machine)).brings_tree
     assert storage.tree(machine.id).exists()
+    synced = kit.d.agents.calls["sync"]
     woken = await kit.d.machines.wake(TENANT, machine.id)
     assert (woken.phase, woken.brings_tree) == ("running", False)
+    assert kit.d.agents.calls["sync"] == synced + 1  # before the tar is deleted
     assert kit.d.agents.tars[-1] == ("/root", "0:0", b"what was in the directory")
     assert not storage.tree(machine.id).exists()
     assert not kit.d.host.leaks(await kit.d.all())
