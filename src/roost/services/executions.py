@@ -446,6 +446,8 @@ class Executions:
         )
 
     async def _ask(self, machine: Machine, spec: StartExecution) -> ExecutionRow:
+        # Whose it is now: it may be another's by the time it is approved of.
+        spec = dataclasses.replace(spec, user=spec.user or machine.run_as)
         row = ExecutionRow(
             id=ids.new(),
             tenant_id=machine.tenant_id,

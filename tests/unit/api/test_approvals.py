@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from datetime import timedelta
 from typing import Any
@@ -401,3 +402,22 @@ async def test_who_asks_and_gives_up_again_and_again_fills_no_disk(
     async with asyncio.timeout(10):
         while not await few():
             await asyncio.sleep(0.01)
+
+
+async def test_whom_it_runs_as_is_who_it_was_when_it_was_asked_for(bare: Served) -> None:
+    mid = await guarded(bare)
+    await bare.machines.sleep(TENANT, mid, "stopped")
+    machine = bare.machines.machines[mid]
+    bare.machines.machines[mid] = dataclasses.replace(machine, run_as="worker")
+    asked = (await ask(bare, mid, wait=False, command="id")).json()
+    bare.machines.machines[mid] = dataclasses.replace(machine, run_as="root")
+    (found,) = await waiting(bare)
+    assert found["asked"]["user"] == asked["user"] == "worker"
+    started: list[Any] = []
+
+    async def begin(approval: Any, spec: Any) -> None:
+        started.append(spec.user)
+
+    bare.executions._start_approved = begin  # type: ignore[method-assign]
+    await decide(bare, found["approval_id"], "approve")
+    assert started == ["worker"]
