@@ -36,7 +36,7 @@ ADVICE = (
 
 UNRESTRICTED = (
     "Every command runs unasked: no tool policy holds, and on rungs 0 and 1 neither Landlock nor the agent's resource"
-    " limits. The boundary around the machine stays as it is."
+    " limits. The rest of the boundary around the machine stays as it is."
 )
 
 
@@ -149,7 +149,8 @@ _RUNGS = {
         "isolated workspace: one user without root (no sudo, no installing of packages), who writes "
         "to a home of its own alone; it shares the host's kernel",
         "One unprivileged user of a block of its own: Linux namespaces, no capabilities, a read-only "
-        "system, a seccomp allow-list, Landlock where the kernel has it, cgroups; shares the host's kernel",
+        "system, a seccomp allow-list, cgroups, and Landlock where the kernel has it and the machine is not unrestricted; "
+        "shares the host's kernel",
         (
             _Says(
                 "start in milliseconds with its own network, disk, fork and snapshot",
@@ -272,8 +273,8 @@ _RUNGS = {
 _RUNGS["systemd"] = replace(
     _RUNGS["user"],
     boundary="One user of the host that is nobody else, in a transient unit of systemd: no capabilities, a "
-    "read-only system, system calls refused, Landlock where the kernel has it, cgroups; shares the host's kernel and its "
-    "numbers of processes",
+    "read-only system, system calls refused, cgroups, and Landlock where the kernel has it and the machine is not "
+    "unrestricted; shares the host's kernel and its numbers of processes",
     can=(_Says("what `user` can, as units of systemd", untried="not tried with machines"),),
     defends=(_Says("what `user` does, by systemd's means", untried="not tried with machines"),),
 )

@@ -169,3 +169,11 @@ def test_who_runs_unrestricted_is_warned() -> None:
     assert claims.warnings(0, False) == claims.warnings(3, False) == []
     assert claims.ADVICE in claims.warnings(1, True)[0]
     assert claims.warnings(2, True)
+
+
+@pytest.mark.parametrize("name", ["user", "systemd"])
+def test_a_boundary_claims_no_landlock_that_may_not_be_there(name: str) -> None:
+    assert (
+        "Landlock where the kernel has it and the machine is not unrestricted"
+        in claims.boundary(name)
+    )

@@ -26,7 +26,7 @@ from roost.engine.journal import Context, Plan, Stage, Step
 from roost.engine.lifecycle import Phase, restartable
 from roost.engine.machine import Machine, capabilities_to_json
 from roost.engine.transitions import amend, load
-from roost.errors import CapacityError, ConflictError, RoostError, UnsupportedError
+from roost.errors import ConflictError, RoostError, UnsupportedError
 from roost.store import machines, volumes
 
 _GONE = (Phase.DESTROYING, Phase.DESTROYED)
@@ -87,16 +87,8 @@ class Climb:
             return
         storage, machine = self.parts.storage, self.machine
         image = await image_of(storage, self.digest)
-        await storage.pack_tree(machine.id)
-        if (
-            storage.tree(machine.id).stat().st_size
-            > (machine.storage_gib << 30) - image.allocated_bytes
-        ):
-            raise CapacityError(
-                f"What is in its directory does not fit on a disk of {machine.storage_gib} GiB beside the system: take it"
-                " to a larger machine with roost cp.",
-                code="MACHINE_DISK_FULL",
-            )
+        left = (machine.storage_gib << 30) - image.allocated_bytes
+        await storage.pack_tree(machine.id, left)
         await storage.clone(image, machine.id, machine.storage_gib)
         await storage.sync_disk(machine.id)
 
@@ -121,7 +113,7 @@ def plan(climb: Climb, onto: Onto | None) -> Plan:
             "isolation": onto.capabilities.isolation.value,
             "capabilities": capabilities_to_json(onto.capabilities),
             "memory_image": None,
-            "disk_ready": True,
+            "disk_ready": climb.brings_tree or now.disk_ready,
             "brings_tree": climb.brings_tree or now.brings_tree,
         }
         if onto.capabilities.raw_disk:

@@ -662,6 +662,11 @@ class Engine:
             machine = load(connection, machine_id)
             if machine.phase not in (Phase.RUNNING, Phase.SLEEPING) or not machine.disk_ready:
                 raise illegal(machine.state, "be captured")
+            if machine.brings_tree:
+                raise ConflictError(
+                    "What was in its directory before it was promoted is not on its disk yet: wake it first.",
+                    details={"phase": machine.phase},
+                )
             row = machines.get(connection, machine_id)
             assert row is not None
             now = self.clock.now()

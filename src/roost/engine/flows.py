@@ -233,6 +233,10 @@ class Start:
         home, owner = ("/home/user", "") if as_user else ("/root", "0:0")
         header = pb.TarInHeader(path=home.encode(), owner=owner)
         await agent.tar_in(header, packing.pieces(self.parts.storage.tree(machine.id)))
+        with contextlib.suppress(
+            RoostError
+        ):  # the tar is deleted next: its copy is not in memory alone
+            await agent.sync()
 
     def _renewal(self, stranger: bool) -> pb.RenewIdentityRequest:
         assert self.handle is not None

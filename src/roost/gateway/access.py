@@ -2,8 +2,8 @@
 
     admin      everything                      machine    GET and HEAD of its own machine's status
     tenant     all but what is the admin's     preview    nothing here: it is for the preview proxy
-    runner     of that, GET and HEAD, what happens inside machines, and waking them: no approval, no policy
-    read_only  of that, GET and HEAD; and no machine is woken for it (``services.asking``)
+    runner     what happens inside machines, and waking them; of the rest what read_only may: no approval, no policy
+    read_only  GET and HEAD of what is a tenant's; and no machine is woken for it (``services.asking``)
 
 What is refused is refused by the form of the request alone, so it says nothing of what there is; whose a machine
 is, is the services' question, and a foreign one answers as a missing one.
@@ -34,9 +34,10 @@ def check(who: Principal, method: str, path: str, target: Target | None) -> None
             )
     if target is not None and target.admin(method, path):
         raise ForbiddenError("Only an admin may do this.")
-    uses = method in READS or (target is not None and target.inside(path))
-    if who.role is Role.RUNNER and not uses:
-        raise ForbiddenError("This key uses the machines there are, and changes nothing else.")
+    if who.role is Role.RUNNER and not (target is not None and target.inside(path)):
+        if method not in READS:
+            raise ForbiddenError("This key uses the machines there are, and changes nothing else.")
+        asking.only_reads()  # dialects tell who may change a thing what to change it with
     if who.role in (Role.READ_ONLY, Role.MACHINE):
         if method not in READS:
             raise ForbiddenError("This key may only read.")

@@ -168,14 +168,19 @@ class Finding:
 
     @property
     def refuses(self) -> bool:
-        return self.state is State.AFFECTED and not self.advisory.here
+        return self.state is State.AFFECTED and self.open
+
+    @property
+    def open(self) -> bool:
+        """Whether it may lead out of a machine here, as far as can be told."""
+        return not self.advisory.here
 
     @property
     def text(self) -> str:
         it = self.advisory
         said = f"{it.program} {self.version}: {it.id}, {it.what}"
         if self.state is State.UNKNOWN:
-            return f"{said}; it cannot be told whether this one has it"
+            said += "; it cannot be told whether this one has it"
         return f"{said}; not reached from machines here: {it.here}" if it.here else said
 
 
@@ -193,7 +198,7 @@ def judge(it: Advisory, has: Installed, at_least: AtLeast = packages.at_least) -
     for revision in it.debian:
         if has.revision and packages.upstream(revision) == has.version:
             return State.MENDED if at_least(has.revision, revision) else State.AFFECTED
-    if has.patched and has.mended is None:
+    if has.patched and (has.mended is None or has.trimmed):
         return State.UNKNOWN
     return State.AFFECTED
 

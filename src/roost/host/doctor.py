@@ -272,9 +272,12 @@ def _escapes(settings: Settings) -> Check:
         return Check("known escapes", False, "; ".join(bad), advisories.REMEDY)
     if not known:
         return Check("known escapes", True, "none of the versions here has one that is known to us")
+    untold = sum(each.open for each in known)
     return Check(
         "known escapes",
         True,
-        "none that leads out of a machine here, as far as is known to us",
+        f"of {untold} it cannot be told whether the versions here have them"
+        if untold
+        else "none that leads out of a machine here, as far as is known to us",
         warning="\n".join(each.text for each in known),
     )

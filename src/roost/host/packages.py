@@ -18,6 +18,8 @@ _DOC = Path("/usr/share/doc")
 _CVE = re.compile(r"CVE-\d{4}-\d{4,}")
 _UPSTREAM = re.compile(r"\d+(?:\.\d+)*")
 _TOLD = re.compile(r"version (?:release-|0\.0~)?(\d+(?:\.\d+)*)")
+# What distributions write below a changelog of which they left out the old end.
+_TRIMMED = re.compile(r"^# (?:Older entries have been removed|For older changelog entries)", re.M)
 _DEBIAN_KERNEL = re.compile(r"\bDebian (\d\S*)")
 # Numbers of these kernels do not tell what was put into them.
 _PATCHED_KERNEL = re.compile(r"generic|aws|azure|gcp|oracle|\.el\d|\.amzn|\.fc\d|-pve|ubuntu", re.I)
@@ -33,6 +35,7 @@ class Installed:
     version: str
     revision: str | None = None
     mended: frozenset[str] | None = None
+    trimmed: bool = False  # of that changelog only the newest is there
     patched: bool = False  # its number may be an old one's, and its content newer
 
     @property
@@ -64,7 +67,8 @@ def installed(program: str) -> Installed | None:
             package = owner.partition(":")[0].partition(",")[0].strip()
             asked = ["dpkg-query", "-W", "-f=${Version}", package]
             revision = run.run(asked, timeout_s=_TIMEOUT_S).stdout.strip()
-            return Installed(upstream(revision), revision, _changelog(package), patched=True)
+            mended, trimmed = _changelog(package)
+            return Installed(upstream(revision), revision, mended, trimmed, patched=True)
     return None
 
 
@@ -93,10 +97,10 @@ def at_least(revision: str, other: str) -> bool:
     return run.run(argv, timeout_s=_TIMEOUT_S, check=False).code == 0
 
 
-def _changelog(package: str) -> frozenset[str] | None:
+def _changelog(package: str) -> tuple[frozenset[str] | None, bool]:
     for name in ("changelog.Debian.gz", "changelog.gz"):
         with contextlib.suppress(OSError, EOFError):
             with gzip.open(_DOC / package / name) as file:
                 text = file.read(_MOST).decode(errors="replace")
-            return frozenset(_CVE.findall(text))
-    return None
+            return frozenset(_CVE.findall(text)), _TRIMMED.search(text) is not None
+    return None, False

@@ -301,6 +301,10 @@ class Approvals:
         finally:
             self._followers.discard(changed)
 
+    async def prune(self, machine_id: str) -> None:
+        """Forgets the oldest of what was decided of a machine of which there is very much."""
+        await self._store.write(lambda c: rows.forget_of(c, machine_id))
+
     async def tidy(self) -> None:
         """Forgets what was decided long ago; call now and then."""
         before = self._clock.now() - KEEP

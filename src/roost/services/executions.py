@@ -446,6 +446,8 @@ class Executions:
         )
 
     async def _ask(self, machine: Machine, spec: StartExecution) -> ExecutionRow:
+        # Whose it is now: it may be another's by the time it is approved of.
+        spec = dataclasses.replace(spec, user=spec.user or machine.run_as)
         row = ExecutionRow(
             id=ids.new(),
             tenant_id=machine.tenant_id,
@@ -462,6 +464,7 @@ class Executions:
             row.command, row.cwd, row.user, spec.env, spec.stdin, spec.stdin_stream, spec.timeout_ms
         )
         await self._approvals.ask(row, spec.to_json(), shown)
+        self._count(row.machine_id)
         return row
 
     async def _until_approved(self, row: ExecutionRow) -> Process:
@@ -999,6 +1002,7 @@ class Executions:
         self._since_prune[machine_id] = count % PRUNE_EVERY
         if count == PRUNE_EVERY:
             self._spawn(self._rows.prune(machine_id))
+            self._spawn(self._approvals.prune(machine_id))
 
 
 async def _started(agent: AgentClient) -> str | None:

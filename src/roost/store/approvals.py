@@ -14,6 +14,7 @@ from roost.store.schema import approvals as t
 from roost.store.schema import executions
 
 PENDING = "pending"
+KEEP_PER_MACHINE = 1000  # as of executions; the audit log has who decided
 _SHOWN = [each for each in t.c if each.name != "request"]
 
 
@@ -102,6 +103,17 @@ def forget(connection: sa.Connection, before: datetime, limit: int = 5000) -> in
     if ids:
         connection.execute(sa.delete(t).where(t.c.id.in_(ids)))
     return len(ids)
+
+
+def forget_of(connection: sa.Connection, machine_id: str) -> int:
+    """Removes what was decided beyond the newest 1000 of the machine: who asks and gives up must not fill the disk."""
+    mine = t.c.machine_id == machine_id
+    newest = sa.select(t.c.id).where(mine).order_by(t.c.created_at.desc(), t.c.id.desc())
+    keep = [row[0] for row in connection.execute(newest.limit(KEEP_PER_MACHINE))]
+    if len(keep) < KEEP_PER_MACHINE:
+        return 0
+    old = sa.delete(t).where(mine, t.c.status != PENDING, t.c.id.not_in(keep))
+    return connection.execute(old).rowcount
 
 
 def _record(connection: sa.Connection, machine_id: str, at: datetime, message: str) -> None:

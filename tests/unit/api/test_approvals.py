@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from datetime import timedelta
 from typing import Any
@@ -13,9 +14,12 @@ from websockets.asyncio.client import connect
 
 from roost.clock import SystemClock
 from roost.services import approvals as service
+from roost.services import executions as executions_service
 from roost.services.approvals import Approvals
 from roost.services.executions import Executions
 from roost.services.models import Role
+from roost.store import approvals as approval_rows
+from roost.store import executions as execution_rows
 from roost.store.cursor import Cursors
 from roost.store.schema import approvals as table
 from roost.store.schema import machine_events
@@ -372,3 +376,48 @@ async def test_the_list_is_shown_and_replaced(bare: Served) -> None:
     assert (await bare.http.put(url, json={"mode": "off"})).json() == {"mode": "off", "allow": []}
     plain = (await bare.http.post("/v1/machines", json={"tools": "deny"})).json()
     assert plain["tools"] == {"mode": "deny", "allow": []}
+
+
+async def test_who_asks_and_gives_up_again_and_again_fills_no_disk(
+    bare: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executions_service, "PRUNE_EVERY", 5)
+    monkeypatch.setattr(approval_rows, "KEEP_PER_MACHINE", 3)
+    monkeypatch.setattr(execution_rows, "KEEP_PER_MACHINE", 3)
+    mid = await guarded(bare)
+    await bare.machines.sleep(TENANT, mid, "stopped")
+    for _ in range(9):
+        asked = (await ask(bare, mid, wait=False, command="id")).json()
+        path = f"/v1/machines/{mid}/executions/{asked['execution_id']}"
+        assert (await bare.http.delete(path)).status_code == 200
+    last = (await ask(bare, mid, wait=False, command="id")).json()["execution_id"]
+
+    async def few() -> bool:
+        of = {"status": "any", "machine_id": mid}
+        found = (await bare.http.get("/v1/approvals", params=of)).json()["items"]
+        ran = (await bare.http.get(f"/v1/machines/{mid}/executions")).json()["items"]
+        assert last in {each["approval_id"] for each in found}
+        return len(found) <= 3 and len(ran) <= 3
+
+    async with asyncio.timeout(10):
+        while not await few():
+            await asyncio.sleep(0.01)
+
+
+async def test_whom_it_runs_as_is_who_it_was_when_it_was_asked_for(bare: Served) -> None:
+    mid = await guarded(bare)
+    await bare.machines.sleep(TENANT, mid, "stopped")
+    machine = bare.machines.machines[mid]
+    bare.machines.machines[mid] = dataclasses.replace(machine, run_as="worker")
+    asked = (await ask(bare, mid, wait=False, command="id")).json()
+    bare.machines.machines[mid] = dataclasses.replace(machine, run_as="root")
+    (found,) = await waiting(bare)
+    assert found["asked"]["user"] == asked["user"] == "worker"
+    started: list[Any] = []
+
+    async def begin(approval: Any, spec: Any) -> None:
+        started.append(spec.user)
+
+    bare.executions._start_approved = begin  # type: ignore[method-assign]
+    await decide(bare, found["approval_id"], "approve")
+    assert started == ["worker"]

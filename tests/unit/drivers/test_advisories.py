@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+from pathlib import Path
+
 import pytest
 
 from roost.host import advisories, packages
@@ -58,10 +61,32 @@ def test_each_series_is_mended_by_its_own_version(version: str, state: State) ->
     assert judge(MASKED, Installed(version), _order) is state
 
 
+@pytest.mark.parametrize(
+    ("end", "state"),
+    [
+        ("", State.AFFECTED),
+        ("# Older entries have been removed from this changelog.\n", State.UNKNOWN),
+        ("# For older changelog entries, run 'apt-get changelog runc'\n", State.UNKNOWN),
+    ],
+)
+def test_a_changelog_without_its_old_end_rules_nothing_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, state: State
+) -> None:
+    monkeypatch.setattr(packages, "_DOC", tmp_path)
+    (tmp_path / "runc").mkdir()
+    log = f"runc (1.1.7-3) unstable\n\n  * CVE-2025-31133\n\n{end}"
+    (tmp_path / "runc" / "changelog.Debian.gz").write_bytes(gzip.compress(log.encode()))
+    mended, trimmed = packages._changelog("runc")
+    has = Installed("1.1.7", "1.1.7-3", mended, trimmed, patched=True)
+    assert judge(LEAKED, has) is state
+    assert judge(MASKED, has) is State.MENDED
+
+
 def test_what_leads_nowhere_here_is_a_warning_and_the_rest_refuses() -> None:
     assert Finding(LEAKED, State.AFFECTED, "1.1.11").refuses
     assert not Finding(LEAKED, State.UNKNOWN, "1.1.4-0ubuntu1").refuses
     assert "cannot be told" in Finding(LEAKED, State.UNKNOWN, "1").text
+    assert "not reached" in Finding(MASKED, State.UNKNOWN, "1").text
     warned = Finding(MASKED, State.AFFECTED, "1.1.12")
     assert not warned.refuses
     assert "not reached" in warned.text

@@ -40,6 +40,10 @@ def test_a_way_out_is_a_failure_or_a_warning(
     said = doctor._escapes(settings)
     assert said.ok
     assert led_nowhere.id in (said.warning or "")
+    found.append(Finding(open_one, State.UNKNOWN, "1"))
+    said = doctor._escapes(settings)
+    assert said.ok
+    assert "of 1 it cannot be told" in said.detail
     found.append(Finding(open_one, State.AFFECTED, "1"))
     said = doctor._escapes(settings)
     assert (said.ok, said.remedy) == (False, advisories.REMEDY)

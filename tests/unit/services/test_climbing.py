@@ -191,11 +191,37 @@ async def test_what_was_in_its_directory_is_on_its_disk_before_anybody_is_told_t
         await kit.d.machines.wake(TENANT, machine.id)
     assert (await kit.now(machine)).brings_tree
     assert storage.tree(machine.id).exists()
+    synced = kit.d.agents.calls["sync"]
     woken = await kit.d.machines.wake(TENANT, machine.id)
     assert (woken.phase, woken.brings_tree) == ("running", False)
+    assert kit.d.agents.calls["sync"] == synced + 1  # before the tar is deleted
     assert kit.d.agents.tars[-1] == ("/root", "0:0", b"what was in the directory")
     assert not storage.tree(machine.id).exists()
     assert not kit.d.host.leaks(await kit.d.all())
+
+
+async def test_what_waits_to_be_unpacked_is_missing_from_no_fork(kit: Kit) -> None:
+    """Until its first start the disk is a template's alone."""
+    machine = await a_directory(kit)
+    climbed = await climb(kit, machine, "container")
+    with pytest.raises(RoostError) as caught:
+        await kit.d.machines.fork(TENANT, climbed.id, ForkMachine())
+    assert caught.value.code == "INVALID_STATE"
+    await kit.d.machines.wake(TENANT, machine.id)
+    assert len(await kit.d.machines.fork(TENANT, climbed.id, ForkMachine())) == 1
+
+
+async def test_one_whose_disk_was_never_made_gets_it_up_there(kit: Kit) -> None:
+    kit.d.host.driver.fail("start", RoostError("no room", code="MACHINE_FAILED"))
+    with pytest.raises(RoostError) as caught:
+        await container(kit)
+    machine_id = caught.value.details["machine_id"]
+    failed = await kit.d.machines.get(TENANT, machine_id)
+    assert (failed.phase, failed.disk_ready, failed.retryable) == ("failed", False, True)
+    climbed = await climb(kit, failed)
+    assert (climbed.driver, climbed.disk_ready) == ("vm", False)
+    assert (await kit.d.machines.wake(TENANT, machine_id)).phase == "running"
+    assert kit.d.host.storage.disks == {machine_id}
 
 
 async def test_a_directory_that_cannot_be_packed_stays_one(kit: Kit) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from roost.errors import CapacityError
 from roost.storage import packing
 
 
@@ -33,7 +34,7 @@ def test_what_is_in_it_and_nothing_that_a_link_leads_to(tmp_path: Path) -> None:
         bound.bind(str(home / "socket"))
     (home / os.fsdecode(b"not \xff utf-8")).write_text("kept")
 
-    packing.pack(home, tmp_path / "tree.tar")
+    packing.pack(home, tmp_path / "tree.tar", 1 << 30)
     found = unpacked(tmp_path / "tree.tar")
     odd = os.fsdecode(b"not \xff utf-8")
     assert set(found) == {"a", "a/deep", "a/deep/file", "run.sh", "link", "way", odd}
@@ -58,7 +59,7 @@ def test_one_that_breaks_off_leaves_nothing(
 
     monkeypatch.setattr(tarfile.TarFile, "addfile", full)
     with pytest.raises(OSError, match="no space"):
-        packing.pack(home, tmp_path / "tree.tar")
+        packing.pack(home, tmp_path / "tree.tar", 1 << 30)
     assert [p.name for p in tmp_path.iterdir()] == ["home"]
 
 
@@ -67,3 +68,17 @@ async def test_it_is_read_in_pieces(tmp_path: Path) -> None:
     found = [piece async for piece in packing.pieces(tmp_path / "tree.tar")]
     assert len(found) == 3
     assert b"".join(found) == b"y" * 2_500_000
+
+
+@pytest.mark.parametrize("names", [["holes"], [f"{number}" for number in range(99)]])
+def test_more_than_there_is_room_for_is_not_written(tmp_path: Path, names: list[str]) -> None:
+    """A file of holes takes no room where it lies and all of it in a tar; so do names."""
+    home, tree = tmp_path / "home", tmp_path / "tree.tar"
+    home.mkdir()
+    for name in names:
+        (home / name).touch()
+    os.truncate(home / names[0], 0 if len(names) > 1 else 1 << 40)
+    with pytest.raises(CapacityError) as caught:
+        packing.pack(home, tree, 32 << 10)
+    assert caught.value.code == "MACHINE_DISK_FULL"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["home"]

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import httpx
+import pytest
 
 from roost.services.models import Role
 from tests.unit.api.kit import TENANT, Served
@@ -272,13 +273,14 @@ async def test_metrics_and_logs(e2b: httpx.AsyncClient) -> None:
     assert logs["logs"] and set(logs["logs"][0]) == {"timestamp", "line"}
 
 
+@pytest.mark.parametrize("role", [Role.READ_ONLY, Role.RUNNER])
 async def test_who_may_only_read_is_told_nothing_to_change_with(
-    e2b: httpx.AsyncClient, served: Served
+    e2b: httpx.AsyncClient, served: Served, role: Role
 ) -> None:
     box = (await e2b.post("/sandboxes", json={"templateID": "base"})).json()
     volume = (await e2b.post("/volumes", json={"name": "data"})).json()
     files = f"/templates/mine/files/{'c' * 64}"
-    async with as_e2b(served, await served.add_key(TENANT, Role.READ_ONLY)) as reader:
+    async with as_e2b(served, await served.add_key(TENANT, role)) as reader:
         shown = await reader.get(f"/sandboxes/{box['sandboxID']}")
         assert shown.status_code == 200 and box["envdAccessToken"]
         assert box["envdAccessToken"] not in shown.text
