@@ -26,7 +26,7 @@ from roost.engine.journal import Context, Plan, Stage, Step
 from roost.engine.lifecycle import Phase, restartable
 from roost.engine.machine import Machine, capabilities_to_json
 from roost.engine.transitions import amend, load
-from roost.errors import CapacityError, ConflictError, RoostError, UnsupportedError
+from roost.errors import ConflictError, RoostError, UnsupportedError
 from roost.store import machines, volumes
 
 _GONE = (Phase.DESTROYING, Phase.DESTROYED)
@@ -87,16 +87,7 @@ class Climb:
             return
         storage, machine = self.parts.storage, self.machine
         image = await image_of(storage, self.digest)
-        await storage.pack_tree(machine.id)
-        if (
-            storage.tree(machine.id).stat().st_size
-            > (machine.storage_gib << 30) - image.allocated_bytes
-        ):
-            raise CapacityError(
-                f"What is in its directory does not fit on a disk of {machine.storage_gib} GiB beside the system: take it"
-                " to a larger machine with roost cp.",
-                code="MACHINE_DISK_FULL",
-            )
+        await storage.pack_tree(machine.id, (machine.storage_gib << 30) - image.allocated_bytes)
         await storage.clone(image, machine.id, machine.storage_gib)
         await storage.sync_disk(machine.id)
 

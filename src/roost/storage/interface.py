@@ -96,8 +96,9 @@ class Storage(Protocol):
     async def delete_disk(self, machine_id: str) -> None:
         """Of one that has a directory as well, which stays. Idempotent."""
 
-    async def pack_tree(self, machine_id: str) -> None:
-        """What is in a machine's directory, as a tar at ``tree``, for the disk it is to get. Durable on return."""
+    async def pack_tree(self, machine_id: str, most: int) -> None:
+        """What is in a machine's directory, as a tar at ``tree``, for the disk it is to get. Durable on return. Raises
+        MACHINE_DISK_FULL where it would be more than ``most`` bytes."""
 
     def tree(self, machine_id: str) -> Path:
         """Where that tar lies (whether or not it is there)."""

@@ -116,8 +116,8 @@ class PoolStorage:
 
     # --- what a directory becomes when its machine goes up the ladder ------------------------------
 
-    async def pack_tree(self, machine_id: str) -> None:
-        await self._run(packing.pack, self.home(machine_id), self.tree(machine_id))
+    async def pack_tree(self, machine_id: str, most: int) -> None:
+        await self._run(packing.pack, self.home(machine_id), self.tree(machine_id), most)
 
     def tree(self, machine_id: str) -> Path:
         return self.pool.disks / f"{disks.check_id(machine_id)}.tar"

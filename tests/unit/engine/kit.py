@@ -245,7 +245,7 @@ class FakeStorage(Scripted):
         self.disks.discard(machine_id)
         self.disk(machine_id).unlink(missing_ok=True)
 
-    async def pack_tree(self, machine_id: str) -> None:
+    async def pack_tree(self, machine_id: str, most: int) -> None:
         await self.enter("pack_tree")
         self.tree(machine_id).write_bytes(b"what was in the directory")
 
