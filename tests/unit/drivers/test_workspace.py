@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -219,6 +220,15 @@ async def test_nothing_is_left(place: Place, how: str) -> None:
     await place.driver.remove("m")
     assert not living(mark) and not await place.driver.list_ids()
     assert not [pid for pid in processes.everyone() if _line(pid) == b"sleep\x00988\x00"]
+
+
+async def test_an_agent_that_nobody_wrote_down_is_found(place: Place) -> None:
+    """Its daemon was killed between the two."""
+    handle, _ = await place.start()
+    record = place.driver._place("m") / "machine.json"
+    record.write_text(json.dumps({"home": str(place.storage.home("m"))}))
+    await WorkspaceDriver(place.settings).remove("m")
+    assert processes.start_ticks(handle.pid) is None
 
 
 def _line(pid: int) -> bytes:
