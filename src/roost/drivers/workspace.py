@@ -50,6 +50,8 @@ OPEN_FILES = 4096
 _KILL_TIMEOUT_S = 10.0
 _KEEP_S = 1.0
 _BACKLOG = 64
+# For the kernel where memory is short, before the host's own and whatever the daemon was given itself: also of what it starts.
+_FIRST_TO_GO = 'echo 500 > /proc/self/oom_score_adj; exec "$0" "$@"'
 _LONGEST_SOCKET = 107  # bytes of a path that the kernel takes
 
 
@@ -179,7 +181,7 @@ class WorkspaceDriver(Driver):
         listener: socket.socket,
         fifo: console.Console,
     ) -> int:
-        command = [str(binary), *_listening(str(home))]
+        command = ["/bin/sh", "-c", _FIRST_TO_GO, str(binary), *_listening(str(home))]
         if spec.unrestricted:
             command.append("--unguarded")
         else:

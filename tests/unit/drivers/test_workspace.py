@@ -104,6 +104,12 @@ async def test_programs_begin_in_their_directory_and_have_nothing_of_the_daemons
     assert usage.pids >= 2 and usage.memory_bytes > 1 << 20
 
 
+async def test_they_go_first_where_the_host_is_short_of_memory(place: Place) -> None:
+    """The daemon's own service is among the last; its children would be, too."""
+    _, agent = await place.start()
+    assert await said(agent, "cat /proc/self/oom_score_adj") == "500"
+
+
 async def test_each_process_has_limits(place: Place) -> None:
     _, agent = await place.start()
     assert await said(agent, "ulimit -c; ulimit -d; ulimit -f; ulimit -n") == (
