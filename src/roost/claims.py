@@ -127,14 +127,15 @@ _RUNGS = {
             _FILES,
             _TREE,
             _Says(
-                "mistakes that write outside its directory (a guardrail: it can be led around)",
+                "mistakes that write outside its directory, /tmp and /var/tmp (a guardrail: it can be led around)",
                 fact="landlock",
                 otherwise="mistakes that write outside its directory: the kernel has no Landlock",
             ),
         ),
         (
             _Says(
-                "a program that means harm: it reads, ends and changes what its user on this host can",
+                "a program that means harm: it reads, ends and changes what its user on this host can, its own agent "
+                "among it, and may run on when the machine is gone",
                 _KERNEL,
             ),
             _Says(

@@ -161,6 +161,15 @@ def test_what_a_kernel_may_lack_is_not_said_to_be_there(name: str) -> None:
     assert said.count("Landlock") == said.count("Landlock where the kernel has it")
 
 
+def test_where_the_guardrail_lets_programs_write_is_said() -> None:
+    source = (ROOT / "agent/src/workspace.rs").read_text()
+    places = re.findall(r'"(/[^"]+)"', source.partition("const WRITE")[2].partition(";\n")[0])
+    found = claims.contract("workspace", {"landlock": True})
+    assert found is not None
+    line = next(each for each in found.defends_against if each.text.startswith("mistakes"))
+    assert places and all(each in line.text for each in places if each != "/dev")
+
+
 def test_a_driver_that_claims_nothing_has_no_contract() -> None:
     assert claims.contract("fake", {}) is None
 

@@ -100,11 +100,14 @@ def _is_daemon(pid: int) -> bool:
     try:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        ours = Path(f"/proc/{pid}").stat().st_uid == os.geteuid()
     except OSError:
         return False
     if b"roost.daemon" not in arguments:
         return False
     theirs = next((v[15:] for v in environment if v.startswith(b"ROOST_DATA_DIR=")), None)
+    if not (theirs or ours):
+        return False  # unless it is told, it keeps its things in its user's home, not in ours
     where = os.fsdecode(theirs) if theirs else defaults.data_dir()
     return os.path.realpath(where) == os.path.realpath(data_dir())
 

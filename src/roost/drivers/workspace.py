@@ -50,6 +50,8 @@ OPEN_FILES = 4096
 _KILL_TIMEOUT_S = 10.0
 _KEEP_S = 1.0
 _BACKLOG = 64
+# For the kernel where memory is short, before the host's own and whatever the daemon was given itself: also of what it starts.
+_FIRST_TO_GO = 'echo 500 > /proc/self/oom_score_adj; exec "$0" "$@"'
 _LONGEST_SOCKET = 107  # bytes of a path that the kernel takes
 
 
@@ -179,7 +181,7 @@ class WorkspaceDriver(Driver):
         listener: socket.socket,
         fifo: console.Console,
     ) -> int:
-        command = [str(binary), "--listen", "unix-stdin", "--workspace", str(home)]
+        command = ["/bin/sh", "-c", _FIRST_TO_GO, str(binary), *_listening(str(home))]
         if spec.unrestricted:
             command.append("--unguarded")
         else:
@@ -316,12 +318,15 @@ class WorkspaceDriver(Driver):
             return
         record = files.read_json(place / "machine.json") or {}
         handle = {name: record.get(name) for name in ("pid", "pid_start_ticks", "boot_id")}
-        tops = []
-        if all(handle.values()) and processes.is_same(
-            int(record["pid"]), int(record["pid_start_ticks"]), str(record["boot_id"])
-        ):
-            tops.append(int(record["pid"]))
-        if home := record.get("home"):
+        tops: set[int] = set()
+        home = record.get("home")
+        if all(handle.values()):
+            pid, ticks, boot = int(record["pid"]), int(record["pid_start_ticks"]), record["boot_id"]
+            if processes.is_same(pid, ticks, str(boot)):
+                tops = {pid}
+        elif home:  # a daemon ended between the agent's start and its record
+            tops = processes.called(*_listening(home))
+        if home:
             ending.end_trees(tops, f"ROOST_WORKSPACE={home}", _KILL_TIMEOUT_S)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(place)
@@ -364,6 +369,10 @@ def landlock() -> int | None:
     """The version that the kernel has; None where it has none, or has it switched off."""
     version = syscalls.landlock_version()
     return version if version > 0 else None
+
+
+def _listening(home: str) -> list[str]:
+    return ["--listen", "unix-stdin", "--workspace", home]
 
 
 def _below(pid: int) -> set[int]:

@@ -87,8 +87,7 @@ class Climb:
             return
         storage, machine = self.parts.storage, self.machine
         image = await image_of(storage, self.digest)
-        left = (machine.storage_gib << 30) - image.allocated_bytes
-        await storage.pack_tree(machine.id, left)
+        await storage.pack_tree(machine.id, (machine.storage_gib << 30) - image.allocated_bytes)
         await storage.clone(image, machine.id, machine.storage_gib)
         await storage.sync_disk(machine.id)
 
@@ -113,7 +112,7 @@ def plan(climb: Climb, onto: Onto | None) -> Plan:
             "isolation": onto.capabilities.isolation.value,
             "capabilities": capabilities_to_json(onto.capabilities),
             "memory_image": None,
-            "disk_ready": climb.brings_tree or now.disk_ready,
+            "disk_ready": True,
             "brings_tree": climb.brings_tree or now.brings_tree,
         }
         if onto.capabilities.raw_disk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -49,11 +50,12 @@ _SYS_MOUNT_SETATTR = 442
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_LANDLOCK_CREATE_RULESET = 444
-# These differ by architecture: pivot_root, setgroups, setresgid, setresuid.
-_SYS_PIVOT_ROOT, _SYS_SETGROUPS, _SYS_SETRESGID, _SYS_SETRESUID = {
-    "x86_64": (155, 116, 119, 117),
-    "aarch64": (41, 159, 149, 147),
-}.get(platform.machine(), (-1, -1, -1, -1))
+# These differ by architecture: pivot_root, setgroups, setresgid, setresuid, keyctl.
+_SYS_PIVOT_ROOT, _SYS_SETGROUPS, _SYS_SETRESGID, _SYS_SETRESUID, _SYS_KEYCTL = {
+    "x86_64": (155, 116, 119, 117, 250),
+    "aarch64": (41, 159, 149, 147, 219),
+}.get(platform.machine(), (-1, -1, -1, -1, -1))
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 
 
 def _check(result: int, *path: str | os.PathLike[str]) -> int:
@@ -145,8 +147,10 @@ def last_capability() -> int:
 
 def drop_privileges(uid: int, last_capability: int, gid: int | None = None) -> None:
     """The calling thread alone becomes user and group ``uid`` (or group ``gid``): no other groups, no capabilities, none to be
-    had again by any exec. The C library's setuid would do so to every thread of the process; the kernel
-    knows users of threads."""
+    had again by any exec, and no keys: whoever has a session's keyring reads what is in it, as whichever user. The C
+    library's setuid would do so to every thread of the process; the kernel knows users of threads."""
+    with contextlib.suppress(OSError):  # a kernel without keys
+        _check(_libc.syscall(_SYS_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None))
     for capability in range(last_capability + 1):
         _check(_libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0))
     _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0))

@@ -97,8 +97,8 @@ class Storage(Protocol):
         """Of one that has a directory as well, which stays. Idempotent."""
 
     async def pack_tree(self, machine_id: str, most: int) -> None:
-        """What is in a machine's directory, as a tar of at most ``most`` bytes at ``tree``, for the disk it is to get.
-        Durable on return. Raises MACHINE_DISK_FULL."""
+        """What is in a machine's directory, as a tar at ``tree``, for the disk it is to get. Durable on return. Raises
+        MACHINE_DISK_FULL where it would be more than ``most`` bytes."""
 
     def tree(self, machine_id: str) -> Path:
         """Where that tar lies (whether or not it is there)."""

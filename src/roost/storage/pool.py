@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from roost.errors import CapacityError, UnsupportedError
 from roost.host import files, loop, mounts, run
 from roost.storage import trees
 from roost.storage.interface import PoolUsage
+
+log = logging.getLogger(__name__)
 
 _DIRECTORIES = ("images", "variants", "disks", "homes", "volumes", "snapshots", "memory", "tmp")
 # No `discard`: freeing blocks at once costs each later sync of a new disk 10 ms and more. `trim` does it
@@ -188,6 +191,10 @@ def _remove(path: Path) -> None:
             mounts_left = [Path(t) for t in mounts.below(path)]
             for target in reversed(mounts_left):
                 mounts.unmount(target)
-            trees.remove(path)
+            try:
+                trees.remove(path)
+            except OSError as exc:
+                # A program that outlived its workspace can write in what is left of it for ever; the daemon starts.
+                log.warning("%s cannot be removed now: %s", path, exc)
         else:
             path.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -101,6 +102,12 @@ async def test_programs_begin_in_their_directory_and_have_nothing_of_the_daemons
     assert "CapEff:\t0000000000000000" in await said(agent, "cat /proc/self/status")
     usage = await place.driver.usage(handle)
     assert usage.pids >= 2 and usage.memory_bytes > 1 << 20
+
+
+async def test_they_go_first_where_the_host_is_short_of_memory(place: Place) -> None:
+    """The daemon's own service is among the last; its children would be, too."""
+    _, agent = await place.start()
+    assert await said(agent, "cat /proc/self/oom_score_adj") == "500"
 
 
 async def test_each_process_has_limits(place: Place) -> None:
@@ -206,6 +213,10 @@ async def test_nothing_is_left(place: Place, how: str) -> None:
     await run(
         agent, "setsid -f sleep 987; setsid -f env -i sleep 988; setsid -f sh -c 'sleep 989; :'"
     )
+    for _ in range(100):  # one that is just being executed shows no environment
+        if len(living(mark)) >= 2:
+            break
+        await asyncio.sleep(0.05)
     assert len(living(mark)) >= 2
     if how == "agent killed":
         os.kill(handle.pid, signal.SIGKILL)
@@ -219,6 +230,15 @@ async def test_nothing_is_left(place: Place, how: str) -> None:
     await place.driver.remove("m")
     assert not living(mark) and not await place.driver.list_ids()
     assert not [pid for pid in processes.everyone() if _line(pid) == b"sleep\x00988\x00"]
+
+
+async def test_an_agent_that_nobody_wrote_down_is_found(place: Place) -> None:
+    """Its daemon was killed between the two."""
+    handle, _ = await place.start()
+    record = place.driver._place("m") / "machine.json"
+    record.write_text(json.dumps({"home": str(place.storage.home("m"))}))
+    await WorkspaceDriver(place.settings).remove("m")
+    assert processes.start_ticks(handle.pid) is None
 
 
 def _line(pid: int) -> bytes:

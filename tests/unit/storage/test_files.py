@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -42,6 +43,27 @@ def test_both_watermarks_hold(
         pool.require(1 << 20)
     assert caught.value.code == "STORAGE_FULL"
     assert caught.value.details["what"] == what
+
+
+def test_what_cannot_be_swept_does_not_keep_a_daemon_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a program that outlived its workspace and writes on in what was its directory, say."""
+
+    def refilled(path: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    pool = Pool(tmp_path, 2, 5.0)
+    left = pool.tmp / "home-1"
+    left.mkdir(parents=True)
+    monkeypatch.setattr(pools.files, "can_reflink", lambda _: True)
+    monkeypatch.setattr(pools.trees, "remove", refilled)
+    pool.open()
+    assert left.exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(pools.files, "can_reflink", lambda _: True)
+    pool.open()
+    assert not left.exists()
 
 
 def test_a_file_is_written_anew_with_its_holes(tmp_path: Path) -> None:
