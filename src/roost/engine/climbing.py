@@ -112,7 +112,7 @@ def plan(climb: Climb, onto: Onto | None) -> Plan:
             "isolation": onto.capabilities.isolation.value,
             "capabilities": capabilities_to_json(onto.capabilities),
             "memory_image": None,
-            "disk_ready": True,
+            "disk_ready": climb.brings_tree or now.disk_ready,
             "brings_tree": climb.brings_tree or now.brings_tree,
         }
         if onto.capabilities.raw_disk:
