@@ -31,6 +31,11 @@ async def promote(
 ) -> Machine:
     """The child in its place, and ``onto`` without key and name: kept, or (``destroy``) being destroyed. One of the
     two came of the other. Raises INVALID_STATE."""
+    if child_id == onto_id:  # in its line it would wait for its own turn for ever
+        raise ConflictError(
+            f"Machine {child_id} is in its own place already: only a fork of a machine takes its place.",
+            details={"machine_id": child_id},
+        )
     condemned: list[tuple[Change, Operation | None]] = []
 
     def fn(connection: sa.Connection) -> tuple[Machine, Machine]:

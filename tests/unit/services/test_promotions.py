@@ -140,12 +140,14 @@ async def test_what_cannot_take_a_place(kit: Kit) -> None:
     for machine, onto, code in (
         (stranger, parent, "INVALID_STATE"),
         (sibling, child, "INVALID_STATE"),
+        (child, child, "INVALID_STATE"),
         (stranger, None, "VALIDATION_FAILED"),
         (child, theirs, "MACHINE_NOT_FOUND"),
         (theirs, parent, "MACHINE_NOT_FOUND"),
     ):
         with pytest.raises(RoostError) as found:
-            await kit.promotions.promote(TENANT, machine.id, None if onto is None else onto.id)
+            async with asyncio.timeout(5):
+                await kit.promotions.promote(TENANT, machine.id, None if onto is None else onto.id)
         assert found.value.code == code
     made = await kit.d.snapshots.create(TENANT, parent.id)
     keyed = await kit.d.machines.create(TENANT, CreateMachine(snapshot=made.id, key="another"))
