@@ -82,13 +82,10 @@ class Flow:
         except OSError as exc:
             self._end(exc)
         else:
-            if (
-                not self._held and self._left == 0
-            ):  # nothing more need come of the source, not even its end
-                self._end(None)
-                return
-            # Not finished: the loop comes back as soon as the others had their turn.
-            self._watch(read=not self._held, write=bool(self._held))
+            if self._left == 0 and not self._held:
+                self._end(None)  # nothing more need come of the source, not even its end
+            else:  # the loop comes back as soon as the others had their turn
+                self._watch(read=not self._held, write=bool(self._held))
 
     def _fill(self) -> bool:
         """False where there is nothing to send now, or never will be."""
