@@ -410,8 +410,9 @@ class QemuDriver(Driver):
         if machine is not None:
             machine.removing = True
         await self._run(self._remove, machine_id)
-        if machine is not None:
-            self._live.pop(machine_id, None)
+        # Who sweeps and who ends it may both have come this far; it is closed once.
+        if machine is not None and self._live.get(machine_id) is machine:
+            del self._live[machine_id]
             await machine.close()
 
     def _remove(self, machine_id: str) -> None:
