@@ -99,7 +99,6 @@ def _show(approval: dict[str, Any], json: bool) -> None:
         print_json(approval)
         return
     asked = approval["asked"]
-    more = asked["stdin_bytes"] - len(asked["stdin"].encode())
     fields(
         [
             ("id", approval["approval_id"]),
@@ -109,7 +108,10 @@ def _show(approval: dict[str, Any], json: bool) -> None:
             ("directory", asked["cwd"]),
             ("user", asked["user"]),
             *(("env", f"{name}={value}") for name, value in asked["env"].items()),
-            ("stdin", asked["stdin"] + (f" ({more} bytes more)" if more > 0 else "") or None),
+            (
+                "stdin",
+                asked["stdin"] or (f"{size} bytes" if (size := asked["stdin_bytes"]) else None),
+            ),
             ("stdin", "more may be written once it runs" if asked["stdin_stream"] else None),
             ("asked by", approval["asked_by"]),
             ("asked", approval["created_at"]),

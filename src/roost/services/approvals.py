@@ -9,8 +9,9 @@
 ```
 
 What was asked for is kept sealed as it came, and that is what is started: nobody can change it in between. It outlives
-the daemon; once decided, the row says who decided what, and what was sealed is gone. An approval has the id of its
-execution.
+the daemon; once decided, the row says who decided what, and what was sealed is gone, as are stdin and the values of the
+environment. An approval has the id of its execution. Nobody approves of what they cannot see: all that is asked for is
+shown, and where that is too much, nothing waits.
 """
 
 from __future__ import annotations
@@ -49,9 +50,7 @@ log = structlog.get_logger(__name__)
 
 STATUSES = ("pending", "approved", "denied", "expired", "cancelled")
 OF_MACHINE = 50  # that wait at once
-REQUEST_BYTES = 512 * 1024
-STDIN_SHOWN = 4096
-VALUE_SHOWN = 1024
+REQUEST_BYTES = 64 * 1024
 NOTE = 300
 FOLLOWED = 500
 KEEP = timedelta(days=90)
@@ -125,10 +124,10 @@ class Approvals:
     ) -> Approval:
         """Both rows, durable. Raises PAYLOAD_TOO_LARGE, LIMIT_EXCEEDED."""
         text = json.dumps(request)
-        if len(text) > REQUEST_BYTES:
+        if max(len(text), len(json.dumps(dict(shown)))) > REQUEST_BYTES:
             raise InvalidRequestError(
-                "This command waits for approval, and there is too much of it and its stdin to be kept (512 KiB): write"
-                " what it reads to a file first.",
+                "This command waits for approval, and there is too much of it and its stdin for anyone to read (64 KiB):"
+                " write what it reads to a file first.",
                 code="PAYLOAD_TOO_LARGE",
                 details={"limit": REQUEST_BYTES},
             )
@@ -230,9 +229,10 @@ class Approvals:
             before, request = Approval.from_row(row), None
             if status == "approved":
                 request = json.loads(self._vault.open(row["request"], *_belongs(before)))
-            rows.decide(connection, id, status, now, by, note, values)
+            left = _remembered(before.shown)
+            rows.decide(connection, id, status, now, by, note, left, values)
             after = dataclasses.replace(
-                before, status=status, decided_at=now, decided_by=by, note=note
+                before, status=status, shown=left, decided_at=now, decided_by=by, note=note
             )
             return after, request
 
@@ -340,11 +340,8 @@ def shown(
         "command": argv,
         "cwd": cwd,
         "user": user,
-        "env": {
-            name: HIDDEN if _SECRET.search(name) else _cut(value, VALUE_SHOWN)
-            for name, value in env.items()
-        },
-        "stdin": _cut(stdin[: STDIN_SHOWN + 1].decode(errors="replace"), STDIN_SHOWN),
+        "env": {name: HIDDEN if _SECRET.search(name) else value for name, value in env.items()},
+        "stdin": stdin.decode(errors="backslashreplace"),
         "stdin_bytes": len(stdin),
         "stdin_stream": stdin_stream,
         "timeout_ms": timeout_ms,
@@ -375,8 +372,9 @@ def _belongs(approval: Approval) -> tuple[str, str, str]:
     return ("approval", approval.machine_id, approval.id)
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
+def _remembered(shown: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept for those who look later: not what may be private and nothing needs any more."""
+    return {**shown, "env": dict.fromkeys(shown["env"], HIDDEN), "stdin": ""}
 
 
 def _note(note: str | None) -> str | None:

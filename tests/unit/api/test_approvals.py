@@ -85,6 +85,23 @@ async def test_what_is_listed_runs_and_the_rest_waits(served: Served) -> None:
     assert (await served.http.get("/v1/approvals")).json()["items"] == []
     every = (await served.http.get("/v1/approvals", params={"status": "any"})).json()["items"]
     assert [each["status"] for each in every] == ["approved"]
+    assert (every[0]["asked"]["stdin"], every[0]["asked"]["stdin_bytes"]) == ("", 12)
+
+
+async def test_all_of_it_is_seen_before_it_is_decided_and_forgotten_after(served: Served) -> None:
+    mid = await guarded(served)
+    script = "echo harmless\n" * 1000 + "rm -rf /\n"
+    row = await ask(served, mid, wait=False, command=["sh"], stdin=script, env={"A": "v" * 5000})
+    (found,) = await waiting(served)
+    assert found["asked"]["stdin"] == script
+    assert found["asked"]["env"] == {"A": "v" * 5000}
+    said = await decide(served, row.json()["execution_id"], "deny")
+    for asked in (
+        said["asked"],
+        (await served.http.get(f"/v1/approvals/{found['approval_id']}")).json()["asked"],
+    ):
+        assert (asked["stdin"], asked["stdin_bytes"]) == ("", len(script))
+        assert asked["env"] == {"A": "***"}
 
 
 async def test_denied(served: Served) -> None:
@@ -325,7 +342,7 @@ async def test_so_many_wait(served: Served, monkeypatch: pytest.MonkeyPatch) -> 
     other = (await served.http.get("/v1/approvals", params=rest)).json()
     assert page["items"][0]["created_at"] >= other["items"][0]["created_at"]
     assert other["next_cursor"] is None
-    big = await ask(served, await guarded(served), wait=False, command="id", stdin="x" * 600_000)
+    big = await ask(served, await guarded(served), wait=False, command="id", stdin="x" * 66_000)
     assert (big.status_code, big.json()["error_code"]) == (413, "PAYLOAD_TOO_LARGE")
 
 

@@ -120,7 +120,7 @@ def test_what_waits(stub: Stub, roost: Roost, capsys: Capture) -> None:
     stub.on("GET", f"/v1/approvals/{EXECUTION_ID}", lambda _: approval())
     assert roost("approvals", EXECUTION_ID) == 0
     out = capsys.readouterr().out
-    assert "A_TOKEN=***" in out and "yes (7 bytes more)" in out and "\x1b" not in out
+    assert "A_TOKEN=***" in out and "stdin       yes\n" in out and "\x1b" not in out
 
 
 @pytest.mark.parametrize(("what", "status"), [("approve", "approved"), ("deny", "denied")])

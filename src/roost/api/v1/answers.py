@@ -168,13 +168,13 @@ class Tools(Answer):
 
 
 class AskedFor(Answer):
-    """A call that waits, or waited. What is named like a secret is hidden."""
+    """A call that waits, or waited. What is named like a secret is hidden, once decided all of the environment."""
 
     command: list[str]
     cwd: str | None
     user: str | None = Field(description="null: the machine's own.")
     env: dict[str, str]
-    stdin: str = Field(description="Its beginning.")
+    stdin: str = Field(description="Empty once it is decided.")
     stdin_bytes: int
     stdin_stream: bool = Field(description="More may be written once it runs.")
     timeout_ms: int | None
