@@ -137,7 +137,13 @@ def test_doctor_without_a_daemon(roost: Roost) -> None:
     assert done.returncode == 0, done.stderr
     host = json.loads(done.stdout)
     assert host["daemon"]["pid"] is None
-    assert [r["driver"] for r in host["rungs"]] == ["qemu", "gvisor", "runc"]
+    assert [r["driver"] for r in host["rungs"]] == [
+        "qemu",
+        "gvisor",
+        "runc",
+        "user",
+        "workspace",
+    ]
     assert host["checks"]
 
 
