@@ -423,6 +423,42 @@ def test_interrupted_it_leaves_the_base_and_nothing_else(parallel: int | None) -
     assert not [t for t in threading.enumerate() if t.name.startswith("roost-explore")]
 
 
+def test_interrupted_while_one_more_is_being_made_that_one_goes_too() -> None:
+    """The program ends when explore() has: what a thread of it is still given would stay."""
+    host = Host()
+    asked = threading.Event()
+    numbers = itertools.count()
+
+    class Slow(Sync):
+        def fork(self, count: int | None = None, snapshot: Any = None, **_: Any) -> Any:
+            if next(numbers):
+                asked.set()
+                time.sleep(0.3)
+            return self.do_fork(count, snapshot)
+
+    base = host.add(Slow)
+
+    def interrupt() -> None:
+        asked.wait(5)
+        ident = threading.main_thread().ident
+        assert ident is not None
+        signal.pthread_kill(ident, signal.SIGINT)
+
+    def run(child: Any, strategy: int) -> None:
+        asked.wait(5)
+        while True:
+            time.sleep(0.01)
+            child.alive()
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        explore(base, [1, 2, 3], run, parallel=2)
+    assert list(host.machines) == [base.id]
+    assert not host.snapshots
+    time.sleep(0.4)
+    assert list(host.machines) == [base.id]
+
+
 def test_children_of_the_sync_half_run_side_by_side() -> None:
     host = Host()
     all_there = threading.Barrier(8, timeout=5)

@@ -22,13 +22,14 @@ from roost.client._sync._machine import Machine
 from roost.client._sync._parallel import side_by_side, whole, within
 from roost.client._sync._snapshot import Snapshot
 from roost.client._wire import Duration
-from roost.errors import CapacityError, LimitError, RoostError
+from roost.errors import CapacityError, ConflictError, LimitError, RoostError
 
 S = TypeVar("S")
 AT_ONCE = 100  # of one fork
 LIFE_S = 86_400  # of a child whose program was killed
 PATIENCE_S = 120.0  # for room that others of ours hold
 _AGAIN_S = 0.5
+_SOON_S = 0.02
 
 Run = Callable[[Machine, S], Any]  # in the async half what it gives is awaited where it can be
 Score = Callable[[Machine, Any], Any]
@@ -96,6 +97,7 @@ class _Exploration:
         self._attempts = [Attempt(n, each) for n, each in enumerate(strategies)]
         self._ready: list[Machine] = []  # of the one fork, not begun yet
         self._alive: dict[str, Machine] = {}  # all that were made and not destroyed
+        self._forking = 0  # asked for one by one, and not there yet
         self._ended = 0  # of those that were alive
         self._best: Attempt | None = None
         self._snapshot: Snapshot | None = None
@@ -182,6 +184,8 @@ class _Exploration:
         for attempt in self._attempts:
             if attempt.status not in ("done", "failed"):
                 self._tell(attempt, "stopped")
+        while self._forking:  # in threads, which nothing ends: what they get goes too
+            sleep(_SOON_S)
         going = [self._job_of_ending(each) for each in list(self._alive.values())]
         side_by_side(going, AT_ONCE)
         if self._snapshot is not None:
@@ -242,22 +246,25 @@ class _Exploration:
         """One more, once there is room for it: what holds it may be others of ours."""
         until = time.monotonic() + PATIENCE_S
         while True:
-            ended = self._ended
+            with self._lock:
+                if self._over:
+                    raise ConflictError("The exploration is over: no more children are made.")
+                self._forking += 1
+                ended = self._ended
             try:
                 made = self._base.fork(snapshot=self._snapshot, **self._fork_options)
+                child = cast(Machine, made)
+                with self._lock:
+                    self._alive[child.id] = child
+                return child
             except (CapacityError, LimitError):
                 others = self._ended > ended or len(self._alive) > (self._best is not None)
                 if self._over or not others or time.monotonic() > until:
                     raise
-                sleep(_AGAIN_S)
-                continue
-            child = cast(Machine, made)
-            with self._lock:
-                self._alive[child.id] = child
-                late = self._over
-            if late:  # it is over: nobody else takes this one away
-                self._end(child)
-            return child
+            finally:
+                with self._lock:
+                    self._forking -= 1
+            sleep(_AGAIN_S)
 
     def _try(self, attempt: Attempt, child: Machine) -> None:
         self._tell(attempt, "running")
