@@ -68,7 +68,7 @@ def operations() -> dict[str, Any]:
 OPERATIONS = operations()
 # These would change this host's own files; these streams never end.
 HARMFUL = re.compile(
-    r"(PUT|DELETE|PATCH|POST) .*/files(/.*)?|.*/(files/watch|status/stream)$|GET /v1/machines/.*/tar$|GET /v1/audit/stream"
+    r"(PUT|DELETE|PATCH|POST) .*/files(/.*)?|.*/(files/watch|status/stream)$|GET /v1/machines/.*/tar$|GET /v1/(audit|approvals)/stream"
 )
 
 # The machine of these tests has no browser, screen or kernel, and a link opens no tcp port: 501 says so.
