@@ -53,7 +53,7 @@ qemu_is_recent() { # mapped-ram migration as we use it
 system_packages=(python3 python3-venv ca-certificates runc nftables iproute2 xfsprogs e2fsprogs mmdebstrap util-linux gcc libc6-dev procps kmod lz4 skopeo)
 
 # What the tests drive the daemon with, besides their own.
-test_packages=(openssh-client rsync curl git docker-registry systemd) # systemd: only to judge units, it does not become init
+test_packages=(openssh-client rsync curl git docker-registry chromium systemd) # systemd: only to judge units, it does not become init
 
 install_tests() {
   have_packages "${test_packages[@]}" && return

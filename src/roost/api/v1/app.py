@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 import roost
+from roost import web
 from roost.api.v1 import (
     access,
     answers,
@@ -49,7 +51,7 @@ from roost.gateway.respond import Json
 from roost.services.models import Principal
 from roost.services.tickets import Tickets
 
-PUBLIC = frozenset({"/healthz", "/openapi.json", "/docs"})
+PUBLIC = frozenset({"/healthz", "/openapi.json", "/docs", *web.PATHS})
 _STREAMED = re.compile(
     r"/v1/machines/[^/]+/(files(/tar)?|executions/[^/]+/stdin)|/v1/builds/[^/]+/context"
 )
@@ -136,7 +138,16 @@ def create_app(s: Services) -> FastAPI:
     async def docs() -> Response:
         return Response(_DOCS, media_type="text/html")
 
+    for path in web.PATHS:
+        app.get(path, include_in_schema=False)(_page(*web.read(path)))
     return app
+
+
+def _page(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
+    async def page() -> Response:
+        return Response(content, headers=web.HEADERS, media_type=kind)
+
+    return page
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:
