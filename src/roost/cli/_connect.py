@@ -22,6 +22,11 @@ def client() -> Client:
     return default_client()
 
 
+def approvals_page() -> str:
+    """Where people decide in a browser, with a key that they type in there."""
+    return f"{client().url}/approvals"
+
+
 def find(name: str) -> Machine:
     """Raises NotFoundError, or InvalidRequestError where several could be meant."""
     from roost import Machine

@@ -60,6 +60,15 @@ def note(text: str) -> None:
     print(plain(text), file=sys.stderr, flush=True)
 
 
+def browse(url: str) -> None:
+    """Opens it in the browser of who sits there, if anybody does."""
+    if sys.stdout.isatty():
+        import webbrowser
+
+        if not webbrowser.open(url):
+            note("No browser opens here: open it where there is one.")
+
+
 def fail(exc: RoostError) -> int:
     """The error as ``error:`` and ``hint:`` lines on stderr; the exit code."""
     note(f"error: {exc.message} [{exc.code}]")

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from roost.cli._connect import client, complete_machine, find
+from roost.cli._connect import approvals_page, client, complete_machine, find
 from roost.cli._inert import plain
-from roost.cli._out import Json, age, fields, note, print_json, table
+from roost.cli._out import Json, age, browse, fields, note, print_json, say, table
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -45,12 +45,23 @@ def approvals(
     ] = None,
     every: Annotated[bool, typer.Option("--all", "-a", help="Those decided too.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they come.")] = False,
+    web: Annotated[
+        bool, typer.Option("--web", help="The page for it instead: its URL, and a browser with it.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Commands that wait for approval, newest first.
 
     With --follow and --json: an object a line.
     """
+    if web:
+        url = approvals_page()
+        if json:
+            print_json({"url": url})
+            return
+        say(url)
+        browse(url)
+        return
     if approval is not None:
         _show(client().approval(approval), json)
         return

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from roost.cli._connect import MachineArg, find, pairs
+from roost.cli._connect import MachineArg, approvals_page, find, pairs
 from roost.cli._inert import Inert
 from roost.cli._out import Json, fail, note, print_json, say, usage_error
 from roost.errors import RoostError
@@ -140,7 +140,7 @@ def _follow(stream: ExecStream, feed: bool, raw: bool, json: bool) -> int:
 
     execution = stream.start()
     if execution.status == "approval_required":
-        note(f"waits for approval: roost approve {execution.id}")
+        note(f"waits for approval: roost approve {execution.id}, or {approvals_page()}")
     if feed:
         threading.Thread(target=_pump, args=(execution,), daemon=True).start()
     restore = _forward_signals(execution)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from roost.cli._connect import MachineArg, find
-from roost.cli._out import Json, age, note, print_json, say, table
+from roost.cli._out import Json, age, browse, print_json, say, table
 from roost.units import parse_duration
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
@@ -124,8 +123,5 @@ def open_(
         print_json({**about, "url": url})
         return
     say(url)
-    if not print_only and sys.stdout.isatty():
-        import webbrowser
-
-        if not webbrowser.open(url):
-            note("No browser opens here: open it where there is one.")
+    if not print_only:
+        browse(url)

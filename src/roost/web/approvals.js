@@ -1,6 +1,6 @@
 // Follows what waits for approval and decides on it, with a key that stays in this tab.
 //
-//   open(key) --> follow: stream, again and again --> show(approval) --> card --> decide --> past
+//   enter(key) --> follow: stream, again and again --> show(approval) --> card --> decide --> past
 //        ^------- 401, 403, "Forget key" -------'
 //
 // Whoever asks wrote all of it and wants a yes: it becomes text nodes (inert), never markup, and is shown whole.
@@ -25,8 +25,8 @@ const title = document.title;
 
 // --- text ------------------------------------------------------------------------------------
 
-// What has no look of its own, or changes the look of what is beside it; runs of it are told as one.
-const ODD = /(?! )([\p{C}\p{Z}\p{Default_Ignorable_Code_Point}\u2800])\1*|( ) {64,}/gu;
+// What has no look of its own, or changes the look of what is beside it (marks in heaps, too); runs are told as one.
+const ODD = /(?! )([\p{C}\p{Z}\p{Default_Ignorable_Code_Point}\u2800])\1*|( ) {64,}|(\p{M})\p{M}{3,}/gu;
 const SHORT = { "\n": "↵", "\t": "⇥", "\r": "\\r", "\0": "\\0", "\x1b": "ESC", " ": "space" };
 
 function make(tag, kind, ...children) {
@@ -42,7 +42,7 @@ function inert(text) {
   for (const found of text.matchAll(ODD)) {
     parts.append(text.slice(from, found.index));
     from = found.index + found[0].length;
-    const one = found[1] ?? found[2];
+    const one = found[1] ?? found[2] ?? found[3];
     const times = found[0].length / one.length;
     const name = SHORT[one] ?? "U+" + one.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
     if (one === "\n" && times < 4) {
@@ -66,7 +66,7 @@ function named(id) {
   return whole;
 }
 
-function span(seconds) {
+function minutes(seconds) {
   const s = Math.max(0, Math.round(seconds));
   const two = (n) => String(n).padStart(2, "0");
   return s < 3600 ? `${Math.floor(s / 60)}:${two(s % 60)}` : `${Math.floor(s / 3600)} h ${two(Math.floor((s % 3600) / 60))} min`;
@@ -145,9 +145,10 @@ const at = (id) => `/v1/approvals/${encodeURIComponent(id)}`;
 
 // --- the key ---------------------------------------------------------------------------------
 
-function open(key) {
+function enter(key) {
   session = Object.assign(new AbortController(), { key, may: true });
   $("enter").hidden = true;
+  $("key").value = "";
   $("problem").hidden = true;
   $("forget").hidden = false;
   follow(session);
@@ -318,7 +319,7 @@ class Card {
   tick() {
     const left = this.part(".left");
     const seconds = (Date.parse(this.approval.expires_at) - Date.now() - skew) / 1000;
-    left.textContent = !this.pending ? "" : seconds > 0 ? `${span(seconds)} left` : "time is over";
+    left.textContent = !this.pending ? "" : seconds > 0 ? `${minutes(seconds)} left` : "time is over";
     left.classList.toggle("soon", seconds <= 60);
     const here = this.element.matches(":hover, :focus-within");
     if (this.ended && Date.now() - this.ended > (here ? FOCUSED_MS : LINGER_MS)) retire(this);
@@ -357,7 +358,7 @@ class Card {
       if (failure.code === "FORBIDDEN") this.own.may = false;
       if (failure instanceof Refused) {
         told(problem, failure, this.own.may ? "" : "This key may look and not decide: ");
-        for (const card of this.own.may ? [] : cards.values()) card.able();
+        if (!this.own.may) cards.forEach((card) => card.able());
       } else {
         told(problem, new Error("The daemon did not answer: whether it was decided is not known yet."));
       }
@@ -455,11 +456,12 @@ function retire(card) {
 $("enter").addEventListener("submit", (event) => {
   event.preventDefault();
   const key = $("key").value.trim();
-  if (/^[\x21-\x7e]+$/.test(key)) open(native(key));
+  if (/^[\x21-\x7e]+$/.test(key)) enter(native(key));
   else told($("problem"), new Error("A key is letters, digits and underscores, without spaces."));
 });
 $("forget").addEventListener("click", () => leave());
 setInterval(() => [...cards.values()].forEach((card) => card.tick()), 1000);
 $("plain").hidden = isSecureContext;
 const kept = sessionStorage.getItem(KEPT);
-kept ? open(kept) : leave();
+if (kept) enter(kept);
+else leave();

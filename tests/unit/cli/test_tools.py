@@ -135,6 +135,21 @@ def test_decided(stub: Stub, roost: Roost, capsys: Capture, what: str, status: s
     assert "APPROVAL_EXPIRED" in capsys.readouterr().err
 
 
+def test_the_page(
+    stub: Stub, roost: Roost, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    assert roost("approvals", "--web") == 0
+    assert capsys.readouterr().out == f"{stub.url}/approvals\n" and opened == []
+    assert roost("approvals", "--web", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"url": f"{stub.url}/approvals"}
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert roost("approvals", "--web") == 0
+    assert opened == [f"{stub.url}/approvals"]  # and no key in it
+    assert stub.seen == []
+
+
 def test_followed(stub: Stub, roost: Roost, capsys: Capture) -> None:
     stub.on(
         "GET",
@@ -161,5 +176,5 @@ def test_a_command_that_waits_says_so(
     stub.on("POST", f"/v1/machines/{MACHINE_ID}/executions/stream", stream)
     assert roost("exec", MACHINE_ID, "--no-stdin", "id") == (3 if approved else 126)
     said = capsys.readouterr().err
-    assert f"roost approve {EXECUTION_ID}" in said
+    assert f"roost approve {EXECUTION_ID}, or {stub.url}/approvals\n" in said
     assert approved or "APPROVAL_DENIED" in said

@@ -21,11 +21,23 @@ import pytest
 from roost.services.cdp import Session
 from tests.unit.services.door import Through
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run --no-proxy-server"
-    " --disable-background-networking --disable-component-update --disable-sync --disable-extensions"
-    " --disable-default-apps --metrics-recording-only --remote-debugging-port=0 about:blank"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--no-proxy-server",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+    "--disable-default-apps",
+    "--metrics-recording-only",
+    "--remote-debugging-port=0",
+    "about:blank",
+]
 KEYS = {"Enter": ("\r", 13), "Tab": ("", 9), " ": (" ", 32)}
 
 
@@ -147,7 +159,9 @@ class Tab:
     async def press(self, key: str) -> None:
         text, number = KEYS[key]
         about = {"key": key, "code": key, "windowsVirtualKeyCode": number}
-        await self.session.call("Input.dispatchKeyEvent", {"type": "keyDown", "text": text, **about})
+        await self.session.call(
+            "Input.dispatchKeyEvent", {"type": "keyDown", "text": text, **about}
+        )
         await self.session.call("Input.dispatchKeyEvent", {"type": "keyUp", **about})
 
     async def enter(self, key: str) -> None:

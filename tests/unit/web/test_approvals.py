@@ -13,7 +13,7 @@ from tests.unit.api.kit import TENANT, Served
 from tests.unit.web.chromium import Tab
 
 ASK = {"mode": "ask", "allow": []}
-HOSTILE = "<img src=x onerror=window.pwned=1>\x1b[2J\u202etxt.exe\u2066\u200b\U000e0041</code><script>pwned=1</script>"
+HOSTILE = "<img src=x onerror=window.pwned=1>\x1b[2J\u202etxt.exe\u2066\u200b\U000e0041e\u0301\u0301\u0301\u0301</code><script>pwned=1</script>"
 NAME = '"><svg onload=pwned=1>\u202ebd'
 APPROVE, DENY = 'button[data-what="approve"]', 'button[data-what="deny"]'
 
@@ -56,15 +56,31 @@ async def test_what_waits_is_shown_inert_and_approved_and_runs(
     await tab.until("document.querySelector('#news').textContent.includes('waits for approval')")
     shown = await tab.js("[...document.querySelectorAll('.argv li')].map(e => e.innerText)")
     inert = HOSTILE.replace("\x1b", "ESC").replace("\u202e", "U+202E").replace("\u2066", "U+2066")
-    inert = inert.replace("\u200b", "U+200B").replace("\U000e0041", "U+E0041")
+    inert = (
+        inert.replace("\u200b", "U+200B")
+        .replace("\U000e0041", "U+E0041")
+        .replace("\u0301" * 4, "U+0301 ×4")
+    )
     assert shown == ["printf", "%s|", "a b", "empty", inert, " c"]
     text = await tab.js("document.body.innerText")
-    for each in ("/U+202Ecod", f"X = {inert}", "API_TOKEN = hidden", "7 s", "502 lines", "U+202Ebd"):
+    for each in (
+        "/U+202Ecod",
+        f"X = {inert}",
+        "API_TOKEN = hidden",
+        "7 s",
+        "502 lines",
+        "U+202Ebd",
+    ):
         assert each in text, each
     assert "hunter22" not in text
     stdin = await tab.js("document.querySelector('pre.stdin').innerText")
     assert stdin == "first↵ ×501\nrm -rf /U+0007space ×300end"
-    assert await tab.js("/[\\u202a-\\u202e\\u2066-\\u2069\\u200b\\x1b]/.test(document.body.textContent)") is False
+    assert (
+        await tab.js(
+            "/[\\u202a-\\u202e\\u2066-\\u2069\\u200b\\x1b]/.test(document.body.textContent)"
+        )
+        is False
+    )
     assert await tab.js("document.querySelectorAll('main img, main svg, main script').length") == 0
     boxes = await tab.js(
         "[...document.querySelectorAll('.argv li code')].map(e => e.getBoundingClientRect().width > 8"
@@ -90,7 +106,11 @@ async def test_what_waits_is_shown_inert_and_approved_and_runs(
         assert url.startswith(served.url) and served.key.rpartition("_")[2] not in url, url
         assert "cookie" not in {name.lower() for name in headers}
     assert await tab.js("location.href") == f"{served.url}/approvals"
-    assert await tab.js("[localStorage.length, document.cookie, sessionStorage.length]") == [0, "", 1]
+    assert await tab.js("[localStorage.length, document.cookie, sessionStorage.length]") == [
+        0,
+        "",
+        1,
+    ]
 
 
 async def test_denied_with_a_note_by_keyboard_alone(served: Served, tab: Tab) -> None:
@@ -140,7 +160,9 @@ async def test_a_key_that_is_none_and_one_without_the_right(served: Served, tab:
     waits = await row(served)
     assert waits["status"] == "pending"
     await tab.click("#forget")
-    assert await tab.js("[sessionStorage.length, document.querySelectorAll('.card:not(form)').length]") == [0, 0]
+    assert await tab.js(
+        "[sessionStorage.length, document.querySelectorAll('.card:not(form)').length]"
+    ) == [0, 0]
     await tab.enter(served.key)
     await tab.says(mid)
     await tab.session.call("Page.reload")

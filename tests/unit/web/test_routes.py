@@ -54,7 +54,9 @@ async def test_a_dialect_keeps_its_host_and_its_keys(tmp_path: Path) -> None:
         await PlainTextResponse("theirs")(scope, receive, send)
 
     dialects = [
-        lambda _: Target("host", theirs, ("",), hosts=("1-*.theirs.example",), public=frozenset(KINDS)),
+        lambda _: Target(
+            "host", theirs, ("",), hosts=("1-*.theirs.example",), public=frozenset(KINDS)
+        ),
         lambda _: Target("keys", theirs, ("",), prefixes=("abc",)),
     ]
     async with serving(tmp_path, None, dialects=dialects) as served:
