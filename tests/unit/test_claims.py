@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 import typer
 
-from roost import claims
+from roost import claims, web
 from roost.api.v1.app import create_app
 from roost.cli._commands import COMMANDS
 from roost.drivers import registry
@@ -67,6 +67,11 @@ def test_no_document_and_no_help_says_it_of_a_rung_that_is_none() -> None:
         (where, text) for where, text in sentences() if _WORD.search(text) and _BELOW.search(text)
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize("path", web.PATHS)
+def test_no_page_says_it(path: str) -> None:
+    assert not _WORD.search(web.read(path)[0].decode())
 
 
 @pytest.mark.parametrize("name", BELOW)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from roost.gateway.respond import SHUTDOWN
 from roost.services.models import CreateMachine, Role
 from tests.unit.api.kit import TENANT, Served
 from tests.unit.web.chromium import Tab
@@ -180,7 +181,6 @@ async def test_too_late_decided_by_another_and_given_up(served: Served, tab: Tab
     served.approvals._wait = timedelta(seconds=1.0)
     late = ask(served, mid, command=["late"])
     await tab.enter(served.key)
-    await tab.says("left", ".left")
     await tab.says("time is over", ".left")
     await tab.click(APPROVE)
     assert "APPROVAL_EXPIRED" in await tab.says("nobody approved of it in time", ".card .problem")
@@ -189,6 +189,7 @@ async def test_too_late_decided_by_another_and_given_up(served: Served, tab: Tab
     served.approvals._wait = timedelta(minutes=15)
     other = ask(served, mid, command=["other"])
     await tab.says("other", ".argv")
+    await tab.says("left", ".left")
     found = await row(served)
     path = f"/v1/approvals/{found['approval_id']}/deny"
     assert (await served.http.post(path, json={"note": "<i>no"})).status_code == 200
@@ -209,6 +210,7 @@ async def test_nothing_is_decided_twice_or_beside_the_aim(served: Served, tab: T
     await tab.says(mid)
     asked.append(ask(served, mid, command=["echo", "2"]))
     await tab.until(f"document.querySelectorAll('#list {APPROVE}').length === 2")
+    await tab.js("performance.now = () => 1e6")  # it is always now
     first = f"#list article:first-child {APPROVE}"
     twice = json.dumps(first)
     # A second press while the first is under way, and one on what has moved below the pointer.
@@ -222,7 +224,7 @@ async def test_nothing_is_decided_twice_or_beside_the_aim(served: Served, tab: T
     await asked[0]
     sent = [url for url, _ in tab.requests if url.endswith("/approve")]
     assert len(sent) == 1
-    await asyncio.sleep(0.7)
+    await tab.js("performance.now = () => 2e6")
     await tab.click(f"#list article:last-child {APPROVE}")
     assert (await asked[1]).json()["stdout"] == "2\n"
 
@@ -238,7 +240,7 @@ async def test_a_daemon_that_went_away_is_said_and_found_again(served: Served, t
         {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1},
     )
     for task in list(served.front._endless):
-        task.cancel("shutdown")
+        task.cancel(SHUTDOWN)
     await tab.says("Trying again in", "#link")
     approval = (await row(served))["approval_id"]
     assert (await served.http.post(f"/v1/approvals/{approval}/deny")).status_code == 200
