@@ -32,7 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if here not in item.path.parents:
             continue
         item.add_marker(pytest.mark.system)
-        if item.get_closest_marker("own_network") and not item.get_closest_marker("untested"):
+        told = {name for mark in item.iter_markers("untested") for name in mark.args}
+        if item.get_closest_marker("own_network") and "workspace" not in told:
             item.add_marker(escapes("workspace", reason=WITHOUT_A_NETWORK, run=False))
         name = rung_of(item)
         for mark in item.iter_markers("escapes"):
