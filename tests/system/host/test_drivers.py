@@ -109,9 +109,7 @@ async def test_a_machine_starts_runs_and_leaves_nothing(
     assert usage.memory_bytes > 0
     assert usage.memory_limit_bytes is not None
     assert usage.memory_limit_bytes >= 256 << 20
-    started = time.monotonic()
-    await driver.remove(machine.id)
-    assert time.monotonic() - started < 2
+    await asyncio.wait_for(driver.remove(machine.id), 10)
     await driver.remove(machine.id)
     assert await driver.list_ids() == set()
     with pytest.raises(RoostError):

@@ -222,10 +222,8 @@ async def test_a_ready_slot_is_taken_at_once(world: World) -> None:
         if len(world.network._pool) == world.settings.network_pool:
             break
         await asyncio.sleep(0.05)
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    await world.network.take("quick", Policy())
-    assert loop.time() - started < 0.01
+    ready = {slot.index for slot in world.network._pool}
+    assert (await world.network.take("quick", Policy())).index in ready
     await world.network.release("quick")
 
 
