@@ -265,21 +265,25 @@ class Executions:
         live = await self._machines.awake(tenant, machine_id)
         said = await live.agent.list_executions()
         running = [each for each in said if each.state == pb.EXECUTION_STATE_RUNNING]
-        known = {row.agents_id: row for row in await self._rows.running(machine_id)}
+        # Before the rows are read: what gets its row meanwhile is in one of the two.
+        fresh = {row.id: row for row in self._fresh.values() if row.machine_id == machine_id}
+        known = fresh | await self._known(machine_id)
         if any(self._unknown(machine_id, each, known) for each in running):
             async with self._meeting:
-                known = {row.agents_id: row for row in await self._rows.running(machine_id)}
+                known |= await self._known(machine_id)
                 for each in running:
                     if len(known) < MET and self._unknown(machine_id, each, known):
                         known[each.execution_id] = await self._met(live, each)
-        fresh = [row for row in self._fresh.values() if row.machine_id == machine_id]
-        known.update({row.id: row for row in fresh})
         found = [
             Process(each.pid, known[each.execution_id])
             for each in running
             if each.execution_id in known and each.pid > 0
         ]
         return sorted(found, key=lambda process: (process.execution.created_at, process.pid))
+
+    async def _known(self, machine_id: str) -> dict[str, ExecutionRow]:
+        """What runs and has a row, by the agent's name of it."""
+        return {row.agents_id: row for row in await self._rows.running(machine_id)}
 
     async def get(self, tenant: str, machine_id: str, execution_id: str) -> ExecutionRow:
         """As it is now: of a running one, with the agent's counts."""

@@ -20,8 +20,9 @@ from roost.clock import SystemClock
 from roost.engine.roster import Running
 from roost.errors import CapacityError
 from roost.services.bakes import NOBODY
-from roost.services.executions import Executions
+from roost.services.executions import Executions, StartExecution
 from roost.store.cursor import Cursors
+from roost.store.executions import ExecutionRow
 from tests.unit.agent.process import TOKEN
 from tests.unit.api.kit import OTHER, TENANT, Served, events, until
 
@@ -396,6 +397,27 @@ async def test_nobodys_is_not_written_down(served: Served) -> None:
     )
     await asyncio.sleep(0.1)
     assert not served.executions.running
+
+
+async def test_what_gets_its_row_while_the_rows_are_read_runs_all_the_same(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mid = served.machine()
+    rows = served.executions._rows
+    read = rows.running
+
+    async def slowly(machine_id: str) -> list[ExecutionRow]:
+        found = await read(machine_id)
+        await until(lambda: not served.executions._fresh)
+        return found
+
+    process, stream = await served.executions.begin(TENANT, mid, StartExecution(["sleep", "60"]))
+    assert served.executions._fresh
+    monkeypatch.setattr(rows, "running", slowly)
+    found = await served.executions.processes(TENANT, mid)
+    assert process.pid in [each.pid for each in found]
+    await served.executions.signal(TENANT, mid, process.execution.id, signal.SIGKILL)
+    await stream.aclose()
 
 
 async def test_what_runs_by_the_number_it_has_in_its_machine(served: Served) -> None:
