@@ -187,7 +187,6 @@ def test_no_link_is_followed_by_a_copy(rung: Rung, canary: tuple[Path, bytes]) -
             with child:
                 found = child.exec("cd ~/copied; cat f d/canary last way/canary 2>/dev/null")
                 assert content.hex() not in found.stdout.encode(errors="surrogateescape").hex()
-                assert set(found.stdout.split()) <= {"mine"}, found.stdout
     finally:
         running.kill()
     assert path.read_bytes() == content

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from roost import Machine
 from roost.host import processes
 from roost.network.addresses import instance_tag
 from tests.system.conftest import Daemon
@@ -39,27 +41,31 @@ def members(led: Daemon, machine_id: str) -> set[int]:
     return pids | processes.tree(top, everyone)
 
 
-def outside(led: Daemon, rung: Rung) -> Posture:
-    words = {rung.machine.id: "ID", instance_tag(led.run_dir): "TAG"}
-    return posture.outside(members(led, rung.machine.id), words)
+def outside(led: Daemon, machine: Machine) -> Posture:
+    words = {machine.id: "ID", instance_tag(led.run_dir): "TAG"}
+    return posture.outside(members(led, machine.id), words)
 
 
 @pytest.fixture
-def stood(rung: Rung, led: Daemon) -> dict[str, Posture]:
+def alone(rung: Rung) -> Iterator[Machine]:
+    """One that no other test has left anything running in."""
+    with rung.another() as machine:
+        machine.exec("true")
+        yield machine
+
+
+@pytest.fixture
+def stood(rung: Rung, led: Daemon, alone: Machine) -> dict[str, Posture]:
     """While a program runs in it that an execution started."""
-    rung.machine.exec("true")
-    running = rung.machine.start(["sleep", "345"])
-    try:
-        until(lambda: "sleep 345" in rung.machine.exec("ps -eo args").stdout)
-        told = rung.machine.exec(["python3", "-c", posture.TELL], timeout=60)
-        assert told.ok, told
-        seen = posture.inside(told.stdout, {"sleep", "python3"})
-        if rung.name == "workspace":  # whose mounts and bounds are the host's
-            for each in (facts for ways in seen.values() for facts in ways):
-                del each["mounts"], each["CapBnd"]
-        return {"outside": outside(led, rung), "inside": seen}
-    finally:
-        running.kill()
+    alone.start(["sleep", "345"])
+    until(lambda: "sleep 345" in alone.exec("ps -eo args").stdout)
+    told = alone.exec(["python3", "-c", posture.TELL], timeout=60)
+    assert told.ok, told
+    seen = posture.inside(told.stdout, {"sleep", "python3"})
+    if rung.name == "workspace":  # whose mounts and bounds are the host's
+        for each in (facts for ways in seen.values() for facts in ways):
+            del each["mounts"], each["CapBnd"]
+    return {"outside": outside(led, alone), "inside": seen}
 
 
 def test_they_stand_as_recorded(rung: Rung, stood: dict[str, Posture]) -> None:
@@ -70,11 +76,10 @@ def test_they_stand_as_recorded(rung: Rung, stood: dict[str, Posture]) -> None:
     assert stood == json.loads(path.read_text())
 
 
-def test_an_execution_leaves_them_as_they_were(rung: Rung, led: Daemon) -> None:
-    rung.machine.exec("true")
-    before = outside(led, rung)
-    rung.machine.exec("sleep 0.2 & wait; python3 -c 'import ctypes'", timeout=30)
-    until(lambda: outside(led, rung) == before, 20)
+def test_an_execution_leaves_them_as_they_were(rung: Rung, led: Daemon, alone: Machine) -> None:
+    before = outside(led, alone)
+    alone.exec("sleep 0.2 & wait; python3 -c 'import ctypes'", timeout=30)
+    until(lambda: outside(led, alone) == before, 20)
 
 
 def test_no_process_of_it_could_do_more_than_it_must(rung: Rung, stood: dict[str, Posture]) -> None:
