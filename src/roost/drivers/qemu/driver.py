@@ -54,7 +54,7 @@ log = structlog.get_logger(__name__)
 _QMP_S = 20.0  # until a new VMM answers, on a host that hardly runs
 _KILL_S = 10.0
 _STEP_S = 10.0
-# Users of VMMs: beyond every range that distributions give out (systemd.io/UIDS-GIDS); 256 daemons a host.
+# Users of VMMs: beyond every range that distributions give out (systemd.io/UIDS-GIDS), by daemon and slot.
 _UID_BASE = 0x70000000
 # What the VMM uses beside its guest's memory: itself, its translation buffer, page tables.
 _OVERHEAD_MIB = 128
@@ -78,7 +78,7 @@ class QemuDriver(Driver):
         self._home = settings.run_dir / "machines" / self.name
         tag = instance_tag(settings.run_dir)
         self._probe_uid = _UID_BASE - 1 - int(tag, 16)  # nobody else's, of any daemon of this host
-        self._uid_base = _UID_BASE + int(tag[:2], 16) * MAX_SLOTS
+        self._uid_base = _UID_BASE + (int(tag, 16) >> 2) * MAX_SLOTS
         self.cgroups = cgroups.Cgroups(f"roost-{tag}")
         self.cpu = options.Cpu(settings.vm_cpu)
         self._threads = ThreadPoolExecutor(8, thread_name_prefix=self.name)

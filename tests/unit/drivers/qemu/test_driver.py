@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
+
 from roost.drivers.qemu import driver
 from roost.drivers.qemu.machine import Machine
 from roost.settings import Settings
@@ -31,3 +33,15 @@ async def test_removed_by_two_at_once_it_is_closed_once(tmp_path: Path) -> None:
     await asyncio.gather(qemu.remove("m"), qemu.remove("m"))
     assert closed == [pidfd]
     assert machine.removing
+
+
+def test_monitors_of_different_daemons_are_different_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bases = []
+    for tag in ("0a00", "0aff", "ffff"):
+        monkeypatch.setattr(driver, "instance_tag", lambda _, tag=tag: tag)
+        qemu = driver.QemuDriver(Settings(data_dir=tmp_path / "data", run_dir=tmp_path / tag))
+        bases.append(qemu._uid_base)
+    assert bases[1] - bases[0] >= driver.MAX_SLOTS
+    assert bases[2] + driver.MAX_SLOTS <= 1 << 31  # beyond it some programs count below zero
