@@ -220,7 +220,8 @@ class WorkspaceDriver(Driver):
         """Of root's: another user may not pass the directories that ours lies in."""
         digest = self._agent.digest.removeprefix("sha256:")
         copy = self.settings.data_dir / f"workspace-agent-{digest[:16]}"
-        if not copy.exists():
+        size = copy.stat().st_size if copy.exists() else -1
+        if size != len(self._agent.content):  # after a power cut it may be there and empty
             for old in copy.parent.glob("workspace-agent-*"):
                 old.unlink()
             made = copy.with_suffix(".new")
