@@ -169,6 +169,7 @@ async def test_landlock_keeps_programs_to_it(place: Place) -> None:
     if not syscalls.landlock_version():
         pytest.skip("this kernel has no Landlock")
     _, agent = await place.start()
+    assert agent.hello is not None and 0 < agent.hello.landlock <= syscalls.landlock_version()
     beside = place.settings.data_dir.parent / "beside"
     if os.path.commonpath([beside, "/var/tmp"]) == "/var/tmp":
         beside = Path("/srv")
