@@ -41,6 +41,7 @@ from roost.drivers.interface import (
 from roost.errors import InternalError, MachineError
 from roost.host import account, console, ending, files, processes, reaper, syscalls
 from roost.host.account import Account
+from roost.lasting import to_the_end
 from roost.settings import Settings
 from roost.storage import disks
 
@@ -120,15 +121,10 @@ class WorkspaceDriver(Driver):
     async def start(self, spec: StartSpec) -> Handle:
         if spec.root.directory is None:
             raise InternalError("A workspace is started from a directory.")
-        starting = asyncio.ensure_future(self._run(self._start, spec, spec.root.directory))
+        starting = self._run(self._start, spec, spec.root.directory)
         try:
-            handle, pidfd, fifo = await asyncio.shield(starting)
+            handle, pidfd, fifo = await to_the_end(starting, _let_go)  # a thread cannot be stopped
         except BaseException:
-            await asyncio.wait([starting])  # a thread cannot be stopped
-            if not starting.exception():
-                _, pidfd, fifo = starting.result()
-                os.close(pidfd)
-                fifo.close()
             await self._run(self._remove, spec.machine_id)
             raise
         self._watch(handle, pidfd, fifo)
@@ -353,6 +349,13 @@ class WorkspaceDriver(Driver):
             return True
 
         return await self._run(end)
+
+
+async def _let_go(started: tuple[Handle, int, console.Console]) -> None:
+    """Of what nobody watches."""
+    _, pidfd, fifo = started
+    os.close(pidfd)
+    fifo.close()
 
 
 def limits(size: Size, tasks: int) -> dict[str, int]:

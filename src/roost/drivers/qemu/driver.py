@@ -44,6 +44,7 @@ from roost.drivers.qemu.runtime import Runtime, Runtimes, installed
 from roost.errors import InternalError, MachineError, RoostError
 from roost.guest import FIRST_TOKEN, Guest, Guests, Network, command_line, tsc
 from roost.host import advisories, cgroups, console, ending, files, processes
+from roost.lasting import to_the_end
 from roost.network.addresses import MAX_SLOTS, instance_tag
 from roost.settings import Settings
 from roost.storage import disks
@@ -193,7 +194,7 @@ class QemuDriver(Driver):
             if await self._came_up(handle):
                 return handle
             tail = _printable(await self.console_tail(spec.machine_id))
-            await self._remove_to_the_end(spec.machine_id)
+            await to_the_end(self.remove(spec.machine_id))
             log.warning("qemu.boot", machine_id=spec.machine_id, tries_left=tries_left, said=tail)
         raise MachineError(
             f"The machine's kernel or agent did not come up within {self._boot_s:g} s, in "
@@ -219,7 +220,7 @@ class QemuDriver(Driver):
             )
             return answers.done() and answers.exception() is None
         except asyncio.CancelledError:
-            await self._remove_to_the_end(handle.machine_id)
+            await to_the_end(self.remove(handle.machine_id))
             raise
         finally:
             answers.cancel()
@@ -297,7 +298,7 @@ class QemuDriver(Driver):
             await asyncio.wait([launching])
             if not launching.exception() and machine_id not in self._live:
                 launching.result().console.close()
-            await self._remove_to_the_end(machine_id)
+            await to_the_end(self.remove(machine_id))
             if isinstance(exc, OSError):
                 raise MachineError(
                     f"The machine could not be started: {exc}.", code="MACHINE_FAILED"
@@ -521,9 +522,9 @@ class QemuDriver(Driver):
                 for image in (self._disk(handle), *self._volumes(handle)):
                     await self._run(files.sync, image)
             except BaseException:
-                await asyncio.shield(self._go_on(machine, into))
+                await to_the_end(self._go_on(machine, into))
                 raise
-        await self._remove_to_the_end(handle.machine_id)
+        await to_the_end(self.remove(handle.machine_id))
         return Capture(into, manifest.to_json())
 
     async def kept(self, directory: Path) -> Capture | None:
