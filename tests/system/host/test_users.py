@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -105,13 +106,15 @@ async def test_no_slot_is_made_of_numbers_that_another_daemon_gave_out(world: Wo
     os.close(netns.create(theirs.machine_netns, theirs.users))
     try:
         with pytest.raises(plumbing.TakenError, match=theirs.machine_netns):
-            plumbing.build(ours, world.network._tables, 1500)
+            await asyncio.to_thread(plumbing.build, ours, world.network._tables, 1500)
         assert not netns.names(ours.machine_netns)
     finally:
         netns.delete(theirs.machine_netns)
-    plumbing.build(ours, world.network._tables, 1500)
-    assert netns.made_by(ours.machine_netns) == ours.users.first
-    plumbing.demolish(ours, world.network._tables)
+    await asyncio.to_thread(plumbing.build, ours, world.network._tables, 1500)
+    try:
+        assert netns.made_by(ours.machine_netns) == ours.users.first
+    finally:
+        await asyncio.to_thread(plumbing.demolish, ours, world.network._tables)
 
 
 async def test_only_its_own_numbers_lie_on_its_disk(world: World, runc: ContainerDriver) -> None:
