@@ -142,10 +142,11 @@ fn run(arguments: Arguments) -> Result<(), String> {
         given = Some(listen::take_stdin().map_err(text("cannot take the socket"))?);
     }
     workspace::limit(&arguments.limits)?;
+    let mut landlock = confine(&arguments.readable, &arguments.writable);
     if let Some(directory) = &arguments.workspace {
-        workspace::enter(Path::new(directory), !arguments.unguarded)?;
+        let held = workspace::enter(Path::new(directory), !arguments.unguarded)?;
+        landlock = landlock.max(held);
     }
-    let landlock = confine(&arguments.readable, &arguments.writable);
     let forget = || {
         token.fill(0);
         drop(given.take()); // a second holder would hide the agent's death
@@ -217,12 +218,7 @@ fn confine(readable: &[String], writable: &[String]) -> u32 {
     if read.is_empty() {
         read.push(Path::new("/"));
     }
-    landlock::restrict(&read, &write)
-        .unwrap_or_else(|error| {
-            eprintln!("roost-agent: Landlock: {error}");
-            None
-        })
-        .unwrap_or(0)
+    landlock::held(&read, &write)
 }
 
 /// Signals, descriptors, limits and the kernel's out-of-memory choice, before anything else is started.

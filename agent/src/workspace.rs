@@ -96,8 +96,8 @@ pub fn limit(limits: &[Limit]) -> Result<(), String> {
 }
 
 /// The process is the agent of `path` from now on; the same conditions. Without `guarded` nothing but paths of files
-/// is held to it.
-pub fn enter(path: &Path, guarded: bool) -> Result<(), String> {
+/// is held to it. The ABI of Landlock that holds, 0 where none does.
+pub fn enter(path: &Path, guarded: bool) -> Result<u32, String> {
     let text = |error: std::io::Error| format!("{}: {error}", path.display());
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = open(path, flags, Mode::empty()).map_err(|error| text(error.into()))?;
@@ -118,16 +118,19 @@ pub fn enter(path: &Path, guarded: bool) -> Result<(), String> {
         .map(Path::new)
         .chain([path])
         .collect::<Vec<_>>();
-    if guarded && let Err(error) = landlock::restrict(&read, &write) {
-        eprintln!("roost-agent: Landlock: {error}");
-    }
+    let held = if guarded {
+        landlock::held(&read, &write)
+    } else {
+        0
+    };
     let workspace = Workspace {
         path: path.to_owned(),
         root,
     };
     WORKSPACE
         .set(workspace)
-        .map_err(|_| "there is a workspace already".to_owned())
+        .map_err(|_| "there is a workspace already".to_owned())?;
+    Ok(held)
 }
 
 #[cfg(test)]

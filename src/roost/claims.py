@@ -26,7 +26,6 @@ FACTS = {
     "kvm": "a guest that was to boot under KVM",
     "landlock": "the kernel's Landlock",
     "memory": "the driver's settings and probe",
-    "offered": "the driver's probe",
 }
 
 ADVICE = (
@@ -117,7 +116,7 @@ _RUNGS = {
         "none: a directory of the host, whose programs are the host's and run side by side as one ordinary "
         "user; paths of the files API do not leave it",
         (
-            _Says("start without root", fact="offered"),
+            _Says("start without root", _WORKSPACE),
             _Says(
                 "run the host's own programs, and fork and snapshot its directory",
                 _WORKSPACE,
@@ -154,8 +153,8 @@ _RUNGS = {
         "shares the host's kernel",
         (
             _Says(
-                "start in milliseconds with its own network, disk, fork and snapshot",
-                fact="offered",
+                "have a network and a disk of its own; be forked, kept and put to sleep",
+                "tests/system/test_user.py",
             ),
             _Says("be taken up to rung 2 or 3 with its disk", "tests/system/test_promotion.py"),
         ),
@@ -182,7 +181,7 @@ _RUNGS = {
         "Linux namespaces (root in the machine is nobody on the host), cgroups, dropped capabilities "
         "and a seccomp allow-list; shares the host's kernel",
         (
-            _Says("run as root inside, at full native speed", _DRIVERS),
+            _Says("run as root inside", _DRIVERS),
             _Says(
                 "fork and snapshot its disk; sleep ends its processes", "tests/system/test_forks.py"
             ),
@@ -245,7 +244,7 @@ _RUNGS = {
             _Says(
                 "run at the processor's own speed",
                 fact="kvm",
-                otherwise="speed: without KVM a processor is emulated, ten to fifty times slower",
+                otherwise="speed: KVM does not work here, so its processor is emulated",
             ),
         ),
         (

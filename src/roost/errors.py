@@ -70,6 +70,11 @@ class InvalidRequestError(RoostError):
     default_code = "VALIDATION_FAILED"
 
 
+def bad(field: str, rule: str) -> InvalidRequestError:
+    """Of what was asked: a sentence with the field in front."""
+    return InvalidRequestError(f"{field} {rule}.", details={"field": field})
+
+
 class ConflictError(RoostError):
     default_code = "INVALID_STATE"
 

@@ -160,6 +160,17 @@ def test_what_was_not_found_here_is_not_claimed() -> None:
 
 
 @pytest.mark.parametrize("name", claims.names())
+@pytest.mark.parametrize("found", [True, False])
+def test_measured_is_whether_something_is_there_and_no_figure(name: str, found: bool) -> None:
+    """How fast it is nobody looks when a contract is asked for."""
+    contract = claims.contract(name, dict.fromkeys(claims.FACTS, found))
+    assert contract is not None
+    for line in (*contract.can, *contract.defends_against, *contract.does_not):
+        if line.known == claims.MEASURED:
+            assert not re.search(r"second|times|percent|MiB", line.text), line.text
+
+
+@pytest.mark.parametrize("name", claims.names())
 def test_what_a_kernel_may_lack_is_not_said_to_be_there(name: str) -> None:
     """A boundary is told of every machine, whatever was found on its host."""
     said = claims.boundary(name)

@@ -47,6 +47,7 @@ from roost.host import (
     run,
     syscalls,
 )
+from roost.lasting import to_the_end
 from roost.network.addresses import AGENT_PORT, instance_tag
 from roost.settings import Settings
 from roost.storage import disks, mounting
@@ -221,14 +222,9 @@ class ContainerDriver(Driver):
         thread = _Launch(lambda: self._start(spec, capture), task)
         thread.start()
         try:
-            handle, pidfd, fifo = await asyncio.shield(task)
+            # The thread cannot be stopped: it ends, and its mounts with it.
+            handle, pidfd, fifo = await to_the_end(task, _let_go)
         except BaseException:
-            # The thread cannot be stopped: let it end, and its mounts with it, then take away the rest.
-            await asyncio.wait([task])
-            if not task.exception():
-                _, pidfd, fifo = task.result()
-                os.close(pidfd)
-                fifo.close()
             await self._run(self._remove, spec.machine_id, spec.root.image)
             raise
         self._watch(handle, pidfd, fifo)
@@ -671,7 +667,7 @@ class ContainerDriver(Driver):
             _discard(into)
 
         capture = await self._to_the_end(lambda: self._put_down(handle, into), undo)
-        await self._remove_to_the_end(machine_id)
+        await to_the_end(self.remove(machine_id))
         return capture
 
     def _put_down(self, handle: Handle, into: Path) -> Capture:
@@ -750,15 +746,8 @@ class ContainerDriver(Driver):
             (self._directory(handle.machine_id) / _STOPPED).unlink(missing_ok=True)
 
     async def _to_the_end(self, work: Callable[[], T], undo: Callable[[], None]) -> T:
-        """A thread cannot be stopped: who cancels waits for its end, and what it did is undone."""
-        task = asyncio.ensure_future(self._run(work))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            if task.exception() is None:
-                await self._run(undo)
-            raise
+        """In a thread, which cannot be stopped."""
+        return await to_the_end(self._run(work), lambda _: self._run(undo))
 
     def _disk(self, machine_id: str) -> Path:
         record = files.read_json(self._directory(machine_id) / "machine.json")
@@ -786,6 +775,13 @@ class _Launch(threading.Thread):
 
     def _fail(self, exc: BaseException) -> None:
         self._future.set_exception(exc)
+
+
+async def _let_go(started: tuple[Handle, int, console.Console]) -> None:
+    """Of what nobody watches."""
+    _, pidfd, fifo = started
+    os.close(pidfd)
+    fifo.close()
 
 
 def _exit(status: tuple[int | None, int | None] | None, oom_kills: int) -> Exit:

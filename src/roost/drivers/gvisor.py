@@ -17,7 +17,7 @@ from roost.drivers import saved, urpc
 from roost.drivers.container import ContainerDriver
 from roost.drivers.interface import Capabilities, ForkKind, Handle, Isolation, Probe, Size
 from roost.errors import MachineError
-from roost.host import advisories, cgroups, cpu, files, run, syscalls, tcp
+from roost.host import advisories, cgroups, cpu, files, packages, run, syscalls, tcp
 
 # What gVisor itself uses beside the machine: about 55 MiB when idle, then tables that grow with use.
 _OVERHEAD_MIB = 96
@@ -42,7 +42,7 @@ class GVisorDriver(ContainerDriver):
     hangs_up = True
 
     async def probe(self) -> Probe:
-        return await self._run(_probe)
+        return await self._run(_probed)
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -104,7 +104,7 @@ class GVisorDriver(ContainerDriver):
         )
 
     def _record(self) -> dict[str, Any]:
-        return {"release": _probe().version}
+        return {"release": _probed().version}
 
     def _socket(self, machine_id: str) -> Path | None:
         """Its control socket, where what is said over it is known; of a machine, since the host's runsc may be
@@ -175,7 +175,7 @@ class GVisorDriver(ContainerDriver):
 
     def _traits(self) -> dict[str, Any]:
         return {
-            "runsc": _probe().version,
+            "runsc": _probed().version,
             "machine": platform.machine(),
             "flags": _flags(),
             "cpu": sorted(cpu.features()),
@@ -233,8 +233,12 @@ def _honours_setuid() -> bool:
     return False
 
 
-@functools.cache
-def _probe() -> Probe:
+def _probed() -> Probe:
+    return _probe(packages.state("runsc"))
+
+
+@functools.lru_cache(maxsize=1)
+def _probe(_: packages.State) -> Probe:
     if platform.machine() not in ("x86_64", "aarch64"):
         return Probe(False, reason=f"gVisor has no build for {platform.machine()}")
     if shutil.which("runsc") is None:

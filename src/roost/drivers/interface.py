@@ -11,7 +11,6 @@ directory and none. The driver mounts the image where its rung needs a directory
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -264,16 +263,8 @@ class Driver(ABC):
     @abstractmethod
     async def remove(self, machine_id: str) -> None:
         """Ends the machine at once if it runs and takes away all this driver made for it (processes,
-        mounts, loop devices, cgroups, bundles), but not its root or slot. Idempotent."""
-
-    async def _remove_to_the_end(self, machine_id: str) -> None:
-        """``remove``, for whose end one who cancels waits: two at once would be in each other's way."""
-        removing = asyncio.ensure_future(self.remove(machine_id))
-        try:
-            await asyncio.shield(removing)
-        except asyncio.CancelledError:
-            await asyncio.wait([removing])
-            raise
+        mounts, loop devices, cgroups, bundles), but not its root or slot. Idempotent; two at once would be in each
+        other's way, so it is taken ``to_the_end``."""
 
     @abstractmethod
     async def adopt(self, handle: Handle) -> bool:

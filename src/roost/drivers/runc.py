@@ -24,7 +24,7 @@ from roost.drivers.interface import (
     StartSpec,
 )
 from roost.errors import MachineError
-from roost.host import advisories, cgroups, console, idmaps, processes, run
+from roost.host import advisories, cgroups, console, idmaps, packages, processes, run
 
 _TUN = "c 10:200 rwm"
 
@@ -34,7 +34,7 @@ class RuncDriver(ContainerDriver):
     own_users = True
 
     async def probe(self) -> Probe:
-        return await self._run(_probe)
+        return await self._run(_probe, packages.state("runc"))
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -120,8 +120,8 @@ def _end_tree(groups: cgroups.Cgroups, group: str, init: int, pid: int) -> bool:
         groups.freeze(group, was)
 
 
-@functools.cache
-def _probe() -> Probe:
+@functools.lru_cache(maxsize=1)
+def _probe(_: packages.State) -> Probe:
     if shutil.which("runc") is None:
         return Probe(False, reason="runc is not installed", remedy="apt-get install runc")
     try:

@@ -41,6 +41,7 @@ from roost.drivers.interface import (
 from roost.errors import InternalError, MachineError
 from roost.host import account, console, ending, files, processes, reaper, syscalls
 from roost.host.account import Account
+from roost.lasting import to_the_end
 from roost.settings import Settings
 from roost.storage import disks
 
@@ -120,15 +121,10 @@ class WorkspaceDriver(Driver):
     async def start(self, spec: StartSpec) -> Handle:
         if spec.root.directory is None:
             raise InternalError("A workspace is started from a directory.")
-        starting = asyncio.ensure_future(self._run(self._start, spec, spec.root.directory))
+        starting = self._run(self._start, spec, spec.root.directory)
         try:
-            handle, pidfd, fifo = await asyncio.shield(starting)
+            handle, pidfd, fifo = await to_the_end(starting, _let_go)  # a thread cannot be stopped
         except BaseException:
-            await asyncio.wait([starting])  # a thread cannot be stopped
-            if not starting.exception():
-                _, pidfd, fifo = starting.result()
-                os.close(pidfd)
-                fifo.close()
             await self._run(self._remove, spec.machine_id)
             raise
         self._watch(handle, pidfd, fifo)
@@ -220,7 +216,8 @@ class WorkspaceDriver(Driver):
         """Of root's: another user may not pass the directories that ours lies in."""
         digest = self._agent.digest.removeprefix("sha256:")
         copy = self.settings.data_dir / f"workspace-agent-{digest[:16]}"
-        if not copy.exists():
+        size = copy.stat().st_size if copy.exists() else -1
+        if size != len(self._agent.content):  # after a power cut it may be there and empty
             for old in copy.parent.glob("workspace-agent-*"):
                 old.unlink()
             made = copy.with_suffix(".new")
@@ -352,6 +349,13 @@ class WorkspaceDriver(Driver):
             return True
 
         return await self._run(end)
+
+
+async def _let_go(started: tuple[Handle, int, console.Console]) -> None:
+    """Of what nobody watches."""
+    _, pidfd, fifo = started
+    os.close(pidfd)
+    fifo.close()
 
 
 def limits(size: Size, tasks: int) -> dict[str, int]:

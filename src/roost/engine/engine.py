@@ -324,8 +324,8 @@ class Engine:
 
     async def climb(self, machine_id: str, onto: Onto) -> Machine:
         """The same machine of another driver (``climbing``): running there if it ran, else as it was. One that is of
-        that driver already stays as it is. Raises RUNG_LOWER, INVALID_STATE, UNSUPPORTED, and what a stop and a wake
-        raise; the last with the machine where it was to go."""
+        that driver already stays as it is. Raises RUNG_LOWER, INVALID_STATE, UNSUPPORTED, QUOTA_EXCEEDED of one that
+        runs, and what a stop and a wake raise; the last with the machine where it was to go."""
         return await asyncio.shield(
             self.desk.submit(
                 machine_id,
@@ -609,6 +609,8 @@ class Engine:
             except (Interrupted, ConflictError):
                 raise
             except RoostError as error:
+                if start.lost is not None:  # its row does not name it any more
+                    await self._discard(machine_id)
                 raise failed(machine_id, "woken", error) from error
         await self.begun(machine_id, start.image is None, interrupt)
         return woken
@@ -777,6 +779,12 @@ class Engine:
             return before
         climbing.check(before, onto.driver, onto.capabilities)
         ran = before.phase == Phase.RUNNING
+        if ran:  # as large as it is there it wakes: that is refused while it still runs
+            memory = onto.values.get("memory_mib", before.memory_mib)
+            asked = quotas.of_start({"vcpu": before.vcpu, "memory_mib": memory})
+            await self.store.read(
+                lambda c: quotas.check(c, before.tenant_id, asked, without=machine_id)
+            )
         if before.phase == Phase.SLEEPING and before.tier == Tier.HIBERNATED:
             await self._wake(machine_id, True, interrupt, climbing=True)
         if before.phase != Phase.FAILED and before.tier != Tier.STOPPED:
@@ -797,6 +805,8 @@ class Engine:
                 with contextlib.suppress(RoostError):
                     await self._wake(machine_id, True, interrupt)
             raise failed(machine_id, "promoted", error) from error
+        if machine.memory_image is not None:  # of one that failed or did not wake
+            await self._discard(machine_id)
         if climb.brings_tree:
             await self._left(machine_id, self.parts.storage.delete_home)
         if ran and climbed.driver == onto.driver:

@@ -131,7 +131,7 @@ class Samples:
             usage = await driver.usage(running.handle)
         except (RoostError, OSError):
             return
-        stats = await _stats(running.agent)
+        stats = await stats_of(running.agent)
         now = self._roster.peek(running.machine.id)
         if now is None or now.machine.generation != running.machine.generation:
             return  # that start of it ended meanwhile, maybe the machine for good
@@ -164,8 +164,8 @@ class Samples:
         )
 
 
-async def _stats(agent: Any) -> Any:
-    """None where it is silent."""
+async def stats_of(agent: Any) -> Any:
+    """What the agent says of itself; None where it is silent: how much is used the host sees, too."""
     try:
         async with asyncio.timeout(STATS_S):
             return await agent.stats()

@@ -41,6 +41,9 @@ class Block:
         """As an OCI bundle says it."""
         return [{"containerID": 0, "hostID": self.first, "size": self.count}]
 
+    def overlaps(self, other: Block) -> bool:
+        return self.first < other.first + other.count and other.first < self.first + self.count
+
 
 def block(index: int, base: int = DEFAULT_BASE) -> Block:
     """Of the machine in slot ``index``."""

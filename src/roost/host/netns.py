@@ -74,6 +74,21 @@ def open_fd(name: str) -> int:
     return fd
 
 
+def made_by(name: str) -> int | None:
+    """First of the numbers of the block that it was made of; None for one of the host's own users. Raises OSError."""
+    fd = open_fd(name)
+    try:
+        owner = idmaps.owner_of(fd)
+    finally:
+        os.close(fd)
+    if owner is None:
+        return None
+    try:
+        return idmaps.maker_of(owner)
+    finally:
+        os.close(owner)
+
+
 def delete(name: str) -> None:
     """Idempotent. The namespace itself goes with its last process and descriptor."""
     path = DIRECTORY / name

@@ -15,6 +15,7 @@ from pathlib import Path
 from roost.host import run
 
 _DOC = Path("/usr/share/doc")
+_STATUS = Path("/var/lib/dpkg/status")
 _CVE = re.compile(r"CVE-\d{4}-\d{4,}")
 _UPSTREAM = re.compile(r"\d+(?:\.\d+)*")
 _TOLD = re.compile(r"version (?:release-|0\.0~)?(\d+(?:\.\d+)*)")
@@ -55,9 +56,27 @@ def upstream(revision: str) -> str:
     return found[0] if found else bare
 
 
-@functools.cache
+State = tuple[tuple[int, int], ...]
+
+
+def state(program: str) -> State:
+    """Another one once the program, or any package of this host, was put in, renewed or taken away: what was found out
+    before is to be looked at again."""
+    found = []
+    for path in (_STATUS, shutil.which(program) or ""):
+        with contextlib.suppress(FileNotFoundError):
+            info = os.stat(path)
+            found.append((info.st_ino, info.st_mtime_ns))
+    return tuple(found)
+
+
 def installed(program: str) -> Installed | None:
     """Of the package that has the program; None where it is from none, or there is no dpkg."""
+    return _installed(program, state(program))
+
+
+@functools.lru_cache(maxsize=16)
+def _installed(program: str, _: State) -> Installed | None:
     path = shutil.which(program)
     if path is None or shutil.which("dpkg-query") is None:
         return None
@@ -72,9 +91,13 @@ def installed(program: str) -> Installed | None:
     return None
 
 
-@functools.cache
 def told(program: str) -> Installed | None:
     """By what the program itself says; None where there is none."""
+    return _told(program, state(program))
+
+
+@functools.lru_cache(maxsize=16)
+def _told(program: str, _: State) -> Installed | None:
     with contextlib.suppress(OSError, TimeoutError):
         said = run.run([program, "--version"], timeout_s=_TIMEOUT_S).stdout
         found = _TOLD.search(said)

@@ -134,8 +134,8 @@ class Tables:
         self._sessions.close()
 
 
-class AddressTakenError(OSError):
-    """Somebody else on this host has the slot's address: another daemon with the same range."""
+class TakenError(OSError):
+    """Somebody else on this host has the slot's address, or numbers of its users: another daemon with the same range."""
 
 
 def build(slot: Slot, tables: Tables, mtu: int) -> None:
@@ -147,6 +147,8 @@ def build(slot: Slot, tables: Tables, mtu: int) -> None:
             users = slot.users if idmaps.why_not() is None else None
             machine = netns.create(slot.machine_netns, users)
             try:
+                if users is not None and (other := sharer(slot)):  # of two at once both see it
+                    raise TakenError(f"users {users.first} on are those of {other}")
                 _build(slot, tables, mtu, gateway, machine)
             finally:
                 os.close(machine)
@@ -163,7 +165,7 @@ def _build(slot: Slot, tables: Tables, mtu: int, gateway: int, machine: int) -> 
         _no_ipv6()
     tables.frame(slot)
     if _is_here(slot.host_side):
-        raise AddressTakenError(f"{slot.host_side} is in use on this host")
+        raise TakenError(f"{slot.host_side} is in use on this host")
     with Netlink() as here:
         here.veth(slot.host_interface, "out", gateway, mtu)
         with contextlib.suppress(OSError):  # a host without IPv6
@@ -179,6 +181,19 @@ def _build(slot: Slot, tables: Tables, mtu: int, gateway: int, machine: int) -> 
             _connect(here, here.index(slot.host_interface), there, there.index("out"))
             _gateway(there, slot)
         here.address(here.index(slot.host_interface), slot.host_side, 30)
+
+
+def sharer(slot: Slot) -> str | None:
+    """A namespace of another daemon's whose users have some of the slot's numbers."""
+    ours, _, _ = slot.machine_netns.partition("-")
+    for name in netns.names("rst"):
+        if name.partition("-")[0] == ours or "-m" not in name:
+            continue
+        with contextlib.suppress(OSError):  # it went meanwhile
+            first = netns.made_by(name)
+            if first is not None and slot.users.overlaps(idmaps.Block(first)):
+                return name
+    return None
 
 
 def _gateway(there: Netlink, slot: Slot) -> None:

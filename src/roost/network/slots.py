@@ -209,8 +209,8 @@ class SlotNetwork:
             await self._raze(slot)
             try:
                 await self._build(slot)
-            except UnavailableError as exc:  # and here no rules hold all the same
-                raise InternalError(f"Slot {index} could not be made anew: {exc.message}") from exc
+            except (UnavailableError, plumbing.TakenError) as exc:  # no rules hold here either way
+                raise InternalError(f"Slot {index} could not be made anew: {exc}") from exc
         elif index not in self._attached:
             with contextlib.suppress(UnavailableError):  # the rules first; then it is told
                 await self._attach(slot)
@@ -326,7 +326,7 @@ class SlotNetwork:
             try:
                 await self._build(slot)
                 return slot
-            except plumbing.AddressTakenError:
+            except plumbing.TakenError:
                 self._foreign.add(slot.index)  # and stays reserved until it is looked at again
             except BaseException:
                 self._reserved.discard(slot.index)
@@ -355,6 +355,8 @@ class SlotNetwork:
             except BaseException:
                 await self._raze(slot)
                 raise
+        except plumbing.TakenError:
+            raise
         except OSError as exc:
             raise InternalError(
                 f"A network slot could not be made: {exc}.", retryable=True

@@ -15,13 +15,12 @@ import structlog
 
 from roost.clock import Clock
 from roost.egress.interface import Intercept
-from roost.errors import RoostError
+from roost.errors import RoostError, bad
 from roost.secrets import authority, trust
 from roost.secrets.process import Process, State
 from roost.secrets.secret import (
     Secret,
     SecretSpec,
-    bad,
     check_apart,
     check_weight,
     environment,

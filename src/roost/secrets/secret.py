@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 from roost.egress.policy import Entry
-from roost.errors import InvalidRequestError
+from roost.errors import InvalidRequestError, bad
 
 MAX_SECRETS = 64  # of a machine
 MAX_HOSTS = 32
@@ -202,10 +202,6 @@ def from_row(row: Mapping[Any, Any]) -> Secret:
     plain = ("name", "header", "format", "placeholder", "in_body", "created_at", "updated_at")
     hosts = tuple(Entry.parse(each) for each in row["hosts"])
     return Secret(hosts=hosts, **{name: row[name] for name in plain})
-
-
-def bad(field: str, why: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{field} {why}.", details={"field": field})
 
 
 def _hosts(said: Sequence[str]) -> tuple[Entry, ...]:

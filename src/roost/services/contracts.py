@@ -59,7 +59,7 @@ def _facts(rungs: Rungs, driver: str) -> claims.Facts:
     capabilities = rungs.capabilities(driver)
     if capabilities is None:
         return {}
-    found = {"offered": True, "memory": capabilities.memory_snapshot}
+    found = {"memory": capabilities.memory_snapshot}
     if capabilities.accelerated is not None and not rungs.drivers[driver].undecided:
         found["kvm"] = capabilities.accelerated
     return found

@@ -11,6 +11,7 @@ from roost import ids
 from roost.drivers.interface import Size
 from roost.engine.tools import OFF
 from roost.errors import InvalidRequestError
+from roost.errors import bad as bad
 from roost.services.models import UNSET, CreateMachine
 from roost.templates import reference
 from roost.units import MAX_SECONDS
@@ -180,7 +181,3 @@ def utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def bad(field: str, rule: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{field} {rule}.", details={"field": field})

@@ -27,6 +27,7 @@ from roost.engine.flows import config_of
 from roost.engine.ladder import SANDBOX, Least, Profile
 from roost.engine.lifecycle import HOLDING, Desired, Phase, Tier
 from roost.engine.machine import Machine, capabilities_to_json
+from roost.engine.samples import stats_of
 from roost.engine.transitions import amend, load, not_found
 from roost.errors import (
     ConflictError,
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
     from roost.agent.client import AgentClient
 
 ROOM_BYTES = 64 * 2**20  # that must be free in the pool for one more disk
-STATS_S = 2.0
 MAX_CHILDREN = 100  # of one fork
 _TRIES = 20
 
@@ -661,7 +661,7 @@ class Machines:
                 details={"phase": machine.phase},
             )
         driver = self._engine.rungs.driver(machine.driver)
-        usage, stats = await asyncio.gather(driver.usage(running.handle), _stats(running.agent))
+        usage, stats = await asyncio.gather(driver.usage(running.handle), stats_of(running.agent))
         return MachineUsage(
             cpu_usage_us=usage.cpu_usage_us,
             memory_bytes=usage.memory_bytes,
@@ -940,15 +940,6 @@ def _check_not_frozen(machine: Machine) -> None:
             "The machine is frozen: wake it, or let it sleep deeper, to change its size.",
             details={"phase": machine.phase, "tier": machine.tier},
         )
-
-
-async def _stats(agent: Any) -> Any:
-    """What the agent says of itself; None when it is silent: usage is the host's view first."""
-    try:
-        async with asyncio.timeout(STATS_S):
-            return await agent.stats()
-    except (RoostError, TimeoutError):
-        return None
 
 
 def _no_volumes(driver: str) -> UnsupportedError:

@@ -47,7 +47,8 @@ class Promotions:
         in it ends. Again: nothing changes.
 
         Raises MACHINE_NOT_FOUND, VALIDATION_FAILED, RUNG_UNAVAILABLE, RUNG_REFUSED, RUNG_LOWER, INVALID_STATE,
-        UNSUPPORTED (its egress policy, its volumes), before anything is stopped; then what a stop and a wake raise."""
+        UNSUPPORTED (its egress policy, its volumes), QUOTA_EXCEEDED (it runs, and is larger there), before anything is
+        stopped; then what a stop and a wake raise."""
         engine = self._engine
         machine = await self._machines.get(tenant, machine_id)
         if driver is None and isolation == machine.capabilities.isolation.value:

@@ -14,10 +14,10 @@ from roost.engine.engine import Engine
 from roost.engine.lifecycle import Phase
 from roost.engine.machine import Machine
 from roost.engine.transitions import load
-from roost.errors import ConflictError, NotFoundError, RoostError, UnsupportedError
+from roost.errors import ConflictError, NotFoundError, RoostError, UnsupportedError, bad
 from roost.secrets import Secret, SecretSpec
 from roost.secrets.keeper import Keeper
-from roost.secrets.secret import bad, check_value
+from roost.secrets.secret import check_value
 from roost.services.machines import Machines
 
 log = structlog.get_logger(__name__)

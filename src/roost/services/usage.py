@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from roost.clock import Clock
 from roost.engine import metering
-from roost.errors import InvalidRequestError
+from roost.errors import bad
 from roost.prices import Prices
 from roost.store import Store, usage
 
@@ -98,11 +98,11 @@ class Usage:
         last = last or max(now.date(), first or now.date())
         first = first or date.fromordinal(max(1, last.toordinal() - DEFAULT_DAYS + 1))
         if unknown := [each for each in by if each not in GROUPS]:
-            raise _bad("group_by", f"is of {', '.join(GROUPS)}, not {unknown[0]!r}")
+            raise bad("group_by", f"is of {', '.join(GROUPS)}, not {unknown[0]!r}")
         if last < first:
-            raise _bad("to", "is not before from")
+            raise bad("to", "is not before from")
         if (last - first).days >= MAX_DAYS:
-            raise _bad("from", f"is at most {MAX_DAYS} days before to")
+            raise bad("from", f"is at most {MAX_DAYS} days before to")
         columns = tuple(GROUPS[each] for each in by)
 
         def fn(connection: sa.Connection) -> tuple[list[UsageRow], UsageRow]:
@@ -177,7 +177,7 @@ def _sums(
 
 def _check_rows(found: Mapping[tuple[str, ...], Amounts]) -> None:
     if len(found) > MAX_ROWS:
-        raise _bad(
+        raise bad(
             "group_by", f"gives more than {MAX_ROWS} rows: ask for fewer days, or fewer groups"
         )
 
@@ -226,7 +226,3 @@ def _named(group: tuple[str, ...], columns: tuple[str, ...], day: str) -> tuple[
 
 def _ms(day: date) -> int:
     return metering.to_ms(datetime(day.year, day.month, day.day, tzinfo=UTC))
-
-
-def _bad(field: str, rule: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{field} {rule}.", details={"field": field})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,9 @@ import pytest
 
 from roost.drivers.container import ContainerDriver
 from roost.egress.policy import Policy
-from roost.host import apart, idmaps, processes
+from roost.host import apart, idmaps, netns, processes
+from roost.network import plumbing
+from roost.network.addresses import Plan
 from roost.storage import mounting
 
 from .conftest import Machine, World
@@ -95,6 +98,23 @@ async def test_its_users_are_nobody_on_the_host(world: World, runc: ContainerDri
         assert os.fstat(users).st_ino == inside
     finally:
         os.close(users)
+
+
+async def test_no_slot_is_made_of_numbers_that_another_daemon_gave_out(world: World) -> None:
+    ours = world.network.plan.slot(1000)
+    theirs = Plan("10.230.0.0/20", world.settings.run_dir / "other").slot(1000)
+    os.close(netns.create(theirs.machine_netns, theirs.users))
+    try:
+        with pytest.raises(plumbing.TakenError, match=theirs.machine_netns):
+            await asyncio.to_thread(plumbing.build, ours, world.network._tables, 1500)
+        assert not netns.names(ours.machine_netns)
+    finally:
+        netns.delete(theirs.machine_netns)
+    await asyncio.to_thread(plumbing.build, ours, world.network._tables, 1500)
+    try:
+        assert netns.made_by(ours.machine_netns) == ours.users.first
+    finally:
+        await asyncio.to_thread(plumbing.demolish, ours, world.network._tables)
 
 
 async def test_only_its_own_numbers_lie_on_its_disk(world: World, runc: ContainerDriver) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from roost.host import advisories, packages
 from roost.host.advisories import ADVISORIES, Advisory, Finding, State, judge
 from roost.host.packages import Installed
+from roost.host.run import Done
 
 LEAKED = next(each for each in ADVISORIES if each.id == "CVE-2024-21626")
 MASKED = next(each for each in ADVISORIES if each.id == "CVE-2025-31133")
@@ -101,6 +103,38 @@ def test_a_driver_with_a_way_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert "CVE-2024-21626" in said
     monkeypatch.setattr(packages, "told", lambda _: None)
     assert advisories.refusal("runc") is None
+
+
+def test_what_was_found_out_is_looked_at_again_after_an_upgrade(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, program, revision = tmp_path / "status", tmp_path / "odd-runc", ["1.1.11-1"]
+    asked: list[str] = []
+
+    def run(argv: list[str], **_: object) -> Done:
+        asked.append(argv[0])
+        return Done(0, "odd-runc: /usr/bin/odd-runc\n" if "-S" in argv else revision[0], "")
+
+    monkeypatch.setattr(packages, "_STATUS", status)
+    monkeypatch.setattr(packages.shutil, "which", lambda _: str(program))
+    monkeypatch.setattr(packages.run, "run", run)
+    for path in (status, program):
+        path.write_text("")
+    for _ in range(2):
+        assert packages.installed("odd-runc") == Installed("1.1.11", "1.1.11-1", patched=True)
+    assert len(asked) == 2
+    revision[0] = "1.1.12-1"
+    (tmp_path / "new").write_text("")
+    (tmp_path / "new").rename(status)
+    assert packages.installed("odd-runc") == Installed("1.1.12", "1.1.12-1", patched=True)
+    revision[0] = "odd-runc version 1.2"  # not from a package
+    said = packages.told("odd-runc")
+    assert said == packages.told("odd-runc") == Installed("1.2")
+    revision[0] = "odd-runc version 1.3"
+    os.utime(program, ns=(1, 1))
+    assert packages.told("odd-runc") == Installed("1.3")
+    program.unlink()
+    assert packages.state("odd-runc")
 
 
 @pytest.mark.parametrize(

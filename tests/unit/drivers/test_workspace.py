@@ -169,6 +169,7 @@ async def test_landlock_keeps_programs_to_it(place: Place) -> None:
     if not syscalls.landlock_version():
         pytest.skip("this kernel has no Landlock")
     _, agent = await place.start()
+    assert agent.hello is not None and 0 < agent.hello.landlock <= syscalls.landlock_version()
     beside = place.settings.data_dir.parent / "beside"
     if os.path.commonpath([beside, "/var/tmp"]) == "/var/tmp":
         beside = Path("/srv")
@@ -230,6 +231,31 @@ async def test_nothing_is_left(place: Place, how: str) -> None:
     await place.driver.remove("m")
     assert not living(mark) and not await place.driver.list_ids()
     assert not [pid for pid in processes.everyone() if _line(pid) == b"sleep\x00988\x00"]
+
+
+async def test_agents_outlive_the_file_they_were_started_from(place: Place) -> None:
+    """Another release takes it away: what an agent starts anew it starts from what it is, not by a name."""
+    handle, agent = await place.start()
+    before = set(processes.tree(handle.pid, processes.everyone()))
+    kept = list(place.settings.data_dir.glob("workspace-agent-*"))
+    for copy in kept:
+        copy.unlink()
+    for pid in before:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text() in ("roost-zygote\n", "roost-super\n"):
+                os.kill(pid, signal.SIGKILL)
+    for _ in range(100):
+        with contextlib.suppress(RoostError):
+            if await said(agent, "echo on") == "on":
+                break
+        await asyncio.sleep(0.05)
+    assert await said(agent, "echo on > file; cat file") == "on"
+    assert not before & (set(processes.tree(handle.pid, processes.everyone())) - {handle.pid})
+    if kept:  # under root there is a copy for whoever runs it: it is made again, also where one is not whole
+        kept[0].touch()
+        assert WorkspaceDriver(place.settings)._prepare().read_bytes() == (
+            default_agent().read_bytes()
+        )
 
 
 async def test_an_agent_that_nobody_wrote_down_is_found(place: Place) -> None:

@@ -13,6 +13,7 @@ import pytest
 from roost.egress.interface import Decision, Intercept, Listeners
 from roost.egress.policy import Policy, Reach
 from roost.errors import CapacityError, InternalError, NotFoundError, UnavailableError
+from roost.host import idmaps, netns
 from roost.network import SlotNetwork, plumbing, rules
 from roost.network.addresses import Plan, Slot
 from roost.settings import Settings
@@ -351,6 +352,56 @@ async def test_there_is_room_for_16384_by_default(host: Host, tmp_path: Path) ->
             await network.take(str(number), OPEN)
         with pytest.raises(CapacityError):
             await network.take("one too many", OPEN)
+
+
+async def test_what_another_daemon_has_is_passed_over(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its addresses, or its machines' numbers of users."""
+    theirs: set[int] = set()
+
+    def build(slot: Slot, tables: Any, mtu: int) -> None:
+        if slot.index in theirs:
+            raise plumbing.TakenError("in use")
+        host.build(slot, tables, mtu)
+
+    monkeypatch.setattr(plumbing, "build", build)
+    async with _opened(tmp_path, None, pool=0) as network:
+        first = (await network.take("a", OPEN)).index
+        theirs |= {(first + 1) % 64, (first + 2) % 64}
+        assert (await network.take("b", OPEN)).index == (first + 3) % 64
+    theirs = {5}
+    async with _opened(tmp_path, None, {"c": 5}, pool=0) as network:
+        with pytest.raises(InternalError, match="made anew: in use"):
+            await network.reattach("c", 5, OPEN)
+
+
+def test_another_daemons_numbers_are_told_by_its_namespaces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slot = Plan("10.201.0.0/16", Path("/run/roost")).slot(3)
+    ours, _, _ = slot.machine_netns.partition("-")
+    begin = slot.users.first
+    stand: dict[str, int | None] = {
+        f"{ours}-m3": begin,
+        f"{ours}-m4": begin,
+        "rst0000-g3": None,
+        "rst0000-m7": begin + idmaps.COUNT,
+        "rst0000-m8": begin - idmaps.COUNT,
+        "rst0000-m9": None,
+    }
+
+    def made_by(name: str) -> int | None:
+        if name not in stand:
+            raise FileNotFoundError(name)
+        return stand[name]
+
+    monkeypatch.setattr(netns, "names", lambda prefix: [*stand, "rst0000-m1"])
+    monkeypatch.setattr(netns, "made_by", made_by)
+    assert plumbing.sharer(slot) is None
+    for shift in (0, idmaps.COUNT - 1, 1 - idmaps.COUNT):
+        stand["rst0000-m8"] = begin + shift
+        assert plumbing.sharer(slot) == "rst0000-m8"
 
 
 async def test_one_broken_slot_does_not_prevent_the_start(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,48 @@ async def test_where_it_cannot_be_stopped_it_runs_on(kit: Kit) -> None:
         await climb(kit, machine)
     now = await kit.now(machine)
     assert (now.phase, now.driver) == ("running", "fake")
+
+
+async def test_one_that_would_be_too_large_up_there_is_refused_while_it_runs(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = await container(kit)
+    vm = kit.d.host.others["vm"]
+    monkeypatch.setattr(vm, "fit", lambda size: replace(size, memory_mib=512))
+    await kit.d.quota(TENANT, memory_mib=500)
+    with pytest.raises(RoostError) as caught:
+        await climb(kit, machine)
+    assert (caught.value.code, caught.value.details["asked"]) == ("QUOTA_EXCEEDED", 512)
+    now = await kit.now(machine)
+    assert (now.phase, now.revision, now.memory_mib) == ("running", machine.revision, 64)
+    await kit.d.quota(TENANT, memory_mib=512)
+    climbed = await climb(kit, machine)
+    assert (climbed.phase, climbed.memory_mib) == ("running", 512)
+
+
+async def test_the_memory_of_one_that_failed_goes_with_its_promotion(kit: Kit) -> None:
+    machine = await container(kit)
+    await kit.d.machines.sleep(TENANT, machine.id, "hibernated")
+    kit.d.agents.fail("wait_ready", RoostError("no answer", code="MACHINE_FAILED"))
+    with pytest.raises(RoostError):
+        await kit.d.machines.wake(TENANT, machine.id)
+    failed = await kit.now(machine)
+    assert failed.phase == "failed" and failed.memory_image is not None and failed.memory_image.used
+    assert kit.d.host.storage.memories == {machine.id}
+    climbed = await climb(kit, failed)
+    assert (climbed.phase, climbed.memory_image) == ("failed", None)
+    assert kit.d.host.storage.memories == set()
+
+
+async def test_memory_that_is_lost_is_not_kept_either(kit: Kit) -> None:
+    machine = await container(kit)
+    await kit.d.machines.sleep(TENANT, machine.id, "hibernated")
+    for method in ("restore", "start"):
+        kit.d.host.driver.fail(method, RoostError("it ended", code="MACHINE_FAILED"))
+    with pytest.raises(RoostError):
+        await kit.d.machines.wake(TENANT, machine.id)
+    assert (await kit.now(machine)).memory_image is None
+    assert kit.d.host.storage.memories == set()
 
 
 async def test_where_it_does_not_start_up_there_it_is_there_and_says_why(kit: Kit) -> None:

@@ -38,7 +38,7 @@ class Captures:
     # --- snapshots ------------------------------------------------------------------------------
 
     async def snapshot(self, call: Call, asked: pb.CaptureRequest) -> pb.CreateSnapshotResponse:
-        machine = await self._named(call, asked.vm)
+        machine = await shapes.named(self._s, call, asked.vm)
         if not asked.name or names.version(asked.name)[1] != 1 or names.of_checkpoint(asked.name):
             raise InvalidRequestError(
                 "name: a snapshot has one, which ends in no --NUMBER.", details={"field": "name"}
@@ -85,7 +85,7 @@ class Captures:
     # --- checkpoints ----------------------------------------------------------------------------
 
     async def checkpoint(self, call: Call, asked: pb.CaptureRequest) -> pb.CreateCheckpointResponse:
-        machine = await self._named(call, asked.vm)
+        machine = await shapes.named(self._s, call, asked.vm)
         called = names.checkpoint(machine.id, asked.name)
         made = await self._s.snapshots.create(call.tenant, machine.id, called)
         return pb.CreateCheckpointResponse(
@@ -95,7 +95,7 @@ class Captures:
     async def checkpoints(
         self, call: Call, asked: pb.ListCheckpointsRequest
     ) -> pb.ListCheckpointsResponse:
-        machine = await self._named(call, asked.vm)
+        machine = await shapes.named(self._s, call, asked.vm)
         found = []
         for each in await self._every(call.tenant, machine.id):
             known = names.of_checkpoint(each.name or "")
@@ -113,25 +113,20 @@ class Captures:
         return pb.ListCheckpointsResponse(checkpoints=found)
 
     async def forget(self, call: Call, asked: pb.CaptureRequest) -> pb.Empty:
-        machine = await self._named(call, asked.vm)
+        machine = await shapes.named(self._s, call, asked.vm)
         found = await self._find(call.tenant, machine, asked.name)
         await self._s.snapshots.delete(call.tenant, found.id)
         return _EMPTY
 
     async def rollback(self, call: Call, asked: pb.CaptureRequest) -> pb.Empty:
         """In place, and running again, with its memory where its rung can."""
-        machine = await self._named(call, asked.vm)
+        machine = await shapes.named(self._s, call, asked.vm)
         found = await self._find(call.tenant, machine, asked.name)
         await self._s.snapshots.rollback(call.tenant, machine.id, found.id)
         await self._s.machines.wake(call.tenant, machine.id)
         return _EMPTY
 
     # --- helpers --------------------------------------------------------------------------------
-
-    async def _named(self, call: Call, which: str) -> Machine:
-        machine = await self._s.machines.named(call.tenant, which)
-        call.machine_id = machine.id
-        return machine
 
     async def _find(self, tenant: str, machine: Machine, name: str) -> Snapshot:
         """Of this machine, by name or id. Raises SNAPSHOT_NOT_FOUND."""

@@ -48,9 +48,9 @@ class Execs:
         first = await anext(asked, None)
         if first is None or not first.vm_id:
             raise InvalidRequestError("The first chunk names the machine and the command.")
-        call.machine_id = await shapes.machine_id(self._s, call.tenant, first.vm_id)
+        machine_id = await shapes.machine_id(self._s, call, first.vm_id)
         talk = self._terminal if first.tty else self._piped
-        async with contextlib.aclosing(talk(call.tenant, call.machine_id, first, asked)) as out:
+        async with contextlib.aclosing(talk(call.tenant, machine_id, first, asked)) as out:
             async for each in out:
                 yield each
 

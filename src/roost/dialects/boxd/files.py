@@ -43,7 +43,7 @@ class Files:
         ]
 
     async def upload(self, call: Call, asked: pb.UploadFileRequest) -> pb.UploadFileResponse:
-        machine_id = await self._id(call, asked.vm_id)
+        machine_id = await shapes.machine_id(self._s, call, asked.vm_id)
 
         async def data() -> AsyncGenerator[bytes, None]:
             yield asked.data
@@ -59,7 +59,7 @@ class Files:
         first = await anext(asked, None)
         if first is None or not first.vm_id:
             raise InvalidRequestError("The first piece names the machine and the path.")
-        machine_id = await self._id(call, first.vm_id)
+        machine_id = await shapes.machine_id(self._s, call, first.vm_id)
 
         async def data() -> AsyncGenerator[bytes, None]:
             size = len(first.data)
@@ -82,7 +82,7 @@ class Files:
         return pb.UploadFileResponse(bytes_written=info.size)
 
     async def download(self, call: Call, asked: pb.PathRequest) -> pb.DownloadFileResponse:
-        machine_id = await self._id(call, asked.vm_id)
+        machine_id = await shapes.machine_id(self._s, call, asked.vm_id)
         found = await self._s.files.read(call.tenant, machine_id, asked.path.encode())
         async with contextlib.aclosing(found.data):
             if found.length > _WHOLE:
@@ -96,7 +96,7 @@ class Files:
     async def download_stream(
         self, call: Call, asked: pb.PathRequest
     ) -> AsyncGenerator[pb.DownloadFileChunk, None]:
-        machine_id = await self._id(call, asked.vm_id)
+        machine_id = await shapes.machine_id(self._s, call, asked.vm_id)
         found = await self._s.files.read(call.tenant, machine_id, asked.path.encode())
         async with contextlib.aclosing(found.data):
             yield pb.DownloadFileChunk(total_size=found.length)
@@ -104,7 +104,7 @@ class Files:
                 yield pb.DownloadFileChunk(data=each)
 
     async def listed(self, call: Call, asked: pb.PathRequest) -> pb.ListDirResponse:
-        machine_id = await self._id(call, asked.vm_id)
+        machine_id = await shapes.machine_id(self._s, call, asked.vm_id)
         found: list[pb.DirEntry] = []
         cursor: str | None = None
         while True:
@@ -117,24 +117,24 @@ class Files:
                 return pb.ListDirResponse(entries=found, truncated=cursor is not None)
 
     async def mkdir(self, call: Call, asked: pb.PathRequest) -> pb.Empty:
-        machine_id = await self._id(call, asked.vm_id)
+        machine_id = await shapes.machine_id(self._s, call, asked.vm_id)
         await self._s.files.make_dir(call.tenant, machine_id, asked.path.encode(), parents=False)
         return _EMPTY
 
     async def delete(self, call: Call, asked: pb.PathRequest) -> pb.Empty:
-        machine_id = await self._id(call, asked.vm_id)
+        machine_id = await shapes.machine_id(self._s, call, asked.vm_id)
         await self._s.files.remove(call.tenant, machine_id, asked.path.encode(), recursive=True)
         return _EMPTY
 
     async def rename(self, call: Call, asked: pb.TwoPathsRequest) -> pb.Empty:
-        machine_id = await self._id(call, asked.vm_id)
+        machine_id = await shapes.machine_id(self._s, call, asked.vm_id)
         old, new = asked.old_path.encode(), asked.new_path.encode()
         await self._s.files.move(call.tenant, machine_id, old, new)
         return _EMPTY
 
     async def copy(self, call: Call, asked: pb.TwoPathsRequest) -> pb.Empty:
         """By the machine's own cp."""
-        machine_id = await self._id(call, asked.vm_id)
+        machine_id = await shapes.machine_id(self._s, call, asked.vm_id)
         await self._s.files.stat(call.tenant, machine_id, asked.old_path.encode(), follow=False)
         command = ["cp", "-a", "-T", "--", asked.old_path, asked.new_path]
         spec = StartExecution(command, ours=True)
@@ -143,10 +143,6 @@ class Files:
             said = (ended.stderr or b"").decode(errors="replace").strip()[:500]
             raise MachineError(f"It could not be copied: {said or ended.exit_code}")
         return _EMPTY
-
-    async def _id(self, call: Call, which: str) -> str:
-        call.machine_id = await shapes.machine_id(self._s, call.tenant, which)
-        return call.machine_id
 
 
 def _entry(info: FileInfo) -> pb.DirEntry:

@@ -114,7 +114,7 @@ class Machines:
         began = time.perf_counter()
         shapes.check_networks(asked.networks)
         shapes.check_config(asked.config)
-        parent = await self._named(call, asked.source_vm_id)
+        parent = await shapes.named(self._s, call, asked.source_vm_id)
         shapes.as_captured(asked.config, parent, "fork")
         idle = shapes.idle(asked.config)
         limits.seconds("autosleep", idle.get("autosleep_seconds"))  # before there is a machine
@@ -159,7 +159,7 @@ class Machines:
     # --- looking --------------------------------------------------------------------------------
 
     async def get(self, call: Call, asked: pb.VmRef) -> pb.Vm:
-        machine = await self._named(call, asked.vm_id)
+        machine = await shapes.named(self._s, call, asked.vm_id)
         return await self._whole(call.tenant, machine)
 
     async def listed(self, call: Call, asked: pb.ListVmsRequest) -> pb.ListVmsResponse:
@@ -186,7 +186,7 @@ class Machines:
 
     async def destroy(self, call: Call, asked: pb.VmRef) -> pb.Empty:
         """Its checkpoints go with it."""
-        machine = await self._named(call, asked.vm_id)
+        machine = await shapes.named(self._s, call, asked.vm_id)
         await self._s.machines.delete(call.tenant, machine.id)
         cursor: str | None = None
         while True:
@@ -202,7 +202,7 @@ class Machines:
     async def suspend(self, call: Call, asked: pb.VmRef) -> pb.Took:
         """With its memory, the lightest way its rung has. Raises UNSUPPORTED."""
         began = time.perf_counter()
-        machine = await self._named(call, asked.vm_id)
+        machine = await shapes.named(self._s, call, asked.vm_id)
         if machine.lightest is Tier.STOPPED:
             raise not_served(
                 f"suspending machines of the {machine.driver} driver",
@@ -217,22 +217,22 @@ class Machines:
         return pb.Took(us=_us(began))
 
     async def hibernate(self, call: Call, asked: pb.VmRef) -> pb.Empty:
-        machine = await self._named(call, asked.vm_id)
+        machine = await shapes.named(self._s, call, asked.vm_id)
         await self._s.machines.sleep(call.tenant, machine.id, Tier.HIBERNATED)
         return _EMPTY
 
     async def wake(self, call: Call, asked: pb.VmRef) -> pb.Empty:
-        machine = await self._named(call, asked.vm_id)
+        machine = await shapes.named(self._s, call, asked.vm_id)
         await self._s.machines.wake(call.tenant, machine.id)
         return _EMPTY
 
     async def stop(self, call: Call, asked: pb.VmRef) -> pb.Empty:
-        machine = await self._named(call, asked.vm_id)
+        machine = await shapes.named(self._s, call, asked.vm_id)
         await self._s.machines.sleep(call.tenant, machine.id, Tier.STOPPED)
         return _EMPTY
 
     async def reboot(self, call: Call, asked: pb.VmRef) -> pb.Empty:
-        machine = await self._named(call, asked.vm_id)
+        machine = await shapes.named(self._s, call, asked.vm_id)
         await self._s.machines.reboot(call.tenant, machine.id)
         return _EMPTY
 
@@ -240,7 +240,7 @@ class Machines:
 
     async def resize(self, call: Call, asked: pb.ResizeVmRequest) -> pb.ResizeVmResponse:
         """At once where its rung can while it runs, else with a reboot."""
-        machine = await self._named(call, asked.vm_id)
+        machine = await shapes.named(self._s, call, asked.vm_id)
         wanted = shapes.size(pb.VmConfig(vcpu=asked.vcpu, memory_bytes=asked.memory_bytes))
         if not wanted:
             raise InvalidRequestError("vcpu or memory_bytes: one of them.")
@@ -263,13 +263,13 @@ class Machines:
 
     async def share(self, call: Call, asked: pb.VmRef) -> pb.Empty:
         """It is: every key of the tenant sees all its machines."""
-        await self._named(call, asked.vm_id)
+        await shapes.named(self._s, call, asked.vm_id)
         return _EMPTY
 
     async def labels(self, call: Call, asked: pb.UpdateVmLabelsRequest) -> pb.Labels:
         if asked.replace_all and asked.remove:
             raise InvalidRequestError("remove: does not go with replace_all.")
-        machine = await self._named(call, asked.vm)
+        machine = await shapes.named(self._s, call, asked.vm)
         own = {k: v for k, v in machine.labels.items() if k == shapes.LOCKED}
         now: Mapping[str, str] = {} if asked.replace_all else machine.labels
         labels = {k: v for k, v in now.items() if k not in asked.remove} | dict(asked.set) | own
@@ -280,7 +280,7 @@ class Machines:
 
     async def egress(self, call: Call, asked: pb.SetVmEgressAllowRequest) -> pb.EgressAllow:
         """An empty list is no policy of its own: the host's."""
-        machine = await self._named(call, asked.vm)
+        machine = await shapes.named(self._s, call, asked.vm)
         if asked.entries:
             policy = Policy.read({"mode": "allowlist", "allow": list(asked.entries)})
             now = await self._s.policies.replace(call.tenant, machine.id, policy)
@@ -297,7 +297,7 @@ class Machines:
         return await self._patch(call, asked.vm_id, patch)
 
     async def _patch(self, call: Call, which: str, patch: PatchMachine) -> pb.Empty:
-        machine = await self._named(call, which)
+        machine = await shapes.named(self._s, call, which)
         await self._s.machines.patch(call.tenant, machine.id, patch)
         return _EMPTY
 
@@ -306,17 +306,12 @@ class Machines:
     ) -> pb.SetDeleteAfterResponse:
         if asked.delete_after_cron:
             raise not_served("delete_after_cron", "Say in how many seconds.")
-        machine = await self._named(call, asked.vm_id)
+        machine = await shapes.named(self._s, call, asked.vm_id)
         patch = PatchMachine(ttl_seconds=asked.delete_after_secs or None)
         now = await self._s.machines.patch(call.tenant, machine.id, patch)
         return pb.SetDeleteAfterResponse(delete_at_ms=shapes.vm(now, self._places).delete_at_ms)
 
     # --- helpers --------------------------------------------------------------------------------
-
-    async def _named(self, call: Call, which: str) -> Machine:
-        machine = await self._s.machines.named(call.tenant, which)
-        call.machine_id = machine.id
-        return machine
 
     async def _whole(self, tenant: str, machine: Machine) -> pb.Vm:
         """With the name of what it came of, where that is still there."""

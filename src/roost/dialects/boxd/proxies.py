@@ -124,9 +124,7 @@ class Proxies:
 
     async def _named(self, call: Call, asked: object) -> Machine:
         which = getattr(asked, "vm", "") or getattr(asked, "vm_name", "")
-        machine = await self._s.machines.named(call.tenant, which)
-        call.machine_id = machine.id
-        return machine
+        return await shapes.named(self._s, call, which)
 
     async def _routes(self, tenant: str, machine: Machine) -> tuple[Port | None, list[Port]]:
         """Its own, and the others, by port."""

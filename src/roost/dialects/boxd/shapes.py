@@ -17,6 +17,7 @@ from roost.egress.policy import Mode
 from roost.engine.lifecycle import Phase, Tier
 from roost.engine.machine import Machine
 from roost.errors import InvalidRequestError, NotFoundError
+from roost.gateway.calls import Call
 from roost.services.places import Places
 
 MIB, GIB = 2**20, 2**30
@@ -112,11 +113,19 @@ def domain(places: Places, label: str) -> str:
 # --- asked --------------------------------------------------------------------------------------
 
 
-async def machine_id(services: Services, tenant: str, which: str) -> str:
-    """Of one that is to be used, not looked at: of an id that runs without asking the store. Raises MACHINE_NOT_FOUND."""
-    if ids.formed(which) and services.machines.boot(which, tenant) is not None:
+async def named(services: Services, call: Call, which: str) -> Machine:
+    """Whom a call is about, in the audit log, too. Raises MACHINE_NOT_FOUND."""
+    machine = await services.machines.named(call.tenant, which)
+    call.machine_id = machine.id
+    return machine
+
+
+async def machine_id(services: Services, call: Call, which: str) -> str:
+    """As ``named`` of one that is to be used, not looked at: of an id that runs without asking the store."""
+    if ids.formed(which) and services.machines.boot(which, call.tenant) is not None:
+        call.machine_id = which
         return which
-    return (await services.machines.named(tenant, which)).id
+    return (await named(services, call, which)).id
 
 
 def size(config: pb.VmConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import HTTPConnection
 
-from roost.errors import InvalidRequestError
+from roost.errors import bad
 from roost.units import MAX_SECONDS
 
 PAGE = 100
@@ -83,7 +83,7 @@ def autosleep(text: str | int) -> int | None:
     elif len(said) <= 64 and _DURATION.fullmatch(said):
         seconds = sum(int(number) * _SECONDS[unit] for number, unit in _PART.findall(said))
     if not 0 <= seconds <= MAX_SECONDS:
-        raise wrong("autosleep", 'is like 30s, 30m, 2h, 7d3h4s, "1800" or never')
+        raise bad("autosleep", 'is like 30s, 30m, 2h, 7d3h4s, "1800" or never')
     return seconds or None
 
 
@@ -91,7 +91,7 @@ def page(connection: HTTPConnection) -> tuple[int, str | None]:
     """How many, and from where. Raises VALIDATION_FAILED."""
     said = connection.query_params.get("limit") or str(PAGE)
     if not (said.isascii() and said.isdigit() and len(said) < 10 and int(said) >= 1):
-        raise wrong("limit", f"is from 1 to {MAX_PAGE}")
+        raise bad("limit", f"is from 1 to {MAX_PAGE}")
     return min(int(said), MAX_PAGE), connection.query_params.get("cursor") or None
 
 
@@ -105,8 +105,4 @@ def day(connection: HTTPConnection, name: str) -> date | None:
             raise ValueError
         return date.fromisoformat(said)
     except ValueError:
-        raise wrong(name, "is a day like 2026-01-31") from None
-
-
-def wrong(field: str, rule: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{field} {rule}.", details={"field": field})
+        raise bad(name, "is a day like 2026-01-31") from None

@@ -19,6 +19,7 @@ from roost.api.v1.shapes import time
 from roost.clock import Clock
 from roost.dialects.dedalus import asked
 from roost.dialects.serving import Json, Services, tenant
+from roost.errors import bad
 from roost.services.models import Machine
 from roost.services.usage import Amounts, UsageRow
 
@@ -55,7 +56,7 @@ class Usage:
     async def compute(self, request: Request) -> Response:
         granularity = request.query_params.get("granularity") or "hour"
         if granularity not in ("hour", "day"):
-            raise asked.wrong("granularity", "is hour or day")
+            raise bad("granularity", "is hour or day")
         first, last, rows = await self._rows(request)
         machines = await self._machines(tenant(request))
         used = (row for row in rows if row.amounts.vcpu_milli_ms or row.amounts.memory_mib_ms)

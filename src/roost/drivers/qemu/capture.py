@@ -28,6 +28,7 @@ from roost.drivers.qemu.mappedram import SnapshotInvalid
 from roost.drivers.qemu.qmp import Qmp, VmmError
 from roost.errors import CapacityError
 from roost.host import files
+from roost.lasting import to_the_end
 
 T = TypeVar("T")
 _FDSET = 10  # the saving's own; disks have others
@@ -115,14 +116,7 @@ async def disk_alone(qmp: Qmp, disk: Path, disk_to: Path, *, durable: bool) -> f
 
 async def _in_thread(function: Callable[..., T], *args: Any, **named: Any) -> T:
     """Cancelled, it ends when the thread does: what that has open or writes to is then the caller's again."""
-    running = asyncio.ensure_future(asyncio.to_thread(function, *args, **named))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        while not running.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([running])
-        raise
+    return await to_the_end(asyncio.to_thread(function, *args, **named))
 
 
 async def whole(source: Source, into: Path) -> Manifest:

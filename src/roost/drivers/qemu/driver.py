@@ -44,6 +44,7 @@ from roost.drivers.qemu.runtime import Runtime, Runtimes, installed
 from roost.errors import InternalError, MachineError, RoostError
 from roost.guest import FIRST_TOKEN, Guest, Guests, Network, command_line, tsc
 from roost.host import advisories, cgroups, console, ending, files, processes
+from roost.lasting import to_the_end
 from roost.network.addresses import MAX_SLOTS, instance_tag
 from roost.settings import Settings
 from roost.storage import disks
@@ -54,7 +55,7 @@ log = structlog.get_logger(__name__)
 _QMP_S = 20.0  # until a new VMM answers, on a host that hardly runs
 _KILL_S = 10.0
 _STEP_S = 10.0
-# Users of VMMs: beyond every range that distributions give out (systemd.io/UIDS-GIDS); 256 daemons a host.
+# Users of VMMs: beyond every range that distributions give out (systemd.io/UIDS-GIDS), by daemon and slot.
 _UID_BASE = 0x70000000
 # What the VMM uses beside its guest's memory: itself, its translation buffer, page tables.
 _OVERHEAD_MIB = 128
@@ -78,7 +79,7 @@ class QemuDriver(Driver):
         self._home = settings.run_dir / "machines" / self.name
         tag = instance_tag(settings.run_dir)
         self._probe_uid = _UID_BASE - 1 - int(tag, 16)  # nobody else's, of any daemon of this host
-        self._uid_base = _UID_BASE + int(tag[:2], 16) * MAX_SLOTS
+        self._uid_base = _UID_BASE + (int(tag, 16) >> 2) * MAX_SLOTS
         self.cgroups = cgroups.Cgroups(f"roost-{tag}")
         self.cpu = options.Cpu(settings.vm_cpu)
         self._threads = ThreadPoolExecutor(8, thread_name_prefix=self.name)
@@ -193,7 +194,7 @@ class QemuDriver(Driver):
             if await self._came_up(handle):
                 return handle
             tail = _printable(await self.console_tail(spec.machine_id))
-            await self._remove_to_the_end(spec.machine_id)
+            await to_the_end(self.remove(spec.machine_id))
             log.warning("qemu.boot", machine_id=spec.machine_id, tries_left=tries_left, said=tail)
         raise MachineError(
             f"The machine's kernel or agent did not come up within {self._boot_s:g} s, in "
@@ -219,7 +220,7 @@ class QemuDriver(Driver):
             )
             return answers.done() and answers.exception() is None
         except asyncio.CancelledError:
-            await self._remove_to_the_end(handle.machine_id)
+            await to_the_end(self.remove(handle.machine_id))
             raise
         finally:
             answers.cancel()
@@ -297,7 +298,7 @@ class QemuDriver(Driver):
             await asyncio.wait([launching])
             if not launching.exception() and machine_id not in self._live:
                 launching.result().console.close()
-            await self._remove_to_the_end(machine_id)
+            await to_the_end(self.remove(machine_id))
             if isinstance(exc, OSError):
                 raise MachineError(
                     f"The machine could not be started: {exc}.", code="MACHINE_FAILED"
@@ -521,9 +522,9 @@ class QemuDriver(Driver):
                 for image in (self._disk(handle), *self._volumes(handle)):
                     await self._run(files.sync, image)
             except BaseException:
-                await asyncio.shield(self._go_on(machine, into))
+                await to_the_end(self._go_on(machine, into))
                 raise
-        await self._remove_to_the_end(handle.machine_id)
+        await to_the_end(self.remove(handle.machine_id))
         return Capture(into, manifest.to_json())
 
     async def kept(self, directory: Path) -> Capture | None:

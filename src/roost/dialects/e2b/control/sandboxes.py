@@ -34,7 +34,7 @@ from roost.dialects.serving import (
 )
 from roost.egress.policy import Policy
 from roost.engine.lifecycle import Phase
-from roost.errors import ConflictError, InvalidRequestError, NotFoundError, RoostError
+from roost.errors import ConflictError, InvalidRequestError, NotFoundError, RoostError, bad
 from roost.services import asking
 from roost.services.models import Attach, CreateMachine, ForkMachine, Machine, PatchMachine
 from roost.services.volume_files import LABEL
@@ -215,10 +215,10 @@ class Sandboxes:
         limit = whole(query.get("limit"), "limit", LIMIT, 1, 500)
         states = set(filter(None, ",".join(query.getlist("state")).split(",")))
         if unknown := states - set(_STATES):
-            raise _bad("state", f"is running or paused, not {min(unknown)[:32]}")
+            raise bad("state", f"is running or paused, not {min(unknown)[:32]}")
         order = query.get("order") or "desc"
         if order not in ("asc", "desc"):
-            raise _bad("order", "is asc or desc")
+            raise bad("order", "is asc or desc")
         wanted = _Wanted(
             [phase for each in states or _STATES for phase in _STATES[each]],
             _metadata(query.get("metadata")),
@@ -449,7 +449,7 @@ def _metadata(text: str | None) -> dict[str, str]:
     try:
         pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True)
     except ValueError:
-        raise _bad("metadata", "is name=value&...") from None
+        raise bad("metadata", "is name=value&...") from None
     return {unquote(name): unquote(value) for name, value in pairs}
 
 
@@ -459,9 +459,9 @@ def _time(text: str | None) -> datetime | None:
     try:
         at = datetime.fromisoformat(text.replace(" ", "+"))
     except ValueError:
-        raise _bad("startedAfter", "is a time as RFC 3339 has it") from None
+        raise bad("startedAfter", "is a time as RFC 3339 has it") from None
     if at.tzinfo is None:
-        raise _bad("startedAfter", "has a time zone")
+        raise bad("startedAfter", "has a time zone")
     return at
 
 
@@ -475,7 +475,7 @@ def whole(text: str | None, field: str, default: int, least: int, most: int) -> 
     if text is None or text == "":
         return default
     if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or not least <= int(text) <= most:
-        raise _bad(field, f"is from {least} to {most}")
+        raise bad(field, f"is from {least} to {most}")
     return int(text)
 
 
@@ -486,7 +486,3 @@ def _read_token(token: str | None) -> tuple[int, str | None]:
     if not point or not re.fullmatch(r"\d{1,9}", skip, re.ASCII):
         raise InvalidRequestError("nextToken is none of ours.", code="INVALID_CURSOR")
     return int(skip), cursor or None
-
-
-def _bad(field: str, rule: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{field} {rule}.", details={"field": field})
