@@ -261,7 +261,7 @@ _RUNGS = {
         ),
         (
             _Says(
-                "flaws of QEMU's devices together with flaws of the host's kernel",
+                "flaws of QEMU's devices together with flaws of the host's kernel, and, where it is used, flaws of KVM",
                 untried="not tried",
             ),
             _SIDE,
