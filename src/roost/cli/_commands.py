@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "snapshot": ("snapshots", "Snapshots of machines: create, ls, show, rm, export, import."),
     "volume": ("volume", "Disks that outlive machines: create, ls, show, rm."),
     "explore": ("explore", "Best of N: fork, run, score, keep the best in its parent's place."),
-    "promote": ("explore", "Put a fork in its parent's place: key, name, ports."),
+    "promote": ("explore", "Put a fork in its parent's place, or a machine on a higher rung."),
     "diff": ("diff", "What differs between the files of two machines."),
     "tree": ("tree", "Which machines and snapshots came of which."),
     "rollback": ("snapshots", "Take a machine back to a snapshot of its own."),

@@ -74,7 +74,7 @@ Unrestricted = Annotated[
     bool,
     typer.Option(
         "--unrestricted",
-        help="Without the guardrails inside it (a tool policy); the boundary stays.",
+        help="No list of tools holds; on rungs 0 and 1 neither Landlock nor a workspace's limits. The boundary stays.",
     ),
 ]
 RunAs = Annotated[
