@@ -11,7 +11,7 @@ import typer
 from roost.cli._out import usage_error
 
 MODES = ["off", "ask", "deny"]
-RULE = "As called: git, 'git status ...', 'cat /work/**'; '...' last is any more arguments. Or a rule in JSON. Repeatable."
+RULE = "As called: git, 'git status ...', 'cat src/**'; '...' last is any more arguments. Or a rule in JSON. Repeatable."
 
 
 def complete_mode() -> list[str]:
