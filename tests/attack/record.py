@@ -18,6 +18,7 @@ import pytest
 from .cases import CASES, RUNGS
 
 _RUN = time.time_ns()
+_FILE = os.environ.get("ROOST_ATTACKS")  # now: unit tests run without what the environment says
 
 
 def case(*numbers: int | str, rung: str | None = None) -> Any:
@@ -54,8 +55,7 @@ def rung_of(item: pytest.Item) -> str:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     outcome = yield
-    path = os.environ.get("ROOST_ATTACKS")
-    if path is None or item.get_closest_marker("case") is None:
+    if _FILE is None or item.get_closest_marker("case") is None:
         return
     report: pytest.TestReport = outcome.get_result()  # type: ignore[attr-defined]
     if (said := _said(report)) is None:
@@ -63,7 +63,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     result, why = said
     test = f"{item.location[0]}::{getattr(item, 'originalname', item.name)}"
     line = {"run": _RUN, "test": test, "rung": rung_of(item), "outcome": result, "why": why}
-    with Path(path).open("a") as file:
+    with Path(_FILE).open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
