@@ -10,6 +10,7 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 TIMED_OUT = 124
+_SHELLS = frozenset(" \t\n|&;<>()$`\"'*?=~")  # no program's name has them, or hardly any
 _ENDED = ("INVALID_STATE", "EXECUTION_NOT_FOUND", "AGENT_LOST", "MACHINE_NOT_FOUND")
 
 
@@ -101,7 +103,7 @@ def exec_(
         "timeout": timeout,
         "stdin_stream": feed and not detach,
     }
-    with _exit_codes():
+    with _exit_codes(what):
         _exec(find(machine), what, options, detach=detach, feed=feed, raw=raw, json=json)
 
 
@@ -123,12 +125,14 @@ def _exec(
 
 
 @contextlib.contextmanager
-def _exit_codes() -> Iterator[None]:
+def _exit_codes(what: str | list[str]) -> Iterator[None]:
     """Ours, told from the command's own: 127 it was not found, 126 it may not be run, 125 anything else."""
     try:
         yield
     except RoostError as exc:
         fail(exc)
+        if exc.code == "COMMAND_NOT_FOUND" and isinstance(what, list) and _SHELLS & set(what[0]):
+            note("hint: a line for a shell goes behind -c: roost exec MACHINE -c " + quote(what[0]))
         own = {"COMMAND_NOT_FOUND": 127, "PERMISSION_DENIED": 126, "TOOL_DENIED": 126}
         own |= {"APPROVAL_DENIED": 126, "APPROVAL_EXPIRED": 126}
         raise typer.Exit(own.get(exc.code, 125)) from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Annotated, Any
 
@@ -11,7 +12,8 @@ from roost.cli import _daemon
 from roost.cli._connect import client
 from roost.cli._inert import plain
 from roost.cli._out import Json, note, print_json, say
-from roost.errors import NotFoundError
+from roost.client._config import data_dir
+from roost.errors import AuthError, NotFoundError, error
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -46,6 +48,8 @@ def up(
     started = not _daemon.healthy(url)
     if started:
         _daemon.start()
+    else:
+        _ours(url)
     if not json:
         took = f"started in {time.monotonic() - begun:.1f} s" if started else "runs already"
         say(f"daemon    {took}, {url}")
@@ -57,6 +61,23 @@ def up(
         done |= _machine(json)
     if json:
         print_json(done)
+
+
+def _ours(url: str) -> None:
+    """Raises PORT_IN_USE where what answers there takes no key of ours and does not run on our directories."""
+    try:
+        client().host()
+    except AuthError as exc:
+        descriptor = _daemon.find()
+        if descriptor is not None:
+            os.close(descriptor)
+            raise
+        raise error(
+            "PORT_IN_USE",
+            f"A daemon answers at {url} that is not of {data_dir()}: another user's, perhaps. Give yours a port of "
+            "its own, or set ROOST_API_KEY to a key of that one's.",
+            details={"remedy": "export ROOST_PORT=7686; roost up"},
+        ) from exc
 
 
 def _has_disks() -> bool:

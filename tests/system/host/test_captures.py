@@ -446,7 +446,7 @@ async def test_a_file_that_is_open_but_has_no_name_cannot_be_saved(
 
 
 @case("F3")
-@pytest.mark.parametrize("name", ["runc", "gvisor"])
+@pytest.mark.parametrize("name", ["user", "runc", "gvisor"])
 async def test_it_is_on_the_disk_before_it_is_told(
     world: World, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from roost import defaults
 from roost.cli import _daemon
+from tests.unit.client.stub import Answer, Stub, wire
 
 
 @pytest.mark.parametrize("others", [False, True])
@@ -34,3 +36,14 @@ def test_a_daemon_of_another_user_is_not_ours(
     finally:
         os.killpg(process.pid, 9)
         process.wait()
+
+
+def test_up_beside_a_daemon_of_anothers_names_another_port(
+    stub: Stub, roost: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.on("GET", "/healthz", lambda _: {"status": "ok"})
+    stub.on("GET", "/v1/host", lambda _: Answer(wire("AUTH_INVALID", "No such key."), 401))
+    assert roost("up") != 0
+    seen = capsys.readouterr()
+    assert seen.out == "" and "[PORT_IN_USE]" in seen.err
+    assert "hint: export ROOST_PORT=7686; roost up\n" in seen.err

@@ -137,6 +137,24 @@ def held(stub: Stub, until: str) -> None:
     stub.on("POST", f"{EXECUTIONS}/stream", stream)
 
 
+@pytest.mark.parametrize(
+    ("words", "hinted"),
+    [
+        (
+            ["make test && ls"],
+            "hint: a line for a shell goes behind -c: roost exec MACHINE -c 'make test && ls'\n",
+        ),
+        (["nope", "a b"], ""),
+    ],
+)
+def test_a_line_for_a_shell_that_no_shell_was_given(
+    stub: Stub, roost: Roost, capsys: pytest.CaptureFixture[str], words: list[str], hinted: str
+) -> None:
+    stub.on("POST", f"{EXECUTIONS}/stream", lambda _: Answer(wire("COMMAND_NOT_FOUND", "No."), 422))
+    assert roost("exec", MACHINE_ID, "--no-stdin", "--", *words) == 127
+    assert capsys.readouterr().err == f"error: No. [COMMAND_NOT_FOUND]\n{hinted}"
+
+
 def test_stdin_goes_through_a_pipe(ends: Any, stub: Stub) -> None:
     ends(("stdout", b"done\n"))
     held(stub, "eof")

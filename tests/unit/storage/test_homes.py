@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from roost.errors import InvalidRequestError, RoostError, UnsupportedError
+from roost.host import syscalls
 from roost.settings import Settings
 from roost.storage import PoolStorage, trees
+from tests.attack.record import case
 
 ME = (os.geteuid(), os.getegid())
 
@@ -132,6 +134,48 @@ async def test_homes_are_made_kept_in_snapshots_and_cloned(storage: PoolStorage)
     await storage.delete_snapshot("s")
     assert not await storage.list_disks() and not await storage.list_snapshots()
     assert not list(storage.tmp.iterdir())
+
+
+@case("F3", rung="workspace")
+async def test_a_snapshot_is_on_the_disk_before_it_is_told(
+    storage: PoolStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after the answer finds all of it: its file system was synced when nothing of the copy was written
+    any more, and the directories that name it after that."""
+    home = await storage.make_home("one")
+    (home / "a").mkdir()
+    (home / "a/file").write_bytes(os.urandom(1 << 20))
+    for path in (home, home / "a", home / "a/file"):
+        os.chown(path, home.stat().st_uid, -1)
+    synced: list[tuple[int, int] | None] = []  # None: the whole file system
+    changed: list[dict[str, int]] = []
+    whole, one = syscalls.syncfs, os.fsync
+
+    def times() -> dict[str, int]:
+        at = storage.snapshot("s").home
+        return {str(path): path.stat().st_ctime_ns for path in (at, *at.rglob("*"))}
+
+    def syncfs(fd: int) -> None:
+        whole(fd)
+        assert os.fstat(fd).st_dev == home.stat().st_dev
+        synced.append(None)
+        changed.append(times())
+
+    def fsync(fd: int) -> None:
+        one(fd)
+        found = os.fstat(fd)
+        synced.append((found.st_dev, found.st_ino))
+
+    monkeypatch.setattr(syscalls, "syncfs", syncfs)
+    monkeypatch.setattr(os, "fsync", fsync)
+    kept = await storage.begin_snapshot("s")
+    await storage.copy_disk("one", "s")
+    await storage.seal_snapshot("s", "one")
+    assert (kept.home / "a/file").read_bytes() == (home / "a/file").read_bytes()
+    assert changed == [times()]
+    after = synced[synced.index(None) :]
+    for path in (kept.directory, kept.directory.parent):
+        assert (path.stat().st_dev, path.stat().st_ino) in after, path
 
 
 async def test_a_home_can_be_reached_by_its_account_alone(storage: PoolStorage) -> None:
