@@ -33,7 +33,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from roost.drivers import oci, saved, tree
-from roost.drivers.interface import Capture, Driver, Exit, Handle, Size, StartSpec, Usage
+from roost.drivers.interface import (
+    Capture,
+    Driver,
+    Exit,
+    Handle,
+    NetworkSlot,
+    Size,
+    StartSpec,
+    Usage,
+)
 from roost.errors import CapacityError, InternalError, MachineError, RoostError
 from roost.host import (
     apart,
@@ -369,13 +378,7 @@ class ContainerDriver(Driver):
         self, spec: StartSpec, directory: Path, command: list[str], fifo: console.Console
     ) -> int:
         assert spec.slot is not None
-        namespace = os.open(spec.slot.netns, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            syscalls.setns(namespace, syscalls.CLONE_NEWNET)
-        finally:
-            os.close(namespace)
-        _put_address_back(spec.slot.interface, spec.slot.address, spec.slot.gateway)
-        self._in_namespace()
+        self._enter_network(spec.slot)
         output = fifo.open_for_machine()
         try:
             process = subprocess.Popen(
@@ -411,6 +414,16 @@ class ContainerDriver(Driver):
                 details={"exit_code": code},
             )
         return int((directory / "pid").read_text())
+
+    def _enter_network(self, slot: NetworkSlot) -> None:
+        """For the launching thread, which ends afterwards."""
+        namespace = os.open(slot.netns, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            syscalls.setns(namespace, syscalls.CLONE_NEWNET)
+        finally:
+            os.close(namespace)
+        _put_address_back(slot.interface, slot.address, slot.gateway)
+        self._in_namespace()
 
     # --- watching --------------------------------------------------------------------------------
 

@@ -104,6 +104,8 @@ class SystemdDriver(UserDriver):
             homes=homes,
             part_of=self._slice,
         )
+        assert spec.slot is not None
+        self._enter_network(spec.slot)
         try:
             run.run(
                 user_unit.command(unit, made, user_unit.program(spec, homes)),

@@ -565,12 +565,12 @@ class Engine:
             if before.frozen:
                 values = {}
             if before.phase != Phase.RUNNING and not climbing:
-                ladder.check(
-                    self.least(connection, before.tenant_id),
-                    before.capabilities,
-                    "The machine",
-                    "It keeps its disk: take it up with promote.",
-                )
+                remedy = "It keeps its disk: take it up with promote."
+                least = self.least(connection, before.tenant_id)
+                ladder.check(least, before.capabilities, "The machine", remedy)
+                if before.unrestricted:
+                    least = ladder.least_unrestricted(self.rungs.profile)
+                    ladder.check(least, before.capabilities, "The unrestricted machine", remedy)
             change = advance(connection, machine_id, WakeAsked(), self.clock.now(), values)
             if not change.commands:
                 return change, None, {}

@@ -44,6 +44,13 @@ def least(profile: Profile, is_operators: bool, required: str | None) -> Least:
     return found
 
 
+def least_unrestricted(profile: Profile) -> Least:
+    """Of machines without our guardrails inside, the operator's too."""
+    if profile is not Profile.MANAGED:
+        return Least()
+    return Least(SANDBOX, "this host's profile is managed: unrestricted is for rungs 2 and 3")
+
+
 def check(least: Least, capabilities: Capabilities, what: str, remedy: str) -> None:
     """``what``: the machine or driver, as the beginning of a sentence. Raises RUNG_REFUSED."""
     if capabilities.level >= least.level:

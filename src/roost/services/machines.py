@@ -24,7 +24,6 @@ from roost.engine import egress, ladder, quotas, reservations
 from roost.engine.allowance import Allowance
 from roost.engine.engine import REMEMBER_DESTROYED, Engine, check_revision
 from roost.engine.flows import config_of
-from roost.engine.ladder import SANDBOX, Least, Profile
 from roost.engine.lifecycle import HOLDING, Desired, Phase, Tier
 from roost.engine.machine import Machine, capabilities_to_json
 from roost.engine.samples import stats_of
@@ -366,9 +365,8 @@ class Machines:
 
     def _check_unrestricted(self, req: CreateMachine, capabilities: Capabilities) -> None:
         """Raises RUNG_REFUSED."""
-        if req.unrestricted and self._engine.rungs.profile is Profile.MANAGED:
-            why = "this host's profile is managed: unrestricted is for rungs 2 and 3"
-            least = Least(SANDBOX, why)
+        if req.unrestricted:
+            least = ladder.least_unrestricted(self._engine.rungs.profile)
             ladder.check(least, capabilities, "An unrestricted machine", "Leave it out.")
 
     def _policy(self, req: CreateMachine) -> Policy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +99,32 @@ async def test_its_users_are_nobody_on_the_host(world: World, runc: ContainerDri
         assert os.fstat(users).st_ino == inside
     finally:
         os.close(users)
+
+
+@pytest.mark.parametrize("name", ["user", "runc"])
+async def test_nothing_runs_under_its_numbers_when_they_are_free_again(
+    world: World, name: str
+) -> None:
+    """Not even what left the machine's group, as nothing in it can."""
+    driver = world.driver(name)
+    if not (await driver.probe()).available:
+        pytest.skip("not available")
+    machine = await world.start(driver)
+    assert machine.slot.users is not None
+    number = str(machine.slot.users.first + 1000)
+    left = subprocess.Popen(
+        ["setpriv", "--reuid", number, "--regid", number, "--clear-groups", "sleep", "600"]
+    )
+    try:
+        while _status(left.pid, "Uid")[0] != number:
+            await asyncio.sleep(0.01)
+        assert left.pid not in _members(machine)
+        await machine.client.close()
+        await driver.remove(machine.id)
+        assert left.pid not in processes.everyone()
+    finally:
+        left.kill()
+        left.wait()
 
 
 async def test_no_slot_is_made_of_numbers_that_another_daemon_gave_out(world: World) -> None:

@@ -376,6 +376,27 @@ async def test_managed_keeps_tenants_off_rungs_that_are_no_boundary(tmp_path: Pa
     await host.close()
 
 
+async def test_one_made_unrestricted_below_sleeps_on_when_the_profile_becomes_managed(
+    tmp_path: Path,
+) -> None:
+    host = Host(tmp_path, others={"user": FakeDriver(isolation=Isolation.USER)})
+    d = await Daemon.start(host)
+    await d.store.write(lambda c: keys.put_tenant(c, "default", host.clock.now()))
+    machine = await d.machines.create("default", small(isolation="user", unrestricted=True))
+    plain = await d.machines.create("default", small(isolation="user"))
+    for each in (machine, plain):
+        await d.machines.sleep("default", each.id)
+    await d.stop()
+    d = await Daemon.start(host, profile="managed")
+    with pytest.raises(RoostError) as caught:
+        await d.machines.wake("default", machine.id)
+    assert caught.value.code == "RUNG_REFUSED"
+    assert "promote" in caught.value.message
+    assert (await d.machines.wake("default", plain.id)).phase == "running"
+    await d.stop()
+    await host.close()
+
+
 async def test_unrestricted_is_asked_for_recorded_and_handed_down(kit: Kit) -> None:
     plain = await container(kit)
     assert not plain.unrestricted
