@@ -288,14 +288,14 @@ class Approvals:
         try:
             while True:
                 changed.clear()  # before the look: what changes meanwhile sets it again
-                waiting = await self._look(tenant, machine_id, "pending", None)
-                over = told - {each.id for each in waiting}
-                for each in await self._look(tenant, machine_id, None, over) if over else ():
-                    told.discard(each.id)
-                    yield each
-                for each in waiting:
-                    if each.id not in told:
-                        told.add(each.id)
+                waiting = await self._store.read(lambda c: rows.waiting(c, tenant, machine_id))
+                over = told.difference(waiting)
+                news = [*over, *(id for id in waiting if id not in told)]
+                told -= over
+                for at in range(0, len(news), FOLLOWED):
+                    for each in await self._look(tenant, news[at : at + FOLLOWED]):
+                        if each.pending:
+                            told.add(each.id)
                         yield each
                 await changed.wait()
         finally:
@@ -311,14 +311,8 @@ class Approvals:
         while await self._store.write(lambda c: rows.forget(c, before)):
             pass
 
-    async def _look(
-        self, tenant: str, machine_id: str | None, status: str | None, ids: set[str] | None
-    ) -> builtins.list[Approval]:
-        found = await self._store.read(
-            lambda c: rows.find(
-                c, tenant, machine_id=machine_id, status=status, ids=ids, limit=FOLLOWED
-            )
-        )
+    async def _look(self, tenant: str, ids: builtins.list[str]) -> builtins.list[Approval]:
+        found = await self._store.read(lambda c: rows.find(c, tenant, ids=ids, limit=len(ids)))
         return [Approval.from_row(row) for row in reversed(found)]
 
     def _tell(self) -> None:

@@ -42,6 +42,14 @@ def pending(connection: sa.Connection) -> list[sa.RowMapping]:
     return list(connection.execute(query).mappings())
 
 
+def waiting(connection: sa.Connection, tenant: str, machine_id: str | None) -> list[str]:
+    """Ids, oldest first."""
+    query = sa.select(t.c.id).where(t.c.tenant_id == tenant, t.c.status == PENDING)
+    if machine_id is not None:
+        query = query.where(t.c.machine_id == machine_id)
+    return list(connection.execute(query.order_by(t.c.created_at, t.c.id)).scalars())
+
+
 def find(
     connection: sa.Connection,
     tenant: str,

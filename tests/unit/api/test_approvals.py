@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 from datetime import timedelta
@@ -372,6 +373,38 @@ async def test_followed(served: Served) -> None:
         _, data = await anext(heard)
         assert (data["approval_id"], data["status"]) == (first, "denied")
     await until(lambda: not served.approvals._followers)
+
+
+async def test_each_is_told_once_and_again_as_it_is_decided_however_many_wait(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "FOLLOWED", 2)
+    mid = await guarded(served)
+
+    async def asked() -> str:
+        return str((await ask(served, mid, wait=False, command="id")).json()["execution_id"])
+
+    ids = [await asked(), await asked()]
+    told = served.approvals.follow(TENANT)
+    async with asyncio.timeout(10), contextlib.aclosing(told):
+
+        async def heard(number: int) -> list[tuple[str, str]]:
+            found = [await anext(told) for _ in range(number)]
+            return [(each.id, each.status) for each in found]
+
+        assert await heard(2) == [(id, "pending") for id in ids]
+        ids += [await asked(), await asked(), await asked()]
+        assert await heard(3) == [(id, "pending") for id in ids[2:]]
+        await decide(served, ids[0], "deny")
+        assert await heard(1) == [(ids[0], "denied")]
+        for id in ids[1:4]:
+            await decide(served, id, "deny")
+        assert sorted(await heard(3)) == sorted((id, "denied") for id in ids[1:4])
+        await decide(served, ids[4], "approve")
+        assert await heard(1) == [(ids[4], "approved")]
+    async with contextlib.aclosing(served.approvals.follow(TENANT)) as none:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(none), 0.1)
 
 
 async def test_the_list_is_shown_and_replaced(bare: Served) -> None:
