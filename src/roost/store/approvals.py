@@ -60,8 +60,8 @@ def find(
     after: tuple[datetime, str] | None = None,
     limit: int,
 ) -> list[sa.RowMapping]:
-    """Newest first, those older than ``after``."""
-    query = sa.select(*_SHOWN).where(t.c.tenant_id == tenant)
+    """Newest first, those older than ``after``; with their sealed requests."""
+    query = sa.select(t).where(t.c.tenant_id == tenant)
     if machine_id is not None:
         query = query.where(t.c.machine_id == machine_id)
     if status is not None:

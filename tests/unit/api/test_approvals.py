@@ -9,6 +9,7 @@ import json
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 from websockets.asyncio.client import connect
@@ -66,7 +67,7 @@ async def test_what_is_listed_runs_and_the_rest_waits(served: Served) -> None:
         "command": ["cat"],
         "cwd": "/tmp",
         "user": None,
-        "env": {"A_TOKEN": "***"},
+        "env": {"A_TOKEN": "x"},
         "stdin": "exactly this",
         "stdin_bytes": 12,
         "stdin_stream": False,
@@ -102,7 +103,36 @@ async def test_all_of_it_is_seen_before_it_is_decided_and_forgotten_after(served
         (await served.http.get(f"/v1/approvals/{found['approval_id']}")).json()["asked"],
     ):
         assert (asked["stdin"], asked["stdin_bytes"]) == ("", len(script))
-        assert asked["env"] == {"A": "***"}
+        assert asked["env"] == {"A": None}
+
+
+async def test_who_may_decide_sees_what_the_call_adds_whatever_its_name(served: Served) -> None:
+    """A name says nothing: GOAUTH and RESTIC_PASSWORD_COMMAND are run. Who may not decide sees no value."""
+    mid = await guarded(served)
+    env = {"GOAUTH": "/workspace/x", "RESTIC_PASSWORD_COMMAND": "***", "PLAIN": "v"}
+    keys = [
+        served.key,
+        await served.add_key(TENANT, Role.RUNNER),
+        await served.add_key(TENANT, Role.READ_ONLY),
+    ]
+    async with contextlib.AsyncExitStack() as stack:
+        http = [await stack.enter_async_context(served.client(key)) for key in keys]
+        row = (await ask(served, mid, wait=False, command=["go"], env=env)).json()
+        seen = [await seen_by(each, row["execution_id"]) for each in http]
+        hidden = dict.fromkeys(env)
+        assert seen == [[env] * 3, [hidden] * 3, [hidden] * 3]
+        await decide(served, row["execution_id"], "approve")
+        (found,) = (await http[0].get("/v1/approvals", params={"status": "any"})).json()["items"]
+        assert found["asked"]["env"] == hidden
+
+
+async def seen_by(http: httpx.AsyncClient, id: str) -> list[Any]:
+    """What it adds to the environment, in each place it is told of."""
+    one = (await http.get(f"/v1/approvals/{id}")).json()
+    (listed,) = (await http.get("/v1/approvals")).json()["items"]
+    async with http.stream("GET", "/v1/approvals/stream") as answer:
+        _, streamed = await anext(events(answer.aiter_lines()))
+    return [each["asked"]["env"] for each in (one, listed, streamed)]
 
 
 async def test_denied(served: Served) -> None:
