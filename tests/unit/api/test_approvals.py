@@ -292,7 +292,7 @@ async def test_who_may_approve(served: Served) -> None:
 
 async def test_what_was_asked_for_is_sealed_and_gone_once_decided(served: Served) -> None:
     mid = await guarded(served)
-    row = (await ask(served, mid, wait=False, command="id", env={"X_KEY": "open sesame"})).json()
+    row = (await ask(served, mid, wait=False, command="id", env={"GOAUTH": "open sesame"})).json()
     query = sa.select(table)
     kept = await served.store.read(lambda c: c.execute(query).mappings().one())
     assert b"sesame" not in kept["request"] and "sesame" not in json.dumps(kept["shown"])
