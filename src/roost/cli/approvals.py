@@ -109,21 +109,22 @@ def _show(approval: dict[str, Any], json: bool) -> None:
     if json:
         print_json(approval)
         return
-    asked = approval["asked"]
+    asked, timeout = approval["asked"], approval["asked"]["timeout_ms"]
+    program, *arguments = asked["command"]
     fields(
         [
             ("id", approval["approval_id"]),
             ("machine", approval["machine_id"]),
             ("status", approval["status"]),
-            ("command", _command(approval, 100_000)),
-            ("directory", asked["cwd"]),
-            ("user", asked["user"]),
-            *(("env", f"{name}={value}") for name, value in asked["env"].items()),
-            (
-                "stdin",
-                asked["stdin"] or (f"{size} bytes" if (size := asked["stdin_bytes"]) else None),
-            ),
-            ("stdin", "more may be written once it runs" if asked["stdin_stream"] else None),
+            ("command", _quoted(program)),
+            *(("argument", _quoted(each)) for each in arguments),
+            ("directory", _quoted(asked["cwd"])),
+            ("user", _quoted(asked["user"])),
+            *(("env", _variable(name, value)) for name, value in asked["env"].items()),
+            ("stdin", _quoted(asked["stdin"] or None)),
+            ("stdin bytes", asked["stdin_bytes"]),
+            ("stdin later", "more may be written once it runs" if asked["stdin_stream"] else None),
+            ("timeout", None if timeout is None else f"{timeout} ms"),
             ("asked by", approval["asked_by"]),
             ("asked", approval["created_at"]),
             ("expires", approval["expires_at"]),
@@ -145,6 +146,15 @@ def _follow(machine_id: str | None, json: bool) -> None:
             print(line if json else plain(line), flush=True)
     except KeyboardInterrupt:
         return
+
+
+def _quoted(text: str | None) -> str | None:
+    """Whole, and nothing that could be taken for another text or another field."""
+    return None if text is None else jsons.dumps(text, ensure_ascii=False)
+
+
+def _variable(name: str, value: str | None) -> str:
+    return f"{name} (hidden)" if value is None else f"{name}={_quoted(value)}"
 
 
 def _command(approval: dict[str, Any], most: int) -> str:

@@ -11,7 +11,8 @@
 What was asked for is kept sealed as it came, and that is what is started: nobody can change it in between. It outlives
 the daemon; once decided, the row says who decided what, and what was sealed is gone, as are stdin and the values of the
 environment. An approval has the id of its execution. Nobody approves of what they cannot see: all that is asked for is
-shown, and where that is too much, nothing waits.
+shown to who may decide, and where that is too much, nothing waits. Who may only look sees no value of the environment:
+no name tells which of them is a secret, and which a command.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import asyncio
 import builtins
 import dataclasses
 import json
-import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -54,15 +54,11 @@ REQUEST_BYTES = 64 * 1024
 NOTE = 300
 FOLLOWED = 500
 KEEP = timedelta(days=90)
-HIDDEN = "***"
-_SECRET = re.compile(
-    r"(?i)secret|token|passw|passphrase|credential|api_?key|private_?key|_key$|auth"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approval:
-    """``shown``: command, cwd, user, env (what is named like a secret is hidden), stdin, stdin_bytes, stdin_stream,
+    """``shown``: command, cwd, user, env (a value is None where it is hidden), stdin, stdin_bytes, stdin_stream,
     timeout_ms."""
 
     id: str
@@ -145,6 +141,7 @@ class Approvals:
             note=None,
         )
         values = {name: getattr(approval, name) for name in _FIELDS}
+        values["shown"] = _hidden(shown)  # what it hides lies in the request, sealed
         values["request"] = self._vault.seal(text, *_belongs(approval))
 
         def fn(connection: sa.Connection) -> None:
@@ -229,7 +226,8 @@ class Approvals:
             before, request = Approval.from_row(row), None
             if status == "approved":
                 request = json.loads(self._vault.open(row["request"], *_belongs(before)))
-            left = _remembered(before.shown)
+            # Kept for those who look later: not what may be private and nothing needs any more.
+            left = {**_hidden(before.shown), "stdin": ""}
             rows.decide(connection, id, status, now, by, note, left, values)
             after = dataclasses.replace(
                 before, status=status, shown=left, decided_at=now, decided_by=by, note=note
@@ -249,14 +247,20 @@ class Approvals:
 
     # --- told -----------------------------------------------------------------------------------
 
-    async def get(self, tenant: str, id: str) -> Approval:
-        row = await self._store.read(lambda c: rows.get(c, id))
-        if row is None or row["tenant_id"] != tenant:
+    async def get(self, tenant: str, id: str, *, whole: bool = False) -> Approval:
+        """``whole``, here and below: for who may decide, with the values of the environment of what waits."""
+
+        def fn(connection: sa.Connection) -> Approval | None:
+            row = rows.get(connection, id)
+            return None if row is None else self._shown(row, whole)
+
+        found = await self._store.read(fn)
+        if found is None or found.tenant_id != tenant:
             raise NotFoundError(
                 f"There is no approval {id[:64]}; those decided long ago are forgotten.",
                 code="APPROVAL_NOT_FOUND",
             )
-        return Approval.from_row(row)
+        return found
 
     async def list(
         self,
@@ -265,21 +269,31 @@ class Approvals:
         status: str | None = "pending",
         limit: int = 100,
         cursor: str | None = None,
+        *,
+        whole: bool = False,
     ) -> Page[Approval]:
         """Newest first. Raises INVALID_CURSOR."""
         scope = f"approvals:{tenant}:{machine_id or ''}:{status or ''}"
         after = self._cursors.decode(scope, cursor) if cursor else None
-        found = await self._store.read(
-            lambda c: rows.find(
-                c, tenant, machine_id=machine_id, status=status, after=after, limit=limit + 1
+
+        def fn(connection: sa.Connection) -> builtins.list[Approval]:
+            found = rows.find(
+                connection,
+                tenant,
+                machine_id=machine_id,
+                status=status,
+                after=after,
+                limit=limit + 1,
             )
-        )
-        items = [Approval.from_row(row) for row in found[:limit]]
+            return [self._shown(row, whole) for row in found]
+
+        found = await self._store.read(fn)
+        items = found[:limit]
         last = items[-1] if len(found) > limit else None
         return Page(items, self._cursors.encode(scope, last.created_at, last.id) if last else None)
 
     async def follow(
-        self, tenant: str, machine_id: str | None = None
+        self, tenant: str, machine_id: str | None = None, *, whole: bool = False
     ) -> AsyncGenerator[Approval, None]:
         """What waits now, oldest first, then each as it is asked for and again as it is decided; never ends."""
         told: set[str] = set()  # that waited when they were told
@@ -288,14 +302,14 @@ class Approvals:
         try:
             while True:
                 changed.clear()  # before the look: what changes meanwhile sets it again
-                waiting = await self._look(tenant, machine_id, "pending", None)
-                over = told - {each.id for each in waiting}
-                for each in await self._look(tenant, machine_id, None, over) if over else ():
-                    told.discard(each.id)
-                    yield each
-                for each in waiting:
-                    if each.id not in told:
-                        told.add(each.id)
+                waiting = await self._store.read(lambda c: rows.waiting(c, tenant, machine_id))
+                over = told.difference(waiting)
+                news = [*over, *(id for id in waiting if id not in told)]
+                told -= over
+                for at in range(0, len(news), FOLLOWED):
+                    for each in await self._look(tenant, news[at : at + FOLLOWED], whole):
+                        if each.pending:
+                            told.add(each.id)
                         yield each
                 await changed.wait()
         finally:
@@ -312,14 +326,20 @@ class Approvals:
             pass
 
     async def _look(
-        self, tenant: str, machine_id: str | None, status: str | None, ids: set[str] | None
+        self, tenant: str, ids: builtins.list[str], whole: bool
     ) -> builtins.list[Approval]:
-        found = await self._store.read(
-            lambda c: rows.find(
-                c, tenant, machine_id=machine_id, status=status, ids=ids, limit=FOLLOWED
-            )
-        )
-        return [Approval.from_row(row) for row in reversed(found)]
+        def fn(connection: sa.Connection) -> builtins.list[Approval]:
+            found = rows.find(connection, tenant, ids=ids, limit=len(ids))
+            return [self._shown(row, whole) for row in reversed(found)]
+
+        return await self._store.read(fn)
+
+    def _shown(self, row: Mapping[Any, Any], whole: bool) -> Approval:
+        found = Approval.from_row(row)
+        if not (whole and found.pending):
+            return dataclasses.replace(found, shown=_hidden(found.shown))
+        request = json.loads(self._vault.open(row["request"], *_belongs(found)))
+        return dataclasses.replace(found, shown={**found.shown, "env": request["env"]})
 
     def _tell(self) -> None:
         for each in self._followers:
@@ -340,7 +360,7 @@ def shown(
         "command": argv,
         "cwd": cwd,
         "user": user,
-        "env": {name: HIDDEN if _SECRET.search(name) else value for name, value in env.items()},
+        "env": dict(env),
         "stdin": stdin.decode(errors="backslashreplace"),
         "stdin_bytes": len(stdin),
         "stdin_stream": stdin_stream,
@@ -372,9 +392,9 @@ def _belongs(approval: Approval) -> tuple[str, str, str]:
     return ("approval", approval.machine_id, approval.id)
 
 
-def _remembered(shown: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept for those who look later: not what may be private and nothing needs any more."""
-    return {**shown, "env": dict.fromkeys(shown["env"], HIDDEN), "stdin": ""}
+def _hidden(shown: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the environment the names alone."""
+    return {**shown, "env": dict.fromkeys(shown["env"])}
 
 
 def _note(note: str | None) -> str | None:

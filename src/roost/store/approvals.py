@@ -42,6 +42,14 @@ def pending(connection: sa.Connection) -> list[sa.RowMapping]:
     return list(connection.execute(query).mappings())
 
 
+def waiting(connection: sa.Connection, tenant: str, machine_id: str | None) -> list[str]:
+    """Ids, oldest first."""
+    query = sa.select(t.c.id).where(t.c.tenant_id == tenant, t.c.status == PENDING)
+    if machine_id is not None:
+        query = query.where(t.c.machine_id == machine_id)
+    return list(connection.execute(query.order_by(t.c.created_at, t.c.id)).scalars())
+
+
 def find(
     connection: sa.Connection,
     tenant: str,
@@ -52,8 +60,8 @@ def find(
     after: tuple[datetime, str] | None = None,
     limit: int,
 ) -> list[sa.RowMapping]:
-    """Newest first, those older than ``after``."""
-    query = sa.select(*_SHOWN).where(t.c.tenant_id == tenant)
+    """Newest first, those older than ``after``; with their sealed requests."""
+    query = sa.select(t).where(t.c.tenant_id == tenant)
     if machine_id is not None:
         query = query.where(t.c.machine_id == machine_id)
     if status is not None:

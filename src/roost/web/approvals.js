@@ -413,8 +413,7 @@ function asked({ asked: it, status }) {
   if (env.length) {
     const all = make("ul", "env");
     for (const [name, value] of env) {
-      const hidden = value === "***";
-      all.append(make("li", "", code(name, "box"), " = ", hidden ? aside("hidden") : code(value, "box")));
+      all.append(make("li", "", code(name, "box"), " = ", value === null ? aside("hidden") : code(value, "box")));
     }
     row("Environment", all);
   }

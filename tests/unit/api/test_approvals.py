@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 from websockets.asyncio.client import connect
@@ -65,7 +67,7 @@ async def test_what_is_listed_runs_and_the_rest_waits(served: Served) -> None:
         "command": ["cat"],
         "cwd": "/tmp",
         "user": None,
-        "env": {"A_TOKEN": "***"},
+        "env": {"A_TOKEN": "x"},
         "stdin": "exactly this",
         "stdin_bytes": 12,
         "stdin_stream": False,
@@ -101,7 +103,36 @@ async def test_all_of_it_is_seen_before_it_is_decided_and_forgotten_after(served
         (await served.http.get(f"/v1/approvals/{found['approval_id']}")).json()["asked"],
     ):
         assert (asked["stdin"], asked["stdin_bytes"]) == ("", len(script))
-        assert asked["env"] == {"A": "***"}
+        assert asked["env"] == {"A": None}
+
+
+async def test_who_may_decide_sees_what_the_call_adds_whatever_its_name(served: Served) -> None:
+    """A name says nothing: GOAUTH and RESTIC_PASSWORD_COMMAND are run. Who may not decide sees no value."""
+    mid = await guarded(served)
+    env = {"GOAUTH": "/workspace/x", "RESTIC_PASSWORD_COMMAND": "***", "PLAIN": "v"}
+    keys = [
+        served.key,
+        await served.add_key(TENANT, Role.RUNNER),
+        await served.add_key(TENANT, Role.READ_ONLY),
+    ]
+    async with contextlib.AsyncExitStack() as stack:
+        http = [await stack.enter_async_context(served.client(key)) for key in keys]
+        row = (await ask(served, mid, wait=False, command=["go"], env=env)).json()
+        seen = [await seen_by(each, row["execution_id"]) for each in http]
+        hidden = dict.fromkeys(env)
+        assert seen == [[env] * 3, [hidden] * 3, [hidden] * 3]
+        await decide(served, row["execution_id"], "approve")
+        (found,) = (await http[0].get("/v1/approvals", params={"status": "any"})).json()["items"]
+        assert found["asked"]["env"] == hidden
+
+
+async def seen_by(http: httpx.AsyncClient, id: str) -> list[Any]:
+    """What it adds to the environment, in each place it is told of."""
+    one = (await http.get(f"/v1/approvals/{id}")).json()
+    (listed,) = (await http.get("/v1/approvals")).json()["items"]
+    async with http.stream("GET", "/v1/approvals/stream") as answer:
+        _, streamed = await anext(events(answer.aiter_lines()))
+    return [each["asked"]["env"] for each in (one, listed, streamed)]
 
 
 async def test_denied(served: Served) -> None:
@@ -261,7 +292,7 @@ async def test_who_may_approve(served: Served) -> None:
 
 async def test_what_was_asked_for_is_sealed_and_gone_once_decided(served: Served) -> None:
     mid = await guarded(served)
-    row = (await ask(served, mid, wait=False, command="id", env={"X_KEY": "open sesame"})).json()
+    row = (await ask(served, mid, wait=False, command="id", env={"GOAUTH": "open sesame"})).json()
     query = sa.select(table)
     kept = await served.store.read(lambda c: c.execute(query).mappings().one())
     assert b"sesame" not in kept["request"] and "sesame" not in json.dumps(kept["shown"])
@@ -372,6 +403,38 @@ async def test_followed(served: Served) -> None:
         _, data = await anext(heard)
         assert (data["approval_id"], data["status"]) == (first, "denied")
     await until(lambda: not served.approvals._followers)
+
+
+async def test_each_is_told_once_and_again_as_it_is_decided_however_many_wait(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "FOLLOWED", 2)
+    mid = await guarded(served)
+
+    async def asked() -> str:
+        return str((await ask(served, mid, wait=False, command="id")).json()["execution_id"])
+
+    ids = [await asked(), await asked()]
+    told = served.approvals.follow(TENANT)
+    async with asyncio.timeout(10), contextlib.aclosing(told):
+
+        async def heard(number: int) -> list[tuple[str, str]]:
+            found = [await anext(told) for _ in range(number)]
+            return [(each.id, each.status) for each in found]
+
+        assert await heard(2) == [(id, "pending") for id in ids]
+        ids += [await asked(), await asked(), await asked()]
+        assert await heard(3) == [(id, "pending") for id in ids[2:]]
+        await decide(served, ids[0], "deny")
+        assert await heard(1) == [(ids[0], "denied")]
+        for id in ids[1:4]:
+            await decide(served, id, "deny")
+        assert sorted(await heard(3)) == sorted((id, "denied") for id in ids[1:4])
+        await decide(served, ids[4], "approve")
+        assert await heard(1) == [(ids[4], "approved")]
+    async with contextlib.aclosing(served.approvals.follow(TENANT)) as none:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(none), 0.1)
 
 
 async def test_the_list_is_shown_and_replaced(bare: Served) -> None:

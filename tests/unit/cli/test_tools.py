@@ -34,7 +34,7 @@ def approval(**is_: Any) -> dict[str, Any]:
             "command": ["rm", "-rf", "a\x1b]0;x\x07b"],
             "cwd": "/work",
             "user": None,
-            "env": {"A_TOKEN": "***"},
+            "env": {"GOAUTH": "/work/x ", "A_TOKEN": None},
             "stdin": "yes",
             "stdin_bytes": 10,
             "stdin_stream": False,
@@ -120,7 +120,26 @@ def test_what_waits(stub: Stub, roost: Roost, capsys: Capture) -> None:
     stub.on("GET", f"/v1/approvals/{EXECUTION_ID}", lambda _: approval())
     assert roost("approvals", EXECUTION_ID) == 0
     out = capsys.readouterr().out
-    assert "A_TOKEN=***" in out and "stdin       yes\n" in out and "\x1b" not in out
+    assert 'env          GOAUTH="/work/x "\n' in out and "A_TOKEN (hidden)\n" in out
+    assert 'stdin        "yes"\n' in out and "timeout      -\n" in out and "\x1b" not in out
+
+
+def test_nothing_of_one_is_cut_or_hidden(stub: Stub, roost: Roost, capsys: Capture) -> None:
+    """As long as the daemon admits, and word for word."""
+    asked = approval()["asked"]
+    words = ["sh", "-c", "'" * 25_000 + "; evil", "", "a b", "rm\u200d", "x\nuser  root", r"\u200d"]
+    asked |= {"command": words, "timeout_ms": 7000}
+    stub.on("GET", f"/v1/approvals/{EXECUTION_ID}", lambda _: approval(asked=asked))
+    assert roost("approvals", EXECUTION_ID) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line.split(maxsplit=1)[1] for line in lines if line.startswith(("command", "arg"))]
+    assert shown[2] == f'"{words[2]}"' and shown[5:] == [
+        r'"rm\u200d"',
+        r'"x\nuser  root"',
+        r'"\\u200d"',
+    ]
+    assert [json.loads(each) for each in shown] == words
+    assert "timeout      7000 ms" in lines
 
 
 @pytest.mark.parametrize(("what", "status"), [("approve", "approved"), ("deny", "denied")])

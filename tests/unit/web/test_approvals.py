@@ -48,7 +48,7 @@ async def test_what_waits_is_shown_inert_and_approved_and_runs(
         mid,
         command=words,
         cwd=str(tmp_path / "\u202ecod"),
-        env={"API_TOKEN": "hunter22", "X": HOSTILE},
+        env={"GOAUTH": "/workspace/x", "API_TOKEN": "***", "X": HOSTILE},
         stdin="first\n" + "\n" * 500 + "rm -rf /\x07" + " " * 300 + "end",
         timeout_ms=7000,
     )
@@ -67,13 +67,13 @@ async def test_what_waits_is_shown_inert_and_approved_and_runs(
     for each in (
         "/U+202Ecod",
         f"X = {inert}",
-        "API_TOKEN = hidden",
+        "GOAUTH = /workspace/x",  # a name hides nothing: this one is run
+        "API_TOKEN = ***",
         "7 s",
         "502 lines",
         "U+202Ebd",
     ):
         assert each in text, each
-    assert "hunter22" not in text
     stdin = await tab.js("document.querySelector('pre.stdin').innerText")
     assert stdin == "first↵ ×501\nrm -rf /U+0007space ×300end"
     assert (
@@ -147,13 +147,15 @@ async def test_a_key_that_is_none_and_one_without_the_right(served: Served, tab:
     await tab.enter("no\u202ekey")
     await tab.says("without spaces", "#problem")
     mid = await guarded(served)
-    asked = ask(served, mid, command=["id"])
+    asked = ask(served, mid, command=["id"], env={"API_TOKEN": "hunter22"})
     machines = await served.add_token(mid, Role.MACHINE)
     await tab.js("document.querySelector('#key').value = ''")
     await tab.enter(machines)
     assert "FORBIDDEN" in await tab.says("This key does not open it", "#problem")
     await tab.enter(await served.add_key(TENANT, Role.RUNNER))
     await tab.says(mid)
+    text = await tab.js("document.body.innerText")
+    assert "API_TOKEN = hidden" in text and "hunter22" not in text
     await tab.click(APPROVE)
     said = await tab.says("This key may look and not decide", ".card .problem")
     assert "uses the machines there are, and changes nothing else" in said and "FORBIDDEN" in said

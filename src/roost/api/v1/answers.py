@@ -168,12 +168,14 @@ class Tools(Answer):
 
 
 class AskedFor(Answer):
-    """A call that waits, or waited. What is named like a secret is hidden, once decided all of the environment."""
+    """A call that waits, or waited: all of it, for who may decide."""
 
     command: list[str]
     cwd: str | None
     user: str | None = Field(description="null: the machine's own.")
-    env: dict[str, str]
+    env: dict[str, str | None] = Field(
+        description="null: hidden, from who may not decide, and once it is decided."
+    )
     stdin: str = Field(description="Empty once it is decided.")
     stdin_bytes: int
     stdin_stream: bool = Field(description="More may be written once it runs.")

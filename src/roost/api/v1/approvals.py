@@ -1,4 +1,4 @@
-"""What waits for approval, and deciding it, over HTTP."""
+"""What waits for approval, and deciding it, over HTTP. Who may decide sees all of what waits."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from starlette.responses import Response
 from roost.api.v1 import answers, bodies, routes, shapes
 from roost.api.v1.services import Services, caller, key_id, tenant
 from roost.gateway.respond import Events, Json, event
+from roost.services import asking
 from roost.services.approvals import Approval
 
 MachineId = Annotated[str | None, Query(max_length=40)]
@@ -37,17 +38,22 @@ def router(s: Services) -> APIRouter:
     ) -> Response:
         """Newest first."""
         wanted = None if status == "any" else status
-        found = await s.approvals.list(tenant(request), machine_id, wanted, limit, cursor)
+        whole = asking.may_change()
+        found = await s.approvals.list(
+            tenant(request), machine_id, wanted, limit, cursor, whole=whole
+        )
         return Json(shapes.page(found, shapes.approval))
 
     @r.get("/stream", response_class=Response, responses={200: SSE})
     async def stream(request: Request, machine_id: MachineId = None) -> Response:
-        found = s.approvals.follow(tenant(request), machine_id)
+        found = s.approvals.follow(tenant(request), machine_id, whole=asking.may_change())
         return Events(_sse(found), caller(request).request_id, caller(request).principal)
 
     @r.get("/{approval_id}", response_model=answers.Approval)
     async def get(request: Request, approval_id: str) -> Response:
-        return Json(shapes.approval(await s.approvals.get(tenant(request), approval_id)))
+        whole = asking.may_change()
+        found = await s.approvals.get(tenant(request), approval_id, whole=whole)
+        return Json(shapes.approval(found))
 
     @r.post("/{approval_id}/approve", response_model=answers.Approval)
     async def approve(
