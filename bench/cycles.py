@@ -4,6 +4,7 @@ they had before. ``scripts/bench cycles -n 10000`` by hand (a tenth of it on mic
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -20,6 +21,8 @@ from roost.settings import Settings
 AT_ONCE = 4
 WARM_UP = 8  # cycles after which a daemon has all that it keeps for good
 SETTLES_S = 60.0
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+KEPT = ("homes", "disks", "memory", "snapshots", "tmp")
 MAY_GROW = {"MB": 48, "egress MB": 24, "threads": 8, "fds": 8, "egress fds": 4}
 
 
@@ -38,11 +41,31 @@ def footprint(pid: int, run_dir: Path, data_dir: Path) -> dict[str, int]:
         "network namespaces": len(list(netns.names(f"rst{tag}-"))),
         "interfaces": len(list(Path("/sys/class/net").glob(f"rst{tag}*"))),
         "places": len(list(run_dir.glob("machines/*/*"))),
+        **{f"namespaces {k}": len(v) for k, v in namespaces(pid, f"/roost-{tag}/").items()},
+        **{f"pool's {name}": len(list((data_dir / "pool" / name).iterdir())) for name in KEPT},
     }
     egress = run_dir / "egress.json"
     if egress.exists():
         other = _process(int(json.loads(egress.read_text())["pid"]))
         found |= {f"egress {what}": count for what, count in other.items()}
+    return found
+
+
+def namespaces(pid: int, ours: str) -> dict[str, set[str]]:
+    """Of each kind, those that any process of the host is in, or this daemon holds open; without those of other daemons'
+    machines, which are in groups but not in ``ours``."""
+    found = {kind: set[str]() for kind in NAMESPACES}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            groups = (process / "cgroup").read_text()
+            if "/roost-" not in groups or ours in groups:
+                for kind in NAMESPACES:
+                    found[kind].add(os.readlink(process / "ns" / kind))
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            kind, _, number = os.readlink(fd).partition(":")
+            if kind in found:
+                found[kind].add(f"{kind}:{number}")
     return found
 
 

@@ -43,10 +43,13 @@ def _outside(process: Path, words: dict[str, str]) -> tuple[str, Facts]:
         raise ValueError("it ended")
     host = Path("/proc/self/ns")
     apart = [n for n in NAMESPACES if os.readlink(process / "ns" / n) != os.readlink(host / n)]
+    uid_map, gid_map = ((process / name).read_text() for name in ("uid_map", "gid_map"))
     return status["Name"], {
-        "uid": _numbers(status["Uid"], process / "uid_map"),
-        "gid": _numbers(status["Gid"], process / "gid_map"),
-        "uid_map": _map((process / "uid_map").read_text()),
+        "uid": _number(_effective(status["Uid"]), uid_map),
+        "gid": _number(_effective(status["Gid"]), gid_map),
+        "groups": sorted(_number(each, gid_map) for each in _supplementary(status)),
+        "uid_map": _map(uid_map),
+        "gid_map": _map(gid_map),
         **{key: status[key] for key in _STATUS if apart or key != "CapBnd"},  # else the host's
         "namespaces": apart,
         "root": "its own" if _place(process / "root") != _place(Path("/")) else "the host's",
@@ -63,8 +66,9 @@ def _place(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def inside(told: str, names: set[str]) -> Posture:
-    """What ``TELL`` printed in the machine, of processes of these names."""
+def inside(told: str, names: set[str], words: dict[str, str]) -> Posture:
+    """What ``TELL`` printed in the machine, of processes of these names; ``words`` as in ``outside``. What a kernel of
+    another kind does not tell is left out. Namespaces are those that are not the looking program's."""
     found: Posture = {}
     for line in told.splitlines():
         said = json.loads(line)
@@ -74,11 +78,17 @@ def inside(told: str, names: set[str]) -> Posture:
         facts = {
             "uid": status["Uid"].split()[1],
             "gid": status["Gid"].split()[1],
-            "uid_map": _map(said["uid_map"]),
+            **{name: _map(said[name]) for name in ("uid_map", "gid_map") if name in said},
             **{key: status[key] for key in _STATUS if key in status},
             "descriptors": sorted({_descriptor(each) for each in said["fds"]}),
             "mounts": mounts(said["mountinfo"]),
         }
+        if "Groups" in status:
+            facts["groups"] = sorted(map(str, _supplementary(status)))
+        if "apart" in said:
+            facts["namespaces"] = said["apart"]
+        if "cgroup" in said:
+            facts["cgroups"] = _groups(said["cgroup"], words)
         if facts not in found.setdefault(status["Name"], []):
             found[status["Name"]].append(facts)
     return ordered(found)
@@ -92,6 +102,12 @@ for pid in sorted(int(n) for n in os.listdir("/proc") if n.isdigit()):
         said = {n: open(f"/proc/{pid}/{n}").read() for n in ("status", "uid_map", "mountinfo")}
         if "kthread" in said["status"] and "Kthread:\t1" in said["status"] or "VmSize" not in said["status"]:
             continue
+        for n in ("gid_map", "cgroup"):
+            if os.path.exists(f"/proc/{pid}/{n}"):
+                said[n] = open(f"/proc/{pid}/{n}").read()
+        if os.path.isdir(f"/proc/{pid}/ns"):
+            said["apart"] = sorted(n for n in os.listdir(f"/proc/{pid}/ns") if not n.endswith("_for_children")
+                                   and os.readlink(f"/proc/{pid}/ns/{n}") != os.readlink(f"/proc/self/ns/{n}"))
         said["fds"] = [os.readlink(f"/proc/{pid}/fd/{n}") for n in os.listdir(f"/proc/{pid}/fd")
                        if os.path.lexists(f"/proc/{pid}/fd/{n}")]
         print(json.dumps(said))
@@ -105,10 +121,18 @@ def _status(text: str) -> dict[str, str]:
     return {key: value.strip() for key, value in pairs}
 
 
-def _numbers(line: str, uid_map: Path) -> str:
-    """The effective one as the host has it, in a word where it is reserved."""
-    number = int(line.split()[1])
-    for row in uid_map.read_text().splitlines():
+def _effective(line: str) -> int:
+    return int(line.split()[1])
+
+
+def _supplementary(status: dict[str, str]) -> set[int]:
+    """The groups that it is in beside its own."""
+    return {int(each) for each in status["Groups"].split()} - {_effective(status["Gid"])}
+
+
+def _number(number: int, mapped: str) -> str:
+    """As the host has it, in a word where it is reserved."""
+    for row in mapped.splitlines():
         first, host, count = map(int, row.split())
         if host <= number < host + count and host > _HIGHEST_OF_PEOPLE:
             return f"reserved, {first + number - host} inside"

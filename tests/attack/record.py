@@ -1,7 +1,8 @@
 """What each test of a case found on each rung, kept as lines of JSON in the file that ROOST_ATTACKS names; without it
 nothing is kept. ``scripts/attacks`` makes the table of them.
 
-held: the test passed. escapes: an expected failure, with its reason. untested: skipped, with its reason. failed.
+held: the test passed. escapes: an expected failure, with its reason; untried: one that was not run. untested: skipped,
+with its reason. failed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pytest
 from .cases import CASES, RUNGS
 
 _RUN = time.time_ns()
+_NOT_RUN = "[NOTRUN] "  # pytest's word for what has ``run=False``
 _FILE = os.environ.get("ROOST_ATTACKS")  # now: unit tests run without what the environment says
 
 
@@ -69,7 +71,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 def _said(report: pytest.TestReport) -> tuple[str, str] | None:
     if hasattr(report, "wasxfail") and report.skipped:
-        return "escapes", report.wasxfail.removeprefix("reason: ").removeprefix("[NOTRUN] ")
+        why = report.wasxfail.removeprefix("reason: ")
+        return "untried" if why.startswith(_NOT_RUN) else "escapes", why.removeprefix(_NOT_RUN)
     if report.skipped:
         why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         return "untested", why.removeprefix("Skipped: ")

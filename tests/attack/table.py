@@ -1,7 +1,8 @@
 """The table of cases and rungs, from what tests found: pure. ``results.json`` keeps the last of each test and rung.
 
-A case counts as held on a rung when every test of it that ran there did. Where the rung itself was not tried but the
-daemon's own tests were (those need no machine of a rung), the cell says so by an asterisk.
+A case counts as held on a rung when every test of it that means something there ran and did. What is known not to hold and
+was not tried has a sign of its own. Where the rung itself was not tried but the daemon's own tests were (those need no
+machine of a rung), the cell says so by an asterisk.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from .cases import CASES, MEANINGLESS, RUNGS
 TESTS = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("results.json")
 BEGIN, END = "<!-- attacks: scripts/attacks -->", "<!-- /attacks -->"
-_WORST = ("failed", "escapes", "held", "untested")
+_WORST = ("failed", "escapes", "untried", "held", "untested")
+_SAID = {"failed": "FAILED", "escapes": "not held", "untried": "not held°", "held": "held"}
+_HERE = "tests/attack/"
 NOT_RUN = "not run there yet"
 
 Found = dict[str, dict[str, list[str]]]  # test -> rung -> [outcome, why]
@@ -84,9 +87,10 @@ def cell(number: str, rung: str, tests: Mapping[str, list[str]], found: Found) -
     ran = [each for each in here if each[0] != "untested"]
     if ran:
         outcome = min((each[0] for each in ran), key=_WORST.index)
-        whys = dict.fromkeys(why for each, why in ran if each == outcome and why)
-        said = {"failed": "FAILED", "escapes": "not held", "held": "held"}[outcome]
-        return said, "; ".join(whys)
+        whys = [why for each, why in ran if each == outcome and why]
+        if outcome == "escapes":
+            whys += [f"not tried: {why}" for each, why in ran if each == "untried"]
+        return _SAID[outcome], "; ".join(dict.fromkeys(whys))
     if here:
         return "untested", "; ".join(dict.fromkeys(why for _, why in here))
     if rung in MEANINGLESS.get(number, {}):
@@ -115,7 +119,25 @@ def render(tests: Mapping[str, list[str]], found: Found) -> str:
             cells.append(said)
         rows.append(f"| {number} | {title} | {' | '.join(cells)} |")
     notes = [f"{n}. {_clean(why)}" for why, n in reasons.items()]
+    if named := "; ".join(elsewhere(tests, found)):
+        notes += ["", f"By tests outside of `tests/attack` alone: {named}."]
     return "\n".join([*rows, "", *notes])
+
+
+def elsewhere(tests: Mapping[str, list[str]], found: Found) -> Iterator[str]:
+    """Cases and the rungs on which no test held that looks after itself at daemon, neighbour, canaries and database."""
+    for number in CASES:
+        alone = []
+        for rung, title in RUNGS.items():
+            held = [
+                test
+                for test, numbers in tests.items()
+                if number in numbers and found.get(test, {}).get(rung, ("",))[0] == "held"
+            ]
+            if held and not any(test.startswith(_HERE) for test in held):
+                alone.append(title)
+        if alone:
+            yield f"{number} ({', '.join(alone)})"
 
 
 def _clean(why: str) -> str:

@@ -84,6 +84,7 @@ except Exception as exc:
 
 @case(53)
 @pytest.mark.own_network
+@untested("workspace", reason="no process outlives its sleep")
 @untested("user", "runc", reason="no process outlives its sleep but frozen")
 def test_a_connection_of_before_ends_or_goes_on(rung: Rung) -> None:
     """It never hangs: within seconds of the wake the program has an answer or an error."""

@@ -1,6 +1,8 @@
 """Every process of a machine stands as it did when its rung was last looked at: ``postures/RUNG.json``.
 
-ROOST_POSTURES=record writes them anew; what changed is then read in the diff, and either meant or mended.
+    ROOST_POSTURES=record .venv/bin/pytest tests/attack/test_posture.py -k they_stand_as_recorded
+
+writes them anew; what changed is then read in the diff, and either meant or mended.
 """
 
 from __future__ import annotations
@@ -41,9 +43,12 @@ def members(led: Daemon, machine_id: str) -> set[int]:
     return pids | processes.tree(top, everyone)
 
 
+def words_of(led: Daemon, machine: Machine) -> dict[str, str]:
+    return {machine.id: "ID", instance_tag(led.run_dir): "TAG"}
+
+
 def outside(led: Daemon, machine: Machine) -> Posture:
-    words = {machine.id: "ID", instance_tag(led.run_dir): "TAG"}
-    return posture.outside(members(led, machine.id), words)
+    return posture.outside(members(led, machine.id), words_of(led, machine))
 
 
 @pytest.fixture
@@ -61,7 +66,7 @@ def stood(rung: Rung, led: Daemon, alone: Machine) -> dict[str, Posture]:
     until(lambda: "sleep 345" in alone.exec("ps -eo args").stdout)
     told = alone.exec(["python3", "-c", posture.TELL], timeout=60)
     assert told.ok, told
-    seen = posture.inside(told.stdout, {"sleep", "python3"})
+    seen = posture.inside(told.stdout, {"sleep", "python3"}, words_of(led, alone))
     if rung.name == "workspace":  # whose mounts and bounds are the host's
         for each in (facts for ways in seen.values() for facts in ways):
             del each["mounts"], each["CapBnd"]

@@ -244,8 +244,7 @@ def test_much_output_is_bounded(rung: Rung, led: Daemon) -> None:
 
 
 @case(7)
-@untested("workspace", reason="it has no console")
-@untested("user", reason="nothing in it may write to its console")
+@untested("workspace", "user", reason="nothing in it may write to its console")
 def test_a_flooded_console_is_a_ring(rung: Rung, led: Daemon) -> None:
     m, before = rung.machine, resident_mb(led)
     kept = led.run_dir / "machines" / rung.name / m.id

@@ -295,7 +295,7 @@ def test_an_ordinary_user_has_a_daemon_of_rung_0(users: Users) -> None:
         host = json.loads(said.stdout)
         rungs = {r["driver"]: r for r in host["rungs"]}
         assert host["default_driver"] == "workspace" and rungs["workspace"]["available"]
-        for name in ("qemu", "gvisor", "runc"):
+        for name in ("qemu", "gvisor", "runc", "user"):
             assert not rungs[name]["available"] and "needs root" in rungs[name]["reason"]
             assert rungs[name]["remedy"] == "sudo roost up"
     assert "needs root" in users.roost("create", "--isolation", "container").stderr

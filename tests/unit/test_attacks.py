@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.attack import table
+from tests.attack import record, table
 from tests.attack.cases import CASES, RUNGS
 
 SPECIFICATION = Path(__file__).parents[2] / "SPECIFICATION.md"
@@ -56,6 +56,46 @@ def test_the_worst_counts_and_the_last_run_replaces() -> None:
     assert table.cell("42", "runc", tests, found) == ("held", "")
     mended = [line("t.py::test_b", "runc", "held", run=3), line("t.py::test_b", "runc", "failed")]
     assert table.merge({}, mended, tests)["t.py::test_b"]["runc"] == ["held", ""]
+
+
+def test_what_was_not_tried_is_told_from_what_got_out_and_hides_behind_nothing_that_held() -> None:
+    tests = {"t.py::test_a": ["1"], "t.py::test_b": ["1", "42"]}
+    lines = [
+        line("t.py::test_a", "workspace", "untried", "it would harm the host"),
+        line("t.py::test_b", "workspace", "held"),
+    ]
+    found = table.merge({}, lines, tests)
+    assert table.cell("1", "workspace", tests, found) == ("not held°", "it would harm the host")
+    assert table.cell("42", "workspace", tests, found) == ("held", "")
+    got_out = [line("t.py::test_b", "workspace", "escapes", "no group", run=2)]
+    found = table.merge(found, got_out, tests)
+    assert table.cell("1", "workspace", tests, found) == (
+        "not held",
+        "no group; not tried: it would harm the host",
+    )
+
+
+@pytest.mark.parametrize(
+    ("wasxfail", "said"),
+    [
+        ("reason: no group", ("escapes", "no group")),
+        ("reason: [NOTRUN] no network", ("untried", "no network")),
+        ("[NOTRUN] no network", ("untried", "no network")),
+    ],
+)
+def test_an_expected_failure_is_recorded_as_tried_or_not(
+    wasxfail: str, said: tuple[str, str]
+) -> None:
+    report = pytest.TestReport("t", ("t", 0, "t"), {}, "skipped", None, "call", wasxfail=wasxfail)
+    assert record._said(report) == said
+
+
+def test_what_rests_on_tests_elsewhere_alone_is_named() -> None:
+    tests = {"tests/attack/t.py::test_a": ["1"], "tests/system/t.py::test_b": ["1", "50"]}
+    lines = [line(test, rung, "held") for test in tests for rung in ("runc", "qemu")]
+    found = table.merge({}, lines, tests)
+    assert list(table.elsewhere(tests, found)) == ["50 (runc, microVM)"]
+    assert "`tests/attack` alone: 50 (runc, microVM)." in table.render(tests, found)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -23,23 +24,42 @@ ROOT = Path(__file__).parents[2]
 BELOW = [name for name in claims.names() if claims.contract(name, {}).level < 2]  # type: ignore[union-attr]
 # What names a rung below a container, in our documents and help.
 _BELOW = re.compile(
-    r"\brungs? [01]\b|rungs 0[ -]|\b[01] (?:workspace|user)\b|isolated workspace|level(?:s)? [01]\b|`(?:workspace|user)`",
+    r"\brungs? [01]\b|rungs 0[ -]|\b[01] (?:workspace|user)\b|isolated workspace|level(?:s)? [01]\b|[`'\"](?:workspace|user)[`'\"]",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"sandbox", re.IGNORECASE)
 
 
 def sentences() -> Iterator[tuple[str, str]]:
-    """Where, and one sentence, table row or help text."""
+    """Where, and one sentence, table row, help text, or text that the command line prints or the SDK's docstrings say."""
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
-        for paragraph in re.split(r"\n\s*\n|\n(?=[|#*-])", path.read_text()):
-            for each in re.split(r"(?<=[.;:!?])\s+", paragraph):
-                yield path.name, " ".join(each.split())
+        yield from ((path.name, each) for each in _split(path.read_text()))
+    for place in ("cli", "client"):
+        for path in (ROOT / "src/roost" / place).rglob("*.py"):
+            for text in _literals(path.read_text()):
+                yield from ((f"{place}/{path.name}", each) for each in _split(text))
     for name, (module, told) in COMMANDS.items():
         yield f"roost {name}", told
         command = typer.main.get_command(import_module(f"roost.cli.{module}").app)
         yield from _helped(f"roost {name}", command)
     yield from _described("openapi", create_app(cast(Any, None)).openapi())
+
+
+def _split(text: str) -> Iterator[str]:
+    for paragraph in re.split(r"\n\s*\n|\n(?=[|#*-])", text):
+        for each in re.split(r"(?<=[.;:!?])\s+", paragraph):
+            yield " ".join(each.split())
+
+
+def _literals(code: str) -> Iterator[str]:
+    """Every string in it; of one that is put together, its parts as one."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(
+                str(each.value) if isinstance(each, ast.Constant) else "..." for each in node.values
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
 def _described(where: str, value: object) -> Iterator[tuple[str, str]]:
@@ -86,10 +106,27 @@ def test_the_contract_of_a_rung_below_never_says_it(name: str, known: bool) -> N
 
 
 def test_the_code_of_a_rung_below_never_says_it() -> None:
-    for name in BELOW:
-        for path in (ROOT / "src/roost/drivers").glob(f"{name}*"):
+    places = [f"drivers/{name}*" for name in BELOW]
+    for place in (*places, "drivers/confined.py", "*/account.py", "storage/homes.py"):
+        found = list((ROOT / "src/roost").glob(place))
+        assert found, place
+        for path in found:
             files = path.rglob("*.py") if path.is_dir() else [path]
             assert not [file for file in files if _WORD.search(file.read_text())]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'def f():\n    """One of rung 0 is a sandbox."""',
+        "say(f'a {name} is sandboxed on rung 1')",
+        "driver: str  # not looked at\nhelp('A `user` machine is sandboxed.')",
+        "\"sandboxed as 'workspace' is\"",
+    ],
+)
+def test_text_in_code_is_found(code: str) -> None:
+    said = [each for text in _literals(code) for each in _split(text)]
+    assert any(_WORD.search(each) and _BELOW.search(each) for each in said)
 
 
 def test_a_rung_that_is_a_boundary_says_by_what() -> None:

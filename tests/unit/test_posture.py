@@ -18,6 +18,9 @@ def test_from_outside_and_from_inside_it_is_the_same_process() -> None:
     assert facts["namespaces"] == [] and facts["root"] == "the host's"
     assert set(facts) > {
         "uid",
+        "groups",
+        "uid_map",
+        "gid_map",
         "CapEff",
         "Seccomp",
         "NoNewPrivs",
@@ -28,8 +31,12 @@ def test_from_outside_and_from_inside_it_is_the_same_process() -> None:
     done = subprocess.run(
         [sys.executable, "-c", posture.TELL], capture_output=True, text=True, check=True
     )
-    assert name in posture.inside(done.stdout, {name})
-    assert posture.inside(done.stdout, {"nobody"}) == {}
+    for seen in posture.inside(done.stdout, {name}, {})[name]:
+        assert {"namespaces", "cgroups", "gid_map", "groups"} <= set(seen)
+    assert facts["gid_map"] in [
+        seen["gid_map"] for seen in posture.inside(done.stdout, {name}, {})[name]
+    ]
+    assert posture.inside(done.stdout, {"nobody"}, {}) == {}
     assert json.loads(json.dumps(here)) == here, "it can be recorded"
 
 
@@ -52,6 +59,35 @@ def test_one_that_ended_is_nobody() -> None:
 )
 def test_descriptors(target: str, said: str) -> None:
     assert posture._descriptor(target) == said
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [("", []), ("0", []), ("0 6 27", ["27", "6"]), ("536870913", ["reserved, 1 inside"])],
+)
+def test_groups_beside_its_own(groups: str, said: list[str]) -> None:
+    status = {"Gid": "0\t0\t0\t0", "Groups": groups}
+    mapped = "0 536870912 65536\n"
+    assert sorted(posture._number(each, mapped) for each in posture._supplementary(status)) == said
+
+
+def test_what_an_execution_changed_is_told() -> None:
+    told = {
+        "status": "Name:\tsleep\nUid:\t0 0 0 0\nGid:\t0 0 0 0\nGroups:\t0 27 \n",
+        "uid_map": "0 0 4294967295\n",
+        "gid_map": "0 536870912 65536\n",
+        "mountinfo": "",
+        "fds": [],
+        "apart": ["mnt"],
+        "cgroup": "0::/roost-x/runc-m\n1:name=systemd:/\n",
+    }
+    ((facts,),) = posture.inside(json.dumps(told), {"sleep"}, {"-m": "-ID"}).values()
+    assert facts["groups"] == ["27"] and facts["namespaces"] == ["mnt"]
+    assert facts["gid_map"] == ["0 -> reserved, 65536"]
+    assert facts["cgroups"] == ["/roost-x/runc-ID"]
+    less = {key: told[key] for key in ("status", "uid_map", "mountinfo", "fds")}
+    ((facts,),) = posture.inside(json.dumps(less), {"sleep"}, {}).values()
+    assert not {"gid_map", "namespaces", "cgroups"} & set(facts), "what was not told is left out"
 
 
 def test_numbers_that_are_reserved_are_not_told() -> None:

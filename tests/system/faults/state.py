@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -75,7 +76,8 @@ def _database(daemon: Daemon) -> Iterator[str]:
 def _host(daemon: Daemon) -> Iterator[str]:
     machines = rows(daemon, "select * from machines")
     running = {m["id"]: m for m in machines if _lives(m)}
-    # A directory of the daemon's user is no disk, and its processes have no group, mount or slot of their own.
+    # A directory of the daemon's user is no disk, and its processes have no group, mount or slot of their own:
+    # ``_workspaces`` looks for these.
     bare = {m["id"] for m in machines if m["driver"] == "workspace"}
     kept = rows(daemon, "select id from snapshots")
     pool = daemon.data_dir / "pool"
@@ -97,8 +99,10 @@ def _host(daemon: Daemon) -> Iterator[str]:
         ),
     )
     for what, there, wanted in pairs:
-        yield from (f"leaked {what} of {m}" for m in sorted(there - wanted - bare))
-        yield from (f"missing {what} of {m}" for m in sorted(wanted - there - bare))
+        without = set() if what == "directory" else bare
+        yield from (f"leaked {what} of {m}" for m in sorted(there - wanted - without))
+        yield from (f"missing {what} of {m}" for m in sorted(wanted - there - without))
+    yield from _workspaces(pool / "homes", machines)
     for path in (pool / "tmp").iterdir():
         yield f"leaked {path}"
     for machine_id, row in running.items():
@@ -154,6 +158,34 @@ def _strays(daemon: Daemon, running: set[str]) -> Iterator[str]:
             continue
         if not any(machine_id in text for machine_id in running):
             yield f"leaked process {path.parent.name}: {text[:200]}"
+
+
+def _workspaces(homes: Path, machines: list[dict[str, Any]]) -> Iterator[str]:
+    """A directory for each that is not destroyed; processes, as they tell in their command line or environment, of those
+    that live."""
+    rows = [m for m in machines if m["driver"] == "workspace" and m["phase"] != "destroyed"]
+    living = {m["id"] for m in rows if _lives(m)}
+    wanted = {m["id"] for m in rows if m["disk_ready"]}
+    there = {path.name for path in homes.iterdir()}
+    yield from (f"leaked directory of the workspace {m}" for m in sorted(there - wanted))
+    yield from (f"missing directory of the workspace {m}" for m in sorted(wanted - there))
+    found = dict(_in_workspaces(homes))
+    yield from (f"leaked process {p} of {m}" for p, m in sorted(found.items()) if m not in living)
+    yield from (f"missing process of {m}" for m in sorted(living - set(found.values())))
+
+
+def _in_workspaces(homes: Path) -> Iterator[tuple[int, str]]:
+    """Every process that was started for or in one of these directories, and of which."""
+    told = re.compile(
+        rb"(?:^|\0)(?:--workspace\0|ROOST_WORKSPACE=)"
+        + re.escape(os.fsencode(homes))
+        + rb"/([^/\0]+)\0"
+    )
+    for pid in processes.everyone():
+        for name in ("cmdline", "environ"):
+            with contextlib.suppress(OSError):
+                if said := told.search(Path(f"/proc/{pid}/{name}").read_bytes()):
+                    yield pid, os.fsdecode(said[1])
 
 
 def _loops(pool: Path) -> Iterator[str]:
