@@ -51,6 +51,7 @@ pub fn boot() -> Result<Address, String> {
     IS_INIT.store(true, Ordering::Relaxed);
     allow_open_files();
     mounts::kernel().map_err(|error| format!("/proc, /sys, /dev: {error}"))?;
+    end_rather_than_thrash();
     let line = fs::read_to_string("/proc/cmdline").map_err(|error| format!("cmdline: {error}"))?;
     let parameters = Parameters::parse(&line)?;
     modules::load_all()?;
@@ -72,6 +73,15 @@ fn allow_open_files() {
         maximum: Some(OPEN_FILES),
     };
     let _ = setrlimit(Resource::Nofile, limit);
+}
+
+/// Where memory is too small for all that runs, the kernel would go on for minutes fetching the same pages from the disk
+/// again and again, and nobody, ourselves included, would get anywhere. With this it ends something as soon as what was
+/// used within this time does not fit. Source: the kernel's `admin-guide/mm/multigen_lru`, "Thrashing prevention"; kernels
+/// before 6.1 have none.
+fn end_rather_than_thrash() {
+    let _ = fs::write("/sys/kernel/mm/lru_gen/enabled", "y");
+    let _ = fs::write("/sys/kernel/mm/lru_gen/min_ttl_ms", "1000");
 }
 
 /// Everything on the disk, before the power goes.

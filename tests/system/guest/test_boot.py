@@ -60,6 +60,10 @@ async def test_it_serves_the_contract_on_a_kernel_of_its_own(machines: Make, gue
     assert info.size == 1_000_000
     assert await machine.ok("wc -c < /workspace/big") == "1000000"
 
+    # It ends what takes all memory before nothing else gets anywhere.
+    assert await machine.ok("cat /sys/kernel/mm/lru_gen/min_ttl_ms") == "1000"
+    assert int(await machine.ok("cat /sys/kernel/mm/lru_gen/enabled"), 16) & 1
+
     # No word of the agent's that other users inside could read would open anything.
     assert "token" not in await machine.ok("cat /proc/cmdline", user="user")
     code, _ = await machine.run("cat /dev/vport*", user="user")
