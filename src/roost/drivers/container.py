@@ -417,11 +417,7 @@ class ContainerDriver(Driver):
 
     def _enter_network(self, slot: NetworkSlot) -> None:
         """For the launching thread, which ends afterwards."""
-        namespace = os.open(slot.netns, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            syscalls.setns(namespace, syscalls.CLONE_NEWNET)
-        finally:
-            os.close(namespace)
+        syscalls.join(slot.netns, syscalls.CLONE_NEWNET)
         _put_address_back(slot.interface, slot.address, slot.gateway)
         self._in_namespace()
 

@@ -151,11 +151,7 @@ def _unmount(shown: Path) -> None:
 
 def _enter_first() -> None:
     """The calling thread sees the mounts of the host's first process; for one that ends afterwards."""
-    fd = os.open("/proc/1/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        syscalls.setns(fd, syscalls.CLONE_NEWNS)
-    finally:
-        os.close(fd)
+    syscalls.join("/proc/1/ns/mnt", syscalls.CLONE_NEWNS)
 
 
 def _in_first(function: Callable[[], None]) -> None:

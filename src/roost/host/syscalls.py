@@ -131,6 +131,15 @@ def setns(fd: int, kind: int = 0) -> None:
     _check(_libc.setns(fd, kind))
 
 
+def join(namespace: str | os.PathLike[str], kind: int) -> None:
+    """The calling thread, by the file that names it. Raises OSError."""
+    fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(fd, kind)
+    finally:
+        os.close(fd)
+
+
 def set_child_subreaper(on: bool) -> None:
     _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1 if on else 0), 0, 0, 0))
 

@@ -41,11 +41,7 @@ def enter(jail: Jail) -> None:
     if jail.netns is None:
         syscalls.unshare(syscalls.CLONE_NEWNET)
     else:
-        namespace = os.open(jail.netns, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            syscalls.setns(namespace, syscalls.CLONE_NEWNET)
-        finally:
-            os.close(namespace)
+        syscalls.join(jail.netns, syscalls.CLONE_NEWNET)
     _bind(jail.root, jail.root, syscalls.MS_REC)
     for name, source in jail.files.items():
         _bind(source, jail.root / name)
