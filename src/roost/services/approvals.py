@@ -276,7 +276,7 @@ class Approvals:
         scope = f"approvals:{tenant}:{machine_id or ''}:{status or ''}"
         after = self._cursors.decode(scope, cursor) if cursor else None
 
-        def fn(connection: sa.Connection) -> builtins.list[Approval]:
+        def fn(connection: sa.Connection) -> tuple[builtins.list[Approval], bool]:
             found = rows.find(
                 connection,
                 tenant,
@@ -285,11 +285,10 @@ class Approvals:
                 after=after,
                 limit=limit + 1,
             )
-            return [self._shown(row, whole) for row in found]
+            return [self._shown(row, whole) for row in found[:limit]], len(found) > limit
 
-        found = await self._store.read(fn)
-        items = found[:limit]
-        last = items[-1] if len(found) > limit else None
+        items, more = await self._store.read(fn)
+        last = items[-1] if more else None
         return Page(items, self._cursors.encode(scope, last.created_at, last.id) if last else None)
 
     async def follow(

@@ -163,9 +163,9 @@ def _strays(daemon: Daemon, running: set[str]) -> Iterator[str]:
 def _workspaces(homes: Path, machines: list[dict[str, Any]]) -> Iterator[str]:
     """A directory for each that is not destroyed; processes, as they tell in their command line or environment, of those
     that live."""
-    rows = [m for m in machines if m["driver"] == "workspace" and m["phase"] != "destroyed"]
-    living = {m["id"] for m in rows if _lives(m)}
-    wanted = {m["id"] for m in rows if m["disk_ready"]}
+    ours = [m for m in machines if m["driver"] == "workspace" and m["phase"] != "destroyed"]
+    living = {m["id"] for m in ours if _lives(m)}
+    wanted = {m["id"] for m in ours if m["disk_ready"]}
     there = {path.name for path in homes.iterdir()}
     yield from (f"leaked directory of the workspace {m}" for m in sorted(there - wanted))
     yield from (f"missing directory of the workspace {m}" for m in sorted(wanted - there))
