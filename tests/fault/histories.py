@@ -163,6 +163,8 @@ class Histories(RuleBasedStateMachine):
             may[key] = reachable(kinds, known.phase, has)
             if kill_after_s is not None and may[key] - {ABSENT}:
                 may[key].add(FAILED)  # with a reason
+                if "rollback" in kinds and has:
+                    may[key].add(SLEEPING)  # gone back, and cut off before it was woken
             if "snapshot" in kinds:
                 known.kept = set(known.marks) | (known.kept or set())
             if "rollback" in kinds and known.kept is not None:
