@@ -30,6 +30,7 @@ Id = Annotated[
         metavar="ID", help="As roost approvals shows it.", autocompletion=complete_approval
     ),
 ]
+FAR = 20  # characters beyond ASCII that are told one by one
 Note = Annotated[str | None, typer.Option(metavar="TEXT", help="Kept, and told to who asked.")]
 
 
@@ -121,9 +122,10 @@ def _show(approval: dict[str, Any], json: bool) -> None:
             ("directory", _quoted(asked["cwd"])),
             ("user", _quoted(asked["user"])),
             *(("env", _variable(name, value)) for name, value in asked["env"].items()),
-            ("stdin", _quoted(asked["stdin"] or None)),
+            ("stdin", "(hidden)" if asked["stdin"] is None else _quoted(asked["stdin"] or None)),
             ("stdin bytes", asked["stdin_bytes"]),
             ("stdin later", "more may be written once it runs" if asked["stdin_stream"] else None),
+            ("not ASCII", _far(asked)),
             ("timeout", None if timeout is None else f"{timeout} ms"),
             ("asked by", approval["asked_by"]),
             ("asked", approval["created_at"]),
@@ -155,6 +157,15 @@ def _quoted(text: str | None) -> str | None:
 
 def _variable(name: str, value: str | None) -> str:
     return f"{name} (hidden)" if value is None else f"{name}={_quoted(value)}"
+
+
+def _far(asked: dict[str, Any]) -> str | None:
+    """Letters of other alphabets can look like those of a program's name."""
+    found = sorted(each for each in set(jsons.dumps(asked, ensure_ascii=False)) if each > "\x7f")
+    if not found:
+        return None
+    more = f" and {len(found) - FAR} more" if len(found) > FAR else ""
+    return " ".join(f"{each} (U+{ord(each):04X})" for each in found[:FAR]) + more
 
 
 def _command(approval: dict[str, Any], most: int) -> str:

@@ -27,6 +27,7 @@ const title = document.title;
 
 // What has no look of its own, or changes the look of what is beside it (marks in heaps, too); runs are told as one.
 const ODD = /(?! )([\p{C}\p{Z}\p{Default_Ignorable_Code_Point}\u2800])\1*|( ) {64,}|(\p{M})\p{M}{3,}/gu;
+const FAR = /[^\x00-\x7f]+/g; // letters of other alphabets can look like those of a program's name
 const SHORT = { "\n": "↵", "\t": "⇥", "\r": "\\r", "\0": "\\0", "\x1b": "ESC", " ": "space" };
 
 function make(tag, kind, ...children) {
@@ -40,7 +41,7 @@ function inert(text) {
   const parts = document.createDocumentFragment();
   let from = 0;
   for (const found of text.matchAll(ODD)) {
-    parts.append(text.slice(from, found.index));
+    parts.append(...underlined(text.slice(from, found.index)));
     from = found.index + found[0].length;
     const one = found[1] ?? found[2] ?? found[3];
     const times = found[0].length / one.length;
@@ -51,8 +52,18 @@ function inert(text) {
       parts.append(make("span", "mark", times > 1 ? `${name} ×${times}` : name), one === "\n" ? "\n" : "");
     }
   }
-  parts.append(text.slice(from));
+  parts.append(...underlined(text.slice(from)));
   return parts;
+}
+
+function underlined(text) {
+  const parts = [];
+  let from = 0;
+  for (const { 0: far, index } of text.matchAll(FAR)) {
+    parts.push(text.slice(from, index), make("span", "far", far));
+    from = index + far.length;
+  }
+  return [...parts, text.slice(from)];
 }
 
 const code = (text, kind) => make("code", kind, text === "" ? make("span", "mark", "empty") : inert(text));
@@ -418,12 +429,15 @@ function asked({ asked: it, status }) {
     row("Environment", all);
   }
   if (it.stdin_bytes) {
-    const lines = it.stdin.split("\n").length - (it.stdin.endsWith("\n") ? 1 : 0);
     const size = `${it.stdin_bytes.toLocaleString("en")} bytes`;
-    if (status !== "pending") row("Input", aside(`${size}, forgotten`));
-    else row("Input", aside(`${size}, ${lines.toLocaleString("en")} ${lines === 1 ? "line" : "lines"}, all of it:`), make("pre", "stdin", inert(it.stdin)));
+    if (it.stdin === null) row("Input", aside(`${size}, ${status === "pending" ? "hidden" : "forgotten"}`));
+    else {
+      const lines = it.stdin.split("\n").length - (it.stdin.endsWith("\n") ? 1 : 0);
+      row("Input", aside(`${size}, ${lines.toLocaleString("en")} ${lines === 1 ? "line" : "lines"}, all of it:`), make("pre", "stdin", inert(it.stdin)));
+    }
   }
   if (it.stdin_stream) row("Input", make("strong", "", "more may be written once it runs"));
+  if (list.querySelector(".far")) row("Underlined", aside("is not ASCII: letters of other alphabets can look like its own"));
   if (it.timeout_ms !== null) row("Runs at most", `${it.timeout_ms / 1000} s`);
   return list;
 }

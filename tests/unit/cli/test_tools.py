@@ -128,7 +128,7 @@ def test_nothing_of_one_is_cut_or_hidden(stub: Stub, roost: Roost, capsys: Captu
     """As long as the daemon admits, and word for word."""
     asked = approval()["asked"]
     words = ["sh", "-c", "'" * 25_000 + "; evil", "", "a b", "rm\u200d", "x\nuser  root", r"\u200d"]
-    asked |= {"command": words, "timeout_ms": 7000}
+    asked |= {"command": words, "timeout_ms": 7000, "user": "b\u0430sh", "stdin": None}
     stub.on("GET", f"/v1/approvals/{EXECUTION_ID}", lambda _: approval(asked=asked))
     assert roost("approvals", EXECUTION_ID) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -140,6 +140,8 @@ def test_nothing_of_one_is_cut_or_hidden(stub: Stub, roost: Roost, capsys: Captu
     ]
     assert [json.loads(each) for each in shown] == words
     assert "timeout      7000 ms" in lines
+    assert "stdin        (hidden)" in lines
+    assert "not ASCII    \u0430 (U+0430) \\u200d (U+200D)" in lines, "no Latin a"
 
 
 @pytest.mark.parametrize(("what", "status"), [("approve", "approved"), ("deny", "denied")])

@@ -48,7 +48,12 @@ async def test_what_waits_is_shown_inert_and_approved_and_runs(
         mid,
         command=words,
         cwd=str(tmp_path / "\u202ecod"),
-        env={"GOAUTH": "/workspace/x", "API_TOKEN": "***", "X": HOSTILE},
+        env={
+            "PATH_OF": "/usr/bin/b\u0430sh",
+            "GOAUTH": "/workspace/x",
+            "API_TOKEN": "***",
+            "X": HOSTILE,
+        },
         stdin="first\n" + "\n" * 500 + "rm -rf /\x07" + " " * 300 + "end",
         timeout_ms=7000,
     )
@@ -71,9 +76,13 @@ async def test_what_waits_is_shown_inert_and_approved_and_runs(
         "API_TOKEN = ***",
         "7 s",
         "502 lines",
+        "PATH_OF = /usr/bin/b\u0430sh",
+        "not ASCII",
         "U+202Ebd",
     ):
         assert each in text, each
+    far = await tab.js("[...document.querySelectorAll('.env .far')].map(e => e.innerText)")
+    assert far[0] == "\u0430", "no Latin a"
     stdin = await tab.js("document.querySelector('pre.stdin').innerText")
     assert stdin == "first↵ ×501\nrm -rf /U+0007space ×300end"
     assert (
