@@ -9,16 +9,17 @@
 ```
 
 What was asked for is kept sealed as it came, and that is what is started: nobody can change it in between. It outlives
-the daemon; once decided, the row says who decided what, and what was sealed is gone, as are stdin and the values of the
-environment. An approval has the id of its execution. Nobody approves of what they cannot see: all that is asked for is
-shown to who may decide, and where that is too much, nothing waits. Who may only look sees no value of the environment:
-no name tells which of them is a secret, and which a command.
+the daemon; once decided, the row says who decided what, and what was sealed is gone: with it stdin and the values of
+the environment. An approval has the id of its execution. Nobody approves of what they cannot see: all that is asked for
+is shown to who may decide, and where that is too much, or it cannot be opened, nothing is run. Who may only look sees
+no stdin and no value of the environment: no name tells which of them is a secret, and which a command.
 """
 
 from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import dataclasses
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -32,6 +33,7 @@ import structlog
 from roost.clock import Clock
 from roost.errors import (
     ConflictError,
+    InternalError,
     InvalidRequestError,
     LimitError,
     NotFoundError,
@@ -58,8 +60,8 @@ KEEP = timedelta(days=90)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approval:
-    """``shown``: command, cwd, user, env (a value is None where it is hidden), stdin, stdin_bytes, stdin_stream,
-    timeout_ms."""
+    """``shown``: command, cwd, user, env, stdin, stdin_bytes, stdin_stream, timeout_ms; stdin and the values of env are
+    None where they are hidden."""
 
     id: str
     tenant_id: str
@@ -119,8 +121,7 @@ class Approvals:
         self, execution: ExecutionRow, request: Mapping[str, Any], shown: Mapping[str, Any]
     ) -> Approval:
         """Both rows, durable. Raises PAYLOAD_TOO_LARGE, LIMIT_EXCEEDED."""
-        text = json.dumps(request)
-        if max(len(text), len(json.dumps(dict(shown)))) > REQUEST_BYTES:
+        if max(len(json.dumps(each)) for each in (dict(request), dict(shown))) > REQUEST_BYTES:
             raise InvalidRequestError(
                 "This command waits for approval, and there is too much of it and its stdin for anyone to read (64 KiB):"
                 " write what it reads to a file first.",
@@ -141,8 +142,9 @@ class Approvals:
             note=None,
         )
         values = {name: getattr(approval, name) for name in _FIELDS}
-        values["shown"] = _hidden(shown)  # what it hides lies in the request, sealed
-        values["request"] = self._vault.seal(text, *_belongs(approval))
+        values["shown"] = _hidden(shown)
+        whole = json.dumps({"request": dict(request), "shown": dict(shown)})
+        values["request"] = self._vault.seal(whole, *_belongs(approval))
 
         def fn(connection: sa.Connection) -> None:
             if rows.pending_of(connection, approval.machine_id) >= OF_MACHINE:
@@ -225,12 +227,10 @@ class Approvals:
                 return None
             before, request = Approval.from_row(row), None
             if status == "approved":
-                request = json.loads(self._vault.open(row["request"], *_belongs(before)))
-            # Kept for those who look later: not what may be private and nothing needs any more.
-            left = {**_hidden(before.shown), "stdin": ""}
-            rows.decide(connection, id, status, now, by, note, left, values)
+                request = self._opened(row, before)["request"]
+            rows.decide(connection, id, status, now, by, note, values)
             after = dataclasses.replace(
-                before, status=status, shown=left, decided_at=now, decided_by=by, note=note
+                before, status=status, decided_at=now, decided_by=by, note=note
             )
             return after, request
 
@@ -248,7 +248,7 @@ class Approvals:
     # --- told -----------------------------------------------------------------------------------
 
     async def get(self, tenant: str, id: str, *, whole: bool = False) -> Approval:
-        """``whole``, here and below: for who may decide, with the values of the environment of what waits."""
+        """``whole``, here and below: for who may decide, with stdin and the environment of what waits."""
 
         def fn(connection: sa.Connection) -> Approval | None:
             row = rows.get(connection, id)
@@ -335,10 +335,24 @@ class Approvals:
 
     def _shown(self, row: Mapping[Any, Any], whole: bool) -> Approval:
         found = Approval.from_row(row)
-        if not (whole and found.pending):
-            return dataclasses.replace(found, shown=_hidden(found.shown))
-        request = json.loads(self._vault.open(row["request"], *_belongs(found)))
-        return dataclasses.replace(found, shown={**found.shown, "env": request["env"]})
+        if whole and found.pending:
+            with contextlib.suppress(ConflictError):  # it is listed all the same, to be denied
+                return dataclasses.replace(found, shown=self._opened(row, found)["shown"])
+        return found
+
+    def _opened(self, row: Mapping[Any, Any], approval: Approval) -> dict[str, Any]:
+        """Raises INVALID_STATE."""
+        try:
+            found: dict[str, Any] = json.loads(
+                self._vault.open(row["request"], *_belongs(approval))
+            )
+        except InternalError:
+            raise ConflictError(
+                "What was asked for was sealed with another key than this host has now (secrets.key in its data"
+                " directory), and nobody can see it: put the key back, or deny it and have it asked for again.",
+                details={"execution_id": approval.id, "status": approval.status},
+            ) from None
+        return found
 
     def _tell(self) -> None:
         for each in self._followers:
@@ -392,8 +406,8 @@ def _belongs(approval: Approval) -> tuple[str, str, str]:
 
 
 def _hidden(shown: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the environment the names alone."""
-    return {**shown, "env": dict.fromkeys(shown["env"])}
+    """Of the environment the names alone, of stdin its size."""
+    return {**shown, "env": dict.fromkeys(shown["env"]), "stdin": None if shown["stdin"] else ""}
 
 
 def _note(note: str | None) -> str | None:

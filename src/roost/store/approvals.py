@@ -84,13 +84,11 @@ def decide(
     at: datetime,
     by: str | None,
     note: str | None,
-    shown: Mapping[str, Any],
     execution: Mapping[str, Any],
 ) -> None:
-    """``shown``: what stays of it; ``execution``: the columns of its execution from then on."""
+    """``execution``: the columns of its execution from then on."""
     values = {
         "status": status,
-        "shown": dict(shown),
         "request": None,
         "decided_at": at,
         "decided_by": by,

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from websockets.asyncio.client import connect
 
 from roost.clock import SystemClock
+from roost.secrets.vault import Vault
 from roost.services import approvals as service
 from roost.services import executions as executions_service
 from roost.services.approvals import Approvals
@@ -87,7 +88,7 @@ async def test_what_is_listed_runs_and_the_rest_waits(served: Served) -> None:
     assert (await served.http.get("/v1/approvals")).json()["items"] == []
     every = (await served.http.get("/v1/approvals", params={"status": "any"})).json()["items"]
     assert [each["status"] for each in every] == ["approved"]
-    assert (every[0]["asked"]["stdin"], every[0]["asked"]["stdin_bytes"]) == ("", 12)
+    assert (every[0]["asked"]["stdin"], every[0]["asked"]["stdin_bytes"]) == (None, 12)
 
 
 async def test_all_of_it_is_seen_before_it_is_decided_and_forgotten_after(served: Served) -> None:
@@ -102,12 +103,12 @@ async def test_all_of_it_is_seen_before_it_is_decided_and_forgotten_after(served
         said["asked"],
         (await served.http.get(f"/v1/approvals/{found['approval_id']}")).json()["asked"],
     ):
-        assert (asked["stdin"], asked["stdin_bytes"]) == ("", len(script))
+        assert (asked["stdin"], asked["stdin_bytes"]) == (None, len(script))
         assert asked["env"] == {"A": None}
 
 
 async def test_who_may_decide_sees_what_the_call_adds_whatever_its_name(served: Served) -> None:
-    """A name says nothing: GOAUTH and RESTIC_PASSWORD_COMMAND are run. Who may not decide sees no value."""
+    """A name says nothing: GOAUTH and RESTIC_PASSWORD_COMMAND are run. Who may not decide sees no value, and no stdin."""
     mid = await guarded(served)
     env = {"GOAUTH": "/workspace/x", "RESTIC_PASSWORD_COMMAND": "***", "PLAIN": "v"}
     keys = [
@@ -117,22 +118,41 @@ async def test_who_may_decide_sees_what_the_call_adds_whatever_its_name(served: 
     ]
     async with contextlib.AsyncExitStack() as stack:
         http = [await stack.enter_async_context(served.client(key)) for key in keys]
-        row = (await ask(served, mid, wait=False, command=["go"], env=env)).json()
+        row = (await ask(served, mid, wait=False, command=["go"], env=env, stdin="pass")).json()
         seen = [await seen_by(each, row["execution_id"]) for each in http]
-        hidden = dict.fromkeys(env)
-        assert seen == [[env] * 3, [hidden] * 3, [hidden] * 3]
+        hidden = (dict.fromkeys(env), None, 4)
+        assert seen == [[(env, "pass", 4)] * 3, [hidden] * 3, [hidden] * 3]
         await decide(served, row["execution_id"], "approve")
         (found,) = (await http[0].get("/v1/approvals", params={"status": "any"})).json()["items"]
-        assert found["asked"]["env"] == hidden
+        assert added(found) == hidden
 
 
 async def seen_by(http: httpx.AsyncClient, id: str) -> list[Any]:
-    """What it adds to the environment, in each place it is told of."""
+    """What goes with the command, in each place it is told of."""
     one = (await http.get(f"/v1/approvals/{id}")).json()
     (listed,) = (await http.get("/v1/approvals")).json()["items"]
     async with http.stream("GET", "/v1/approvals/stream") as answer:
         _, streamed = await anext(events(answer.aiter_lines()))
-    return [each["asked"]["env"] for each in (one, listed, streamed)]
+    return [added(each) for each in (one, listed, streamed)]
+
+
+def added(approval: dict[str, Any]) -> tuple[Any, Any, Any]:
+    asked = approval["asked"]
+    return asked["env"], asked["stdin"], asked["stdin_bytes"]
+
+
+async def test_what_cannot_be_opened_is_not_run_and_can_be_denied(served: Served) -> None:
+    """Its key was lost: another one lies there now."""
+    mid = await guarded(served)
+    row = (await ask(served, mid, wait=False, command=["id"], env={"A": "v"}, stdin="x")).json()
+    served.approvals._vault = Vault(bytes(32))
+    (found,) = await waiting(served)
+    assert (found["asked"]["command"], added(found)) == (["id"], ({"A": None}, None, 1))
+    answer = await served.http.post(f"/v1/approvals/{row['execution_id']}/approve")
+    assert (answer.status_code, answer.json()["error_code"]) == (409, "INVALID_STATE")
+    assert "secrets.key" in answer.json()["message"]
+    assert (await waiting(served))[0]["status"] == "pending"
+    assert (await decide(served, row["execution_id"], "deny"))["status"] == "denied"
 
 
 async def test_denied(served: Served) -> None:

@@ -176,7 +176,7 @@ class AskedFor(Answer):
     env: dict[str, str | None] = Field(
         description="null: hidden, from who may not decide, and once it is decided."
     )
-    stdin: str = Field(description="Empty once it is decided.")
+    stdin: str | None = Field(description="null: hidden, as the values of env.")
     stdin_bytes: int
     stdin_stream: bool = Field(description="More may be written once it runs.")
     timeout_ms: int | None
