@@ -23,7 +23,7 @@ import sqlalchemy as sa
 
 from roost import ids
 from roost.clock import Clock
-from roost.drivers.interface import Driver, Exit
+from roost.drivers.interface import Driver, Exit, Isolation
 from roost.engine import (
     admission,
     climbing,
@@ -203,16 +203,21 @@ class Engine:
         a machine whose reservation is this one's as long, since it waits for it. ``also`` writes in the transaction of
         its row, whose id it is given.
 
-        Raises QUOTA_EXCEEDED, CAPACITY_EXCEEDED; sqlalchemy's IntegrityError for a key in use.
+        Raises RUNG_REFUSED, QUOTA_EXCEEDED, CAPACITY_EXCEEDED; sqlalchemy's IntegrityError for a key in use.
         """
         self.desk.check()
         placing = self._starts.free and not find_source
+        tenant, isolation = values["tenant_id"], Isolation(values["isolation"])
 
         async def reserve() -> tuple[Machine, Operation]:
             host = self.host()  # each time: room may have been made
-            return await self.store.write(
-                lambda c: admission.reserve(
-                    c,
+
+            def fn(connection: sa.Connection) -> tuple[Machine, Operation]:
+                # It may be held to more since its driver was chosen: a bake takes its time.
+                least = self.least(connection, tenant, bool(values.get("unrestricted")))
+                ladder.check(least, isolation, "A new machine", "Ask for another isolation.")
+                return admission.reserve(
+                    connection,
                     self.parts,
                     self.journal,
                     self.settings,
@@ -222,11 +227,10 @@ class Engine:
                     in_place_of=in_place_of,
                     also=also,
                 )
-            )
 
-        machine, operation = await (
-            self.with_room(reserve, values["tenant_id"]) if make_room else reserve()
-        )
+            return await self.store.write(fn)
+
+        machine, operation = await (self.with_room(reserve, tenant) if make_room else reserve())
         self.timers.set(machine.id, machine.expires_at)
         self.desk.submit(
             machine.id,
@@ -459,10 +463,11 @@ class Engine:
     async def load(self, machine_id: str) -> Machine:
         return await self.store.read(lambda c: load(c, machine_id))
 
-    def least(self, connection: sa.Connection, tenant: str) -> Least:
+    def least(self, connection: sa.Connection, tenant: str, unrestricted: bool = False) -> Least:
         """Where machines of the tenant may stand."""
         operators = tenant in (keys.DEFAULT_TENANT, keys.NOBODY)
-        return ladder.least(self.rungs.profile, operators, tenants.isolation(connection, tenant))
+        required = tenants.isolation(connection, tenant)
+        return ladder.least(self.rungs.profile, operators, required, unrestricted)
 
     async def stuck(self) -> list[dict[str, Any]]:
         """Operations that can neither be done nor undone."""
@@ -565,12 +570,9 @@ class Engine:
             if before.frozen:
                 values = {}
             if before.phase != Phase.RUNNING and not climbing:
+                least = self.least(connection, before.tenant_id, before.unrestricted)
                 remedy = "It keeps its disk: take it up with promote."
-                least = self.least(connection, before.tenant_id)
-                ladder.check(least, before.capabilities, "The machine", remedy)
-                if before.unrestricted:
-                    least = ladder.least_unrestricted(self.rungs.profile)
-                    ladder.check(least, before.capabilities, "The unrestricted machine", remedy)
+                ladder.check(least, before.capabilities.isolation, "The machine", remedy)
             change = advance(connection, machine_id, WakeAsked(), self.clock.now(), values)
             if not change.commands:
                 return change, None, {}

@@ -33,33 +33,32 @@ class Least:
     why: str = ""
 
 
-def least(profile: Profile, is_operators: bool, required: str | None) -> Least:
-    """Of a tenant's machines. ``required``: an isolation that it is held to; None: nothing of its own."""
-    managed = profile is Profile.MANAGED and not is_operators
-    found = Least(
-        SANDBOX if managed else 0, "this host's profile is managed: rungs 0 and 1 are the operator's own" if managed else ""
-    )  # fmt: skip
+def least(
+    profile: Profile, is_operators: bool, required: str | None, unrestricted: bool = False
+) -> Least:
+    """Of a tenant's machines. ``required``: an isolation that it is held to; None: nothing of its own.
+    ``unrestricted``: those without our guardrails inside, the operator's too."""
+    found = Least()
+    if profile is Profile.MANAGED and unrestricted:
+        found = Least(SANDBOX, "this host's profile is managed: unrestricted is for rungs 2 and 3")
+    elif profile is Profile.MANAGED and not is_operators:
+        found = Least(
+            SANDBOX, "this host's profile is managed: rungs 0 and 1 are the operator's own"
+        )
     if required is not None and LEVELS[Isolation(required)] > found.level:
         return Least(LEVELS[Isolation(required)], f"its tenant is held to {required}")
     return found
 
 
-def least_unrestricted(profile: Profile) -> Least:
-    """Of machines without our guardrails inside, the operator's too."""
-    if profile is not Profile.MANAGED:
-        return Least()
-    return Least(SANDBOX, "this host's profile is managed: unrestricted is for rungs 2 and 3")
-
-
-def check(least: Least, capabilities: Capabilities, what: str, remedy: str) -> None:
+def check(least: Least, isolation: Isolation, what: str, remedy: str) -> None:
     """``what``: the machine or driver, as the beginning of a sentence. Raises RUNG_REFUSED."""
-    if capabilities.level >= least.level:
+    if LEVELS[isolation] >= least.level:
         return
     needed = next(name for name, level in LEVELS.items() if level >= least.level)
     raise ForbiddenError(
-        f"{what} is of isolation {capabilities.isolation.value}, which is refused here: {least.why}. {remedy}",
+        f"{what} is of isolation {isolation.value}, which is refused here: {least.why}. {remedy}",
         code="RUNG_REFUSED",
-        details={"isolation": capabilities.isolation.value, "least": needed.value},
+        details={"isolation": isolation.value, "least": needed.value},
     )
 
 

@@ -129,7 +129,8 @@ class Rungs:
                 missing.append(f"{name}: {least.why}.")
                 continue
             if isolation in ("auto", capabilities.isolation.value):
-                ladder.check(least, capabilities, f"The driver {name}", "Leave isolation out.")
+                remedy = "Name another, or none."
+                ladder.check(least, capabilities.isolation, f"The driver {name}", remedy)
                 return name, capabilities
             if driver is not None:
                 raise InvalidRequestError(

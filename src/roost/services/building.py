@@ -16,7 +16,7 @@ from typing import Any
 
 from roost.drivers.interface import Size
 from roost.engine.engine import Engine
-from roost.errors import LimitError, MachineError, RoostError
+from roost.errors import ForbiddenError, LimitError, MachineError, RoostError
 from roost.services.bases import Bases, is_foreign
 from roost.services.build_log import BuildLog, Output
 from roost.services.images import Use
@@ -282,7 +282,7 @@ class Building:
         keeper = self._keeper
         try:
             await room.hand_over(keeper.tenant, keeper.key_id, keeper.name, each.env)
-        except LimitError as failure:
+        except (LimitError, ForbiddenError) as failure:
             self._log.text(each.number, "note", f"its machine is not kept: {failure.message}\n")
             return
         self.machine_id = failed.details["machine_id"] = room.machine_id

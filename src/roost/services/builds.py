@@ -27,7 +27,8 @@ from roost import ids
 from roost.drivers.interface import Size
 from roost.engine import quotas
 from roost.engine.engine import Engine
-from roost.engine.ladder import SANDBOX
+from roost.engine.ladder import SANDBOX, Least
+from roost.engine.rungs import ANY
 from roost.errors import (
     ConflictError,
     InvalidRequestError,
@@ -181,7 +182,7 @@ class Builds:
 
     async def start(self, tenant: str, request: StartBuild) -> tuple[Build, bool]:
         """The build, and whether it waits for a context (``give``). Raises DOCKERFILE_INVALID (with the line),
-        VALIDATION_FAILED, RUNG_UNAVAILABLE, QUOTA_EXCEEDED, LIMIT_EXCEEDED."""
+        VALIDATION_FAILED, RUNG_UNAVAILABLE, RUNG_REFUSED, QUOTA_EXCEEDED, LIMIT_EXCEEDED."""
         tags = _check(request)
         # A text may be a MiB, and words are read one character after another.
         parsed, beside, base = await asyncio.to_thread(_read, request)
@@ -190,7 +191,8 @@ class Builds:
             and (each.words or len(each.text.split()) > len(each.heredocs) + 1)
             for each in parsed.instructions
         )
-        driver = self._driver(request.driver, ())
+        least = await self._store.read(lambda c: self._engine.least(c, tenant))
+        driver = self._driver(request.driver, least)
         build_id, now = ids.new(), self._engine.clock.now()
         values = {
             "id": build_id,
@@ -345,7 +347,7 @@ class Builds:
         beside = roosttoml.parse(path.read_text(), str(path)) if path.exists() else None
         build_id = ids.new()
         archive = self._engine.parts.storage.tmp / f"context-{build_id}.tar"
-        chosen = self._driver(driver, SHIPPED_ORDER)
+        chosen = self._driver(driver or self._of_shipped())
         place = Place(keys.NOBODY, template_id, recipe.name, chosen, self._size(chosen))
         made = BuildLog(self._path(build_id), Redaction(()))
         telling = asyncio.ensure_future(_told(follow(made.path, made), tell))
@@ -434,18 +436,20 @@ class Builds:
     async def _update(self, build_id: str, values: Mapping[str, Any]) -> None:
         await self._store.write(lambda c: rows.update(c, build_id, values))
 
-    def _driver(self, asked: str | None, order: tuple[str, ...]) -> str:
-        """A container's unless another is asked for: the host may mount what it wrote."""
+    def _driver(self, asked: str | None, least: Least = ANY) -> str:
+        """A container's unless another is asked for, or its tenant is held to more: the host may mount what it wrote."""
         rungs = self._engine.rungs
-        for name in order if asked is None else ():
-            if name in rungs.offered and rungs.available(name):
-                return name
         if asked is not None:
-            name, capabilities = rungs.choose("auto", asked)
+            name, capabilities = rungs.choose("auto", asked, least)
             if not capabilities.disk_image or capabilities.level < SANDBOX:
                 raise UnsupportedError(f"The driver {asked} cannot build templates.")
             return name
-        return rungs.choose("container", None)[0]
+        return rungs.choose("auto" if least.level > SANDBOX else "container", None, least)[0]
+
+    def _of_shipped(self) -> str | None:
+        rungs = self._engine.rungs
+        found = (each for each in SHIPPED_ORDER if each in rungs.offered and rungs.available(each))
+        return next(found, None)
 
     def _size(self, driver: str) -> Size:
         settings, host = self._engine.settings, self._engine.host()

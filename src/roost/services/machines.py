@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from roost import claims, ids
 from roost.drivers.interface import Capabilities
 from roost.egress.policy import Policy
-from roost.engine import egress, ladder, quotas, reservations
+from roost.engine import egress, quotas, reservations
 from roost.engine.allowance import Allowance
 from roost.engine.engine import REMEMBER_DESTROYED, Engine, check_revision
 from roost.engine.flows import config_of
@@ -104,10 +104,9 @@ class Machines:
         engine = self._engine
         if req.isolation == "auto" and req.driver is None:
             await engine.rungs.decide()
-        least = await self._store.read(lambda c: engine.least(c, tenant))
+        least = await self._store.read(lambda c: engine.least(c, tenant, req.unrestricted))
         driver, capabilities = engine.rungs.choose(req.isolation, req.driver, least)
         egress.require_enforced(self._policy(req), driver, capabilities)
-        self._check_unrestricted(req, capabilities)
         _check_run_as(req.run_as, capabilities)
         if not capabilities.disk_image:
             return await self._create_directory(tenant, req, driver, capabilities, wait)
@@ -323,10 +322,9 @@ class Machines:
         values = {**self._asked(tenant, req), **captured.values(row, memory)}
         engine = self._engine
         driver = values["driver"]
-        least = await self._store.read(lambda c: engine.least(c, tenant))
+        least = await self._store.read(lambda c: engine.least(c, tenant, req.unrestricted))
         _, capabilities = engine.rungs.choose("auto", driver, least)
         egress.require_enforced(self._policy(req), driver, capabilities)
-        self._check_unrestricted(req, capabilities)
         _check_run_as(req.run_as, capabilities)
         values["capabilities"] = capabilities_to_json(capabilities)
         reservations.check_size(engine.host(), values["vcpu"], values["memory_mib"])
@@ -362,12 +360,6 @@ class Machines:
             "unrestricted": req.unrestricted,
             "run_as": req.run_as or None,
         }
-
-    def _check_unrestricted(self, req: CreateMachine, capabilities: Capabilities) -> None:
-        """Raises RUNG_REFUSED."""
-        if req.unrestricted:
-            least = ladder.least_unrestricted(self._engine.rungs.profile)
-            ladder.check(least, capabilities, "An unrestricted machine", "Leave it out.")
 
     def _policy(self, req: CreateMachine) -> Policy:
         return self._engine.settings.egress_policy if req.egress is None else req.egress

@@ -53,7 +53,7 @@ class Promotions:
         machine = await self._machines.get(tenant, machine_id)
         if driver is None and isolation == machine.capabilities.isolation.value:
             return machine
-        least = await engine.store.read(lambda c: engine.least(c, tenant))
+        least = await engine.store.read(lambda c: engine.least(c, tenant, machine.unrestricted))
         name, capabilities = engine.rungs.choose(isolation or "auto", driver, least)
         if name == machine.driver:
             return machine

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 import sqlalchemy as sa
 import structlog
 
-from roost.drivers.interface import Capabilities, Size
-from roost.engine import quotas
+from roost.drivers.interface import Capabilities, Isolation, Size
+from roost.engine import ladder, quotas
 from roost.engine.engine import Engine
 from roost.engine.machine import Machine, capabilities_to_json
 from roost.engine.transitions import amend
@@ -79,13 +79,15 @@ class BuildRoom:
     async def hand_over(
         self, tenant: str, key_id: str | None, name: str, env: Mapping[str, str]
     ) -> None:
-        """To whoever wants to look into it. Raises QUOTA_EXCEEDED."""
+        """To whoever wants to look into it. Raises QUOTA_EXCEEDED, RUNG_REFUSED."""
         engine = self._shop.engine
         now = engine.clock.now()
 
         def fn(connection: sa.Connection) -> Machine:
             row = machines.get(connection, self.machine_id)
             assert row is not None
+            least, isolation = engine.least(connection, tenant), Isolation(row["isolation"])
+            ladder.check(least, isolation, "The machine", "Build again.")
             quotas.check(connection, tenant, quotas.of_machine(dict(row)))
             values = {
                 **NOBODYS,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+import dataclasses
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from roost.drivers.fake import FakeDriver
 from roost.drivers.interface import ForkKind, Isolation
 from roost.engine.machine import Machine, capabilities_to_json
 from roost.errors import InternalError, RoostError
+from roost.services.builds import StartBuild
 from roost.services.models import ForkMachine
 from roost.store import keys, tenants
 from roost.store import machines as rows
 from tests.unit.engine.kit import OTHER, TENANT, Daemon, Host, small
+from tests.unit.services.test_builds import build, ended, log_of
 from tests.unit.services.test_promotions import Kit
 
 VM = {
@@ -336,6 +339,22 @@ async def hold(d: Daemon, tenant: str, isolation: str | None) -> None:
     await d.store.write(lambda c: tenants.update(c, tenant, {"isolation": isolation}))
 
 
+@contextlib.contextmanager
+def meanwhile(d: Daemon, done: Coroutine[Any, Any, None]) -> Iterator[None]:
+    """That is done between the choice of a driver and its first machine."""
+    driver = d.host.driver
+    prepare = driver.prepare
+
+    async def prepared() -> None:
+        await prepare()
+        driver.prepare = prepare  # type: ignore[method-assign]
+        await done
+
+    driver.prepare = prepared  # type: ignore[method-assign]
+    yield
+    assert driver.prepare == prepare
+
+
 async def test_a_tenant_held_to_more_gets_no_less_and_wakes_none_below(kit: Kit) -> None:
     d = kit.d
     machine = await container(kit)
@@ -353,6 +372,32 @@ async def test_a_tenant_held_to_more_gets_no_less_and_wakes_none_below(kit: Kit)
     # The one way on, however it slept.
     await climb(kit, machine)
     assert (await d.machines.wake(TENANT, machine.id)).driver == "vm"
+
+
+async def test_who_is_held_to_more_builds_there_and_keeps_no_machine_below(kit: Kit) -> None:
+    d = kit.d
+    assert (await build(d, "FROM base\nRUN a\n")).driver == "fake"
+    asked = StartBuild(tags=("mine",), dockerfile="FROM base\nRUN exit 1\n", keep_failed=True)
+    with meanwhile(d, hold(d, TENANT, "microvm")):
+        failed = await ended(d, (await d.builds.start(TENANT, asked))[0].id)
+    assert (failed.status, failed.machine_id) == ("failed", None)
+    assert any("not kept" in str(event) for event in await log_of(d, failed.id))
+    with pytest.raises(RoostError) as caught:
+        await d.builds.start(TENANT, dataclasses.replace(asked, driver="fake"))
+    assert caught.value.code == "RUNG_REFUSED"
+    kept = await build(d, "FROM base\nRUN exit 1\n", keep_failed=True)
+    assert kept.driver == "vm"
+    assert kept.machine_id is not None
+    assert (await d.machines.get(TENANT, kept.machine_id)).driver == "vm"
+
+
+async def test_who_is_held_to_more_while_a_machine_is_made_ready_gets_none_below(kit: Kit) -> None:
+    """What was chosen before a bake is asked for again where its place is taken."""
+    d = kit.d
+    with meanwhile(d, hold(d, TENANT, "microvm")), pytest.raises(RoostError) as caught:
+        await d.machines.create(TENANT, small(isolation="container"))
+    assert caught.value.code == "RUNG_REFUSED"
+    assert not d.host.driver.machines
 
 
 async def test_managed_keeps_tenants_off_rungs_that_are_no_boundary(tmp_path: Path) -> None:
