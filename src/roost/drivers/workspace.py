@@ -16,7 +16,6 @@ import contextlib
 import os
 import shutil
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -184,9 +183,9 @@ class WorkspaceDriver(Driver):
             for name, value in limits(spec.size, processes.tasks_of(owner.uid)).items():
                 command += ["--limit", f"{name}={value}"]
         output = fifo.open_for_machine()
-
-        def spawn() -> subprocess.Popen[bytes]:
-            return subprocess.Popen(
+        try:
+            process = account.start(
+                owner,
                 command,
                 stdin=listener.fileno(),
                 stdout=output,
@@ -195,9 +194,6 @@ class WorkspaceDriver(Driver):
                 env={"ROOST_AGENT_TOKEN": spec.agent_token},
                 start_new_session=True,  # a terminal's interrupt of the daemon is not for machines
             )
-
-        try:
-            process = spawn() if owner.ours else account.run(owner, spawn)
         finally:
             os.close(output)
         process.returncode = 0  # whoever watches it by its pidfd reaps it; subprocess must not

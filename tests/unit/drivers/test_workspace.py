@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -102,6 +103,41 @@ async def test_programs_begin_in_their_directory_and_have_nothing_of_the_daemons
     assert "CapEff:\t0000000000000000" in await said(agent, "cat /proc/self/status")
     usage = await place.driver.usage(handle)
     assert usage.pids >= 2 and usage.memory_bytes > 1 << 20
+
+
+_BLOWS = """
+import os, resource, sys
+while True:
+    for each in os.listdir(f"/proc/{sys.argv[1]}/task"):
+        for blow in (lambda pid: os.kill(pid, 0), lambda pid: resource.prlimit(pid, resource.RLIMIT_CPU)):
+            try:
+                blow(int(each))
+            except (ProcessLookupError, PermissionError):
+                continue
+            sys.exit("it can be struck")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's daemon is its programs' equal")
+async def test_no_thread_of_the_daemon_is_the_programs_equal(place: Place) -> None:
+    """A start must make none so: a blow to one thread strikes all of the daemon."""
+    argv = [
+        "setpriv",
+        "--reuid=nobody",
+        "--regid=nogroup",
+        "--clear-groups",
+        "python3",
+        "-c",
+        _BLOWS,
+    ]
+    argv += [str(os.getpid())]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, env={"PATH": os.defpath}) as enemy:
+        try:
+            for n in range(5):
+                await place.start(f"m{n}")
+            assert enemy.poll() is None, enemy.communicate()
+        finally:
+            enemy.kill()
 
 
 async def test_they_go_first_where_the_host_is_short_of_memory(place: Place) -> None:
