@@ -79,7 +79,7 @@ class WorkspaceDriver(Driver):
         self._binary: Path | None = None
         self._preparing = threading.Lock()
         self._keeper: asyncio.Task[None] | None = None
-        self._reaper = reaper.Reaper()
+        self._reaper = reaper.Reaper(self._other_user())
 
     async def _run(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
@@ -114,6 +114,12 @@ class WorkspaceDriver(Driver):
 
     def _account(self) -> Account:
         return account.of_workspaces(self.settings.workspace_user)
+
+    def _other_user(self) -> int | None:
+        with contextlib.suppress(LookupError):
+            owner = self._account()
+            return None if owner.ours else owner.uid
+        return None
 
     # --- life --------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,6 +268,37 @@ async def test_nothing_is_left(place: Place, how: str) -> None:
     await place.driver.remove("m")
     assert not living(mark) and not await place.driver.list_ids()
     assert not [pid for pid in processes.everyone() if _line(pid) == b"sleep\x00988\x00"]
+
+
+_CHILDREN = """
+import os, time
+for _ in range(300):
+    os.fork() or os._exit(0)
+print("made", flush=True)
+time.sleep(992)
+"""
+_HEADLESS = """
+import ctypes, threading, time
+print("made", flush=True)
+threading.Thread(target=time.sleep, args=(993,)).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+@pytest.mark.parametrize("program", [_CHILDREN, _HEADLESS], ids=["zombies", "headless"])
+async def test_nothing_is_left_of_what_shows_as_ended(place: Place, program: str) -> None:
+    """Children nobody waited for, which are left to the daemon; a process whose first thread is gone."""
+    before = processes.everyone()
+    handle, agent = await place.start()
+    (place.storage.home("m") / "program").write_text(program)
+    await run(agent, "python3 program > out & while ! grep -s made out; do sleep 0.05; done")
+    await asyncio.sleep(0.3)
+    found = processes.tree(handle.pid, processes.everyone()) - before
+    assert len(found) > (300 if program is _CHILDREN else 2)
+    begun = time.monotonic()
+    await place.driver.remove("m")
+    assert time.monotonic() - begun < 5
+    assert not found & processes.everyone()
 
 
 async def test_agents_outlive_the_file_they_were_started_from(place: Place) -> None:
