@@ -16,7 +16,6 @@ import contextlib
 import os
 import shutil
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -80,7 +79,7 @@ class WorkspaceDriver(Driver):
         self._binary: Path | None = None
         self._preparing = threading.Lock()
         self._keeper: asyncio.Task[None] | None = None
-        self._reaper = reaper.Reaper()
+        self._reaper = reaper.Reaper(self._other_user())
 
     async def _run(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
@@ -115,6 +114,12 @@ class WorkspaceDriver(Driver):
 
     def _account(self) -> Account:
         return account.of_workspaces(self.settings.workspace_user)
+
+    def _other_user(self) -> int | None:
+        with contextlib.suppress(LookupError):
+            owner = self._account()
+            return None if owner.ours else owner.uid
+        return None
 
     # --- life --------------------------------------------------------------------------------------
 
@@ -184,9 +189,9 @@ class WorkspaceDriver(Driver):
             for name, value in limits(spec.size, processes.tasks_of(owner.uid)).items():
                 command += ["--limit", f"{name}={value}"]
         output = fifo.open_for_machine()
-
-        def spawn() -> subprocess.Popen[bytes]:
-            return subprocess.Popen(
+        try:
+            process = account.start(
+                owner,
                 command,
                 stdin=listener.fileno(),
                 stdout=output,
@@ -195,9 +200,6 @@ class WorkspaceDriver(Driver):
                 env={"ROOST_AGENT_TOKEN": spec.agent_token},
                 start_new_session=True,  # a terminal's interrupt of the daemon is not for machines
             )
-
-        try:
-            process = spawn() if owner.ours else account.run(owner, spawn)
         finally:
             os.close(output)
         process.returncode = 0  # whoever watches it by its pidfd reaps it; subprocess must not

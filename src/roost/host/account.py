@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import pwd
-import threading
-from collections.abc import Callable
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 from roost.host import syscalls
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +43,29 @@ def of_workspaces(named: str) -> Account:
     return Account(named, found.pw_uid, found.pw_gid)
 
 
-def run(account: Account, function: Callable[[], T]) -> T:
-    """In a thread that is that account, for good and with no way back; what it starts is, too. Not by subprocess's own
-    ``user``: with that it forks, and what libraries of the daemon do at a fork (gRPC's) can end the child."""
-    done: list[T] = []
-    failed: list[BaseException] = []
-    last = syscalls.last_capability()
+def start(account: Account, command: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
+    """As ``Popen``, as that account, for good and with no way back: a program of its own becomes it, no thread of ours.
+    Whoever runs as the account already may kill a thread that is it, and the kernel then ends all of the daemon. Nor by
+    subprocess's own ``user``: with that it forks, and what libraries of the daemon do at a fork (gRPC's) can end the
+    child."""
+    if account.ours:
+        return subprocess.Popen(command, **how)
+    became = [
+        "setpriv",
+        f"--reuid={account.uid}",
+        f"--regid={account.gid}",
+        "--clear-groups",
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+        "--ambient-caps=-all",
+        "--no-new-privs",
+        "--",
+        *command,
+    ]
+    with ThreadPoolExecutor(1, thread_name_prefix="keyless") as thread:  # keyrings are threads' own
 
-    def body() -> None:
-        try:
-            syscalls.drop_privileges(account.uid, last, account.gid)
-            done.append(function())
-        except BaseException as exc:
-            failed.append(exc)
+        def keyless() -> subprocess.Popen[bytes]:
+            syscalls.leave_keys()
+            return subprocess.Popen(became, **how)
 
-    thread = threading.Thread(target=body, name="account", daemon=True)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return done[0]
+        return thread.submit(keyless).result()

@@ -81,12 +81,14 @@ def end_trees(tops: Collection[int], mark: str, timeout_s: float) -> None:
     ``mark``. All are stopped until no new one turns up, so that none forks on while others die. Raises InternalError at
     the deadline."""
     deadline = time.monotonic() + timeout_s
-    known: dict[int, int] = {pid: ticks for pid in tops if (ticks := _ticks(pid))}
+    known: dict[int, int] = {pid: ticks for pid in tops if (ticks := processes.begun(pid))}
     while _spread(known, mark):
         _signal(known, signal.SIGSTOP)
         if time.monotonic() > deadline:
             break
-    while living := {pid: ticks for pid, ticks in known.items() if _ticks(pid) == ticks}:
+    while living := {
+        pid: ticks for pid, ticks in known.items() if processes.start_ticks(pid) == ticks
+    }:
         _signal(living, signal.SIGKILL)
         for pid in living:
             processes.reap(pid)
@@ -97,24 +99,24 @@ def end_trees(tops: Collection[int], mark: str, timeout_s: float) -> None:
             )
         time.sleep(_PAUSE_S)
         _spread(known, mark)
-    for pid in known:
-        processes.reap(pid)
+    for pid, ticks in known.items():
+        if processes.begun(pid) == ticks:  # its parent gone, it may be left to us
+            processes.reap(pid)
 
 
 def _spread(known: dict[int, int], mark: str) -> bool:
-    """Whether there are more of them than ``known``, in which they are then."""
+    """Whether there are more of them than ``known``, in which they are then: also those that only wait to be reaped."""
     everyone = processes.everyone()
     found = processes.marked(mark) if mark else set()
-    for pid, ticks in list(known.items()):
-        if processes.start_ticks(pid) == ticks:  # another may have its number by now
-            found |= processes.tree(pid, everyone)
-    fresh = {pid: ticks for pid in found if (ticks := _ticks(pid)) and known.get(pid) != ticks}
+    # Another may have one's number by now.
+    found |= processes.trees(
+        (pid for pid, ticks in known.items() if processes.begun(pid) == ticks), everyone
+    )
+    fresh = {
+        pid: ticks for pid in found if (ticks := processes.begun(pid)) and known.get(pid) != ticks
+    }
     known.update(fresh)
     return bool(fresh)
-
-
-def _ticks(pid: int) -> int:
-    return processes.start_ticks(pid) or 0
 
 
 def _signal(them: dict[int, int], number: signal.Signals) -> None:

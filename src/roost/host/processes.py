@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -20,7 +21,15 @@ def boot_id() -> str:
 def start_ticks(pid: int) -> int | None:
     """Field 22 of /proc/PID/stat; None where there is no such process, or only its zombie."""
     fields = _stat(pid)
-    return None if fields is None or fields[0] in ("Z", "X") else int(fields[19])
+    # With its first thread gone it shows as a zombie, whatever the others do.
+    ended = fields is None or (fields[0] in ("Z", "X") and int(fields[17]) <= 1)
+    return None if ended or fields is None else int(fields[19])
+
+
+def begun(pid: int) -> int | None:
+    """As ``start_ticks``, also of one that has ended and waits to be reaped."""
+    fields = _stat(pid)
+    return None if fields is None else int(fields[19])
 
 
 def parent(pid: int) -> int | None:
@@ -30,12 +39,16 @@ def parent(pid: int) -> int | None:
 
 def tree(top: int, among: set[int]) -> set[int]:
     """``top`` and all that descends from it within ``among``."""
+    return trees([top], among)
+
+
+def trees(tops: Iterable[int], among: set[int]) -> set[int]:
     below: dict[int, list[int]] = {}
     for pid in among:
         if (above := parent(pid)) is not None:
             below.setdefault(above, []).append(pid)
     found: set[int] = set()
-    todo = [top]
+    todo = [*tops]
     while todo:
         pid = todo.pop()
         if pid not in found:
@@ -133,7 +146,7 @@ def of_user(uid: int) -> set[int]:
             with contextlib.suppress(OSError):
                 # Not the directory's owner, which a process can have hidden.
                 status = Path(entry.path, "status").read_text(errors="replace")
-                if mark in status and "\nState:\tZ" not in status and not _grouped(entry.path):
+                if mark in status and not _ended(status) and not _grouped(entry.path):
                     found.add(int(entry.name))
     return found
 
@@ -147,11 +160,15 @@ def of_users(uids: range) -> set[int]:
             with contextlib.suppress(OSError):
                 status = Path(entry.path, "status").read_text(errors="replace")
                 numbers = status.partition("\nUid:\t")[2].partition("\n")[0].split()
-                if not any(int(each) in uids for each in numbers) or "\nState:\tZ" in status:
+                if not any(int(each) in uids for each in numbers) or _ended(status):
                     continue
                 if not _grouped(entry.path):
                     found.add(int(entry.name))
     return found
+
+
+def _ended(status: str) -> bool:
+    return "\nState:\tZ" in status and "\nThreads:\t1\n" in status
 
 
 def _grouped(process: str) -> bool:

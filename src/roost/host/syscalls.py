@@ -154,21 +154,27 @@ def last_capability() -> int:
         return int(file.read())
 
 
-def drop_privileges(uid: int, last_capability: int, gid: int | None = None) -> None:
-    """The calling thread alone becomes user and group ``uid`` (or group ``gid``): no other groups, no capabilities, none to be
-    had again by any exec, and no keys: whoever has a session's keyring reads what is in it, as whichever user. The C
-    library's setuid would do so to every thread of the process; the kernel knows users of threads."""
+def leave_keys() -> None:
+    """The calling thread, and what it starts, has a session's keyring of its own: whoever has ours reads what is in it, as
+    whichever user."""
     with contextlib.suppress(OSError):  # a kernel without keys
         _check(_libc.syscall(_SYS_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None))
+
+
+def drop_privileges(uid: int, last_capability: int) -> None:
+    """The calling thread alone becomes user and group ``uid``: no other groups, no capabilities, none to be had again by
+    any exec, and no keys. The C library's setuid would do so to every thread of the process; the kernel knows users of
+    threads. In a process that is to go on, only as a user whose processes cannot name the thread (their namespace of
+    pids is another): one that can may kill it, and so all of the process."""
+    leave_keys()
     for capability in range(last_capability + 1):
         _check(_libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0))
     _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0))
     _check(_libc.syscall(_SYS_SETGROUPS, 0, None))
-    gid = uid if gid is None else gid
-    _check(_libc.syscall(_SYS_SETRESGID, gid, gid, gid))
+    _check(_libc.syscall(_SYS_SETRESGID, uid, uid, uid))
     # From root to another user: the kernel clears the permitted, effective and ambient capabilities.
     _check(_libc.syscall(_SYS_SETRESUID, uid, uid, uid))
-    if os.getresuid() != (uid,) * 3 or os.getresgid() != (gid,) * 3 or os.getgroups():
+    if os.getresuid() != (uid,) * 3 or os.getresgid() != (uid,) * 3 or os.getgroups():
         raise PermissionError("privileges could not be dropped")
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from roost.host import processes, reaper
+from roost.host import account, processes, reaper
+from roost.host.account import Account
 from roost.host.reaper import Reaper
 
 
@@ -38,6 +39,21 @@ def test_only_runtimes_zombies_past_the_grace(
     with pytest.raises(ChildProcessError):
         os.waitpid(runtimes.pid, os.WNOHANG)
     assert someones.wait(5) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_what_programs_of_workspaces_leave_to_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once they ended whoever would have waited for it; while their machines run on."""
+    theirs = account.start(Account("nobody", 65534, 65534), ["sleep", "0"])
+    ours = _zombie("sleep")
+    while processes.start_ticks(theirs.pid) is not None:
+        time.sleep(0.01)
+    monkeypatch.setattr(reaper, "_GRACE_S", 0.0)
+    assert Reaper(65534).sweep() == 0
+    with pytest.raises(ChildProcessError):
+        os.waitpid(theirs.pid, os.WNOHANG)
+    theirs.returncode = 0
+    assert ours.wait(5) == 0
 
 
 def test_a_pid_counts_only_with_its_start_time() -> None:

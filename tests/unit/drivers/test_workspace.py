@@ -9,7 +9,9 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +104,41 @@ async def test_programs_begin_in_their_directory_and_have_nothing_of_the_daemons
     assert "CapEff:\t0000000000000000" in await said(agent, "cat /proc/self/status")
     usage = await place.driver.usage(handle)
     assert usage.pids >= 2 and usage.memory_bytes > 1 << 20
+
+
+_BLOWS = """
+import os, resource, sys
+while True:
+    for each in os.listdir(f"/proc/{sys.argv[1]}/task"):
+        for blow in (lambda pid: os.kill(pid, 0), lambda pid: resource.prlimit(pid, resource.RLIMIT_CPU)):
+            try:
+                blow(int(each))
+            except (ProcessLookupError, PermissionError):
+                continue
+            sys.exit("it can be struck")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's daemon is its programs' equal")
+async def test_no_thread_of_the_daemon_is_the_programs_equal(place: Place) -> None:
+    """A start must make none so: a blow to one thread strikes all of the daemon."""
+    argv = [
+        "setpriv",
+        "--reuid=nobody",
+        "--regid=nogroup",
+        "--clear-groups",
+        "python3",
+        "-c",
+        _BLOWS,
+    ]
+    argv += [str(os.getpid())]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, env={"PATH": os.defpath}) as enemy:
+        try:
+            for n in range(5):
+                await place.start(f"m{n}")
+            assert enemy.poll() is None, enemy.communicate()
+        finally:
+            enemy.kill()
 
 
 async def test_they_go_first_where_the_host_is_short_of_memory(place: Place) -> None:
@@ -231,6 +268,37 @@ async def test_nothing_is_left(place: Place, how: str) -> None:
     await place.driver.remove("m")
     assert not living(mark) and not await place.driver.list_ids()
     assert not [pid for pid in processes.everyone() if _line(pid) == b"sleep\x00988\x00"]
+
+
+_CHILDREN = """
+import os, time
+for _ in range(300):
+    os.fork() or os._exit(0)
+print("made", flush=True)
+time.sleep(992)
+"""
+_HEADLESS = """
+import ctypes, threading, time
+print("made", flush=True)
+threading.Thread(target=time.sleep, args=(993,)).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+@pytest.mark.parametrize("program", [_CHILDREN, _HEADLESS], ids=["zombies", "headless"])
+async def test_nothing_is_left_of_what_shows_as_ended(place: Place, program: str) -> None:
+    """Children nobody waited for, which are left to the daemon; a process whose first thread is gone."""
+    before = processes.everyone()
+    handle, agent = await place.start()
+    (place.storage.home("m") / "program").write_text(program)
+    await run(agent, "python3 program > out & while ! grep -s made out; do sleep 0.05; done")
+    await asyncio.sleep(0.3)
+    found = processes.tree(handle.pid, processes.everyone()) - before
+    assert len(found) > (300 if program is _CHILDREN else 2)
+    begun = time.monotonic()
+    await place.driver.remove("m")
+    assert time.monotonic() - begun < 5
+    assert not found & processes.everyone()
 
 
 async def test_agents_outlive_the_file_they_were_started_from(place: Place) -> None:
