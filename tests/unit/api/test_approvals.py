@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import re
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import sqlalchemy as sa
 from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from roost.clock import SystemClock
 from roost.services import approvals as service
@@ -26,6 +29,7 @@ from roost.store.cursor import Cursors
 from roost.store.schema import approvals as table
 from roost.store.schema import machine_events
 from tests.unit.api.kit import OTHER, TENANT, Served, events, until
+from tests.unit.api.test_connect import socket
 
 ASK = {"mode": "ask", "allow": [{"program": "echo"}, {"program": "$SHELL"}]}
 
@@ -388,6 +392,22 @@ async def test_what_leads_around_the_list_is_closed(served: Served) -> None:
     opened = await served.http.post(f"/v1/machines/{mid}/terminals", json={})
     assert opened.status_code == 201
     await served.http.delete(f"/v1/machines/{mid}/terminals/{opened.json()['terminal_id']}")
+
+
+# What starts a server on a port, in a template's own programs and its roost.toml.
+OPENED = re.compile(r"(?:127\.0\.0\.1:|port[ =]+|ports = \[|PORT = |novnc )(\d+)")
+
+
+async def test_no_port_of_a_template_leads_around_the_list(served: Served) -> None:
+    mid = await guarded(served, {"mode": "deny", "allow": []})
+    root = Path(__file__).parents[3] / "templates"
+    files = [*root.glob("*/roost.toml"), *root.glob("*/files/roost-*")]
+    ports = {int(found) for each in files for found in OPENED.findall(each.read_text())}
+    assert ports == {5900, 6080, 7113, 7114, 9222}
+    for port in ports:
+        with pytest.raises(InvalidStatus) as refused:
+            await socket(served, port, mid)
+        assert json.loads(refused.value.response.body)["error_code"] == "TOOL_DENIED", port
 
 
 async def test_followed(served: Served) -> None:
