@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from roost.clock import SystemClock
 from roost.services import approvals as service
 from roost.services import executions as executions_service
 from roost.services.approvals import Approvals
-from roost.services.executions import Executions
+from roost.services.executions import Executions, StartExecution
 from roost.services.models import Role
 from roost.store import approvals as approval_rows
 from roost.store import executions as execution_rows
@@ -379,6 +380,32 @@ async def test_so_many_wait(served: Served, monkeypatch: pytest.MonkeyPatch) -> 
     assert other["next_cursor"] is None
     big = await ask(served, await guarded(served), wait=False, command="id", stdin="x" * 66_000)
     assert (big.status_code, big.json()["error_code"]) == (413, "PAYLOAD_TOO_LARGE")
+
+
+async def test_who_leaves_while_it_is_written_leaves_what_expires(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mid = await guarded(served)
+    served.approvals._wait = timedelta(0)
+    reached, go = threading.Event(), threading.Event()
+    insert = approval_rows.insert
+
+    def slow(*args: Any) -> None:
+        reached.set()
+        go.wait(10)
+        insert(*args)
+
+    monkeypatch.setattr(approval_rows, "insert", slow)
+    asked = asyncio.create_task(served.executions.start(TENANT, mid, StartExecution("id")))
+    await asyncio.to_thread(reached.wait, 10)
+    asked.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asked
+    go.set()
+    await waiting(served)
+    await until(lambda: bool(served.approvals._pending))
+    await served.approvals.sweep()
+    assert (await served.http.get("/v1/approvals")).json()["items"] == []
 
 
 async def test_what_leads_around_the_list_is_closed(served: Served) -> None:
