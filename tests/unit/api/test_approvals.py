@@ -548,3 +548,16 @@ async def test_whom_it_runs_as_is_who_it_was_when_it_was_asked_for(bare: Served)
     bare.executions._start_approved = begin  # type: ignore[method-assign]
     await decide(bare, found["approval_id"], "approve")
     assert started == ["worker"]
+
+
+async def test_where_the_machine_had_no_user_of_its_own_it_is_the_templates(served: Served) -> None:
+    mid = await guarded(served)
+    found = (await ask(served, mid, wait=False, command="id")).json()
+    patched = await served.http.patch(f"/v1/machines/{mid}", json={"run_as": "nobody-of-late"})
+    assert patched.status_code == 200
+    await decide(served, found["execution_id"], "approve")
+    one = f"/v1/machines/{mid}/executions/{found['execution_id']}"
+    async with asyncio.timeout(10):
+        while (ended := (await served.http.get(one)).json())["status"] in ("queued", "running"):
+            await asyncio.sleep(0.01)
+    assert (ended["status"], ended["user"]) == ("succeeded", None)
