@@ -68,7 +68,7 @@ from roost.services.doors import Doors
 from roost.services.exchange import Exchange
 from roost.services.executions import Executions
 from roost.services.files import Files
-from roost.services.helpers import Helpers
+from roost.services.helpers import Helpers, programs
 from roost.services.host import Host
 from roost.services.inner import Inner
 from roost.services.inside import Links, Requests
@@ -336,8 +336,7 @@ async def compose(
     stack.push_async_callback(audit.close)
 
     terminals, files = Terminals(machines), Files(machines)
-    around = {each.port: each.program for each in (BROWSER, DISPLAY, KERNEL)}
-    doors = Doors(machines, machines.connection, programs=around)
+    doors = Doors(machines, machines.connection, programs=programs(BROWSER, DISPLAY, KERNEL))
     helpers = Helpers(Inner(doors), executions)
     browser = Browser(helpers, engine.identity.secret, clock)
     ssh_keys = SshKeys(store, clock, keys.ended)

@@ -57,6 +57,17 @@ def test_what_it_made_stays(m: Machine) -> None:
     assert [c["name"] for c in m.code.contexts()] == ["default"]
 
 
+def test_no_kernel_is_reached_by_a_port(m: Machine) -> None:
+    """Whoever reads files reads the key that signs what a kernel is told: only 7114 asks the list of tools."""
+    (kernel,) = json.loads(
+        m.run_code(
+            "import ipykernel.connect, json; print(json.dumps([ipykernel.connect.get_connection_info(unpack=False)]))"
+        ).stdout
+    )
+    assert json.loads(kernel)["transport"] == "ipc"
+    assert m.exec("stat -c %a $(dirname $(ls -d /dev/shm/roost-kernel-*/*-1))").stdout == "700\n"
+
+
 def test_tables_and_pictures(m: Machine) -> None:
     table = m.run_code("import pandas as pd; pd.DataFrame({'a': [1, 2], 'Ü': ['x', '漢']})")
     assert "<table" in (table.results[0].html or "") and "漢" in (table.results[0].text or "")

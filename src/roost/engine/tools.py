@@ -11,9 +11,8 @@ may write over a program that is allowed, and a program that is allowed may star
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -24,6 +23,9 @@ RULES = 128
 ARGS = 32
 PATTERN = 1024  # characters
 WORD = 4096  # characters that a wildcard is tried on
+TRIED = (
+    32 * 1024
+)  # characters of patterns and words for one call: beyond them no wildcard covers anything
 NAMES = 32
 REST = "..."  # the last of ``args``: whatever follows
 ANYTHING = "**"
@@ -53,6 +55,11 @@ class Call:
     user: str | None = None  # None: the machine's own
     shell: bool = False  # it was given as a text
 
+    @property
+    def names(self) -> Iterator[str]:
+        """Of ``env``: those that must be allowed."""
+        return (each for each in self.env if each not in HARMLESS and not each.startswith("LC_"))
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -65,23 +72,19 @@ class Rule:
     env: tuple[str, ...] = ()
     users: tuple[str, ...] = ()
 
-    def covers(self, call: Call) -> bool:
-        program, *args = call.argv
-        if program != self.program and not (call.shell and self.program == "sh"):
+    def covers(self, call: Call, trial: Trial) -> bool:
+        if call.argv[0] != self.program and not (call.shell and self.program == "sh"):
             return False
-        if call.user is not None and not any(matches(each, call.user) for each in self.users):
+        if call.user is not None and not trial.some(self.users, call.user):
             return False
-        for name in call.env:
-            harmless = name in HARMLESS or name.startswith("LC_")
-            if not harmless and not any(matches(each, name) for each in self.env):
+        if self.args is not None:
+            wanted, last = self.args, len(call.argv)
+            if wanted and wanted[-1] == REST:
+                wanted = wanted[:-1]
+                last = min(last, 1 + len(wanted))
+            if last != 1 + len(wanted) or not all(map(trial.fits, wanted, call.argv[1:last])):
                 return False
-        if self.args is None:
-            return True
-        wanted = self.args
-        if wanted and wanted[-1] == REST:
-            wanted = wanted[:-1]
-            args = args[: len(wanted)]
-        return len(args) == len(wanted) and all(map(matches, wanted, args))
+        return all(trial.some(self.env, name) for name in call.names)
 
     @staticmethod
     def read(said: Mapping[str, Any]) -> Rule:
@@ -134,7 +137,8 @@ class Tools:
     allow: tuple[Rule, ...] = ()
 
     def allows(self, call: Call) -> bool:
-        return self.mode is Mode.OFF or any(each.covers(call) for each in self.allow)
+        trial = Trial()
+        return self.mode is Mode.OFF or any(each.covers(call, trial) for each in self.allow)
 
     @staticmethod
     def read(said: str | Mapping[str, Any]) -> Tools:
@@ -177,14 +181,39 @@ class Tools:
 OFF = Tools()
 
 
-def matches(pattern: str, word: str) -> bool:
-    """Whole and in its case. ``*`` and ``?`` stand for no slash, ``**`` for anything. What a wildcard stands for never
-    goes up a directory (``..``), and is of no word that is very long, unless the pattern is ``**`` alone."""
-    if pattern in (ANYTHING, word):
-        return True
-    if len(word) > WORD or len(_UP.findall(word)) > len(_UP.findall(pattern)):
-        return False
-    return _Glob.of(pattern).fits(word)
+class Trial:
+    """Patterns on the words of one call: each pair once, and no more than ``TRIED``, whoever wrote the list."""
+
+    def __init__(self) -> None:
+        self._left = TRIED
+        self._globs: dict[str, _Glob] = {}
+        self._known: dict[tuple[str, str], bool] = {}
+
+    def some(self, patterns: Sequence[str], word: str) -> bool:
+        return word in patterns or any(self.fits(each, word) for each in patterns)
+
+    def fits(self, pattern: str, word: str) -> bool:
+        """Whole and in its case. ``*`` and ``?`` stand for no slash, ``**`` for anything. What a wildcard stands for
+        never goes up a directory (``..``), and is of no word that is very long, unless the pattern is ``**`` alone."""
+        if pattern == word:
+            return True
+        self._left -= 1
+        if self._left < 0 or not ("*" in pattern or "?" in pattern):
+            return False
+        if pattern == ANYTHING:
+            return True
+        pair = pattern, word
+        if (known := self._known.get(pair)) is None:
+            known = self._known[pair] = len(word) <= WORD and self._tried(pattern, word)
+        return known
+
+    def _tried(self, pattern: str, word: str) -> bool:
+        if (glob := self._globs.get(pattern)) is None:
+            self._left -= len(pattern)
+            glob = self._globs[pattern] = _Glob.of(pattern)
+        fits, tried = glob.fits(word)
+        self._left -= tried
+        return fits and len(_UP.findall(word)) <= len(_UP.findall(pattern))
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +227,6 @@ class _Glob:
     end: int
 
     @staticmethod
-    @functools.lru_cache(maxsize=1024)
     def of(pattern: str) -> _Glob:
         words: dict[str, int] = {}
         wild = {"?": 0, "*": 0, "**": 0}
@@ -212,19 +240,20 @@ class _Glob:
             place <<= 1
         return _Glob(words, wild["?"], wild["*"], wild["**"], place)
 
-    def fits(self, word: str) -> bool:
+    def fits(self, word: str) -> tuple[bool, int]:
+        """And on how many characters it was tried."""
         stars = self.some | self.any
         at = 1
         at |= (at & stars) << 1
-        for each in word:
+        for tried, each in enumerate(word, 1):
             step, stay = self.words.get(each, 0), self.any
             if each != "/":
                 step, stay = step | self.one, stay | self.some
             at = (at & step) << 1 | at & stay
             at |= (at & stars) << 1
             if not at:
-                return False
-        return bool(at & self.end)
+                return False, tried
+        return bool(at & self.end), len(word)
 
 
 def _texts(field: str, said: Any, most: int) -> tuple[str, ...]:

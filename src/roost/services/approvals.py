@@ -22,10 +22,10 @@ import builtins
 import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import structlog
@@ -49,6 +49,7 @@ from roost.store.cursor import Cursors
 from roost.store.executions import QUEUED, ExecutionRow
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 STATUSES = ("pending", "approved", "denied", "expired", "cancelled")
 OF_MACHINE = 50  # that wait at once
@@ -155,9 +156,12 @@ class Approvals:
                 )
             rows.insert(connection, values, dataclasses.asdict(execution))
 
-        await self._store.write(fn)
-        self._pending[approval.id] = (approval.machine_id, approval.expires_at)
-        self._tell()
+        async def keep() -> None:
+            await self._store.write(fn)
+            self._pending[approval.id] = (approval.machine_id, approval.expires_at)
+            self._tell()
+
+        await self._whole(keep())
         return approval
 
     # --- decided --------------------------------------------------------------------------------
@@ -210,8 +214,12 @@ class Approvals:
         raise refused(await self.get(tenant, id), f"It was not {status}:")
 
     async def _end(self, id: str, status: str, by: str | None, note: str | None) -> bool:
-        """False where it was decided before. Whoever asked may go away."""
-        task = asyncio.get_running_loop().create_task(self._ended(id, status, by, note))
+        """False where it was decided before."""
+        return await self._whole(self._ended(id, status, by, note))
+
+    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """To its end: whoever asked may go away."""
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)

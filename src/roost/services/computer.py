@@ -16,7 +16,13 @@ from roost.services import inner, limits
 from roost.services.helpers import Helper, Helpers
 
 HELPER = Helper(
-    "display", 7113, "/ready", "/usr/local/bin/roost-display", "desktop", "DISPLAY_DOWN"
+    "display",
+    7113,
+    "/ready",
+    "/usr/local/bin/roost-display",
+    "desktop",
+    "DISPLAY_DOWN",
+    also=(5900, 6080),  # the screen by VNC and in a page: there is a terminal on it
 )
 TIMEOUT_S = 20.0
 PICTURE = 64 * 2**20

@@ -517,6 +517,10 @@ class Executions:
         asked = False
         try:
             live = await self._machines.awake(row.tenant_id, row.machine_id)
+            if not spec.user:  # nor had the machine one when it was asked for: the template's
+                live = dataclasses.replace(
+                    live, machine=dataclasses.replace(live.machine, run_as=None)
+                )
             row, request = self._prepare(live, spec, row.id)
             request.await_reader_ms = int(READER_S * 1000)
             now = {name: getattr(row, name) for name in ("status", "created_at", "cwd", "user")}

@@ -29,6 +29,7 @@ class Helper:
     program: str  # starts it, and ends with it
     template: str  # that has it
     code: str  # of the error where it is not to be had
+    also: tuple[int, ...] = ()  # ports of the template by which as much can be done
 
     def down(self, why: str, **details: Any) -> RoostError:
         return error(
@@ -36,6 +37,11 @@ class Helper:
             f"The {self.what} of this machine does not answer. {why}",
             details={"port": self.port, **details},
         )
+
+
+def programs(*helpers: Helper) -> dict[int, str]:
+    """What a list of tools must allow, by port: for ``Doors``."""
+    return {port: each.program for each in helpers for port in (each.port, *each.also)}
 
 
 class Helpers:

@@ -145,7 +145,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
     async def _serve(self) -> Outcome:
         visit, pipe = self._visit, self._pipe
         assert self._channel is not None
-        await visit.inside.machines.awake(visit.tenant, visit.machine_id)
+        if self._sftp:  # what is run wakes it, once the list of tools was asked
+            await visit.inside.machines.awake(visit.tenant, visit.machine_id)
         visit.note(f"ssh_{self._kind}")
         if self._sftp:
             client = str(self._channel.get_extra_info("client_version", ""))

@@ -46,16 +46,19 @@ from roost.secrets.vault import Vault
 from roost.services import asking, contracts
 from roost.services.approvals import Approvals
 from roost.services.audit import Audit
+from roost.services.browser import HELPER as BROWSER
 from roost.services.browser import Browser
 from roost.services.build_files import BuildFiles
+from roost.services.code import HELPER as KERNEL
 from roost.services.code import Code
+from roost.services.computer import HELPER as DISPLAY
 from roost.services.computer import Computer
 from roost.services.diffs import Diffs
 from roost.services.doors import Doors
 from roost.services.exchange import Exchange
 from roost.services.executions import Executions
 from roost.services.files import Files
-from roost.services.helpers import Helpers
+from roost.services.helpers import Helpers, programs
 from roost.services.inner import Inner
 from roost.services.keys import Keys
 from roost.services.listening import ListeningPorts
@@ -732,7 +735,7 @@ class Served:
             self.rows, machines, self.agents, Cursors(b"secret"), clock, self.approvals
         )
         await self.executions.open()
-        self.doors = Doors(machines, None, programs={7114: "/usr/local/bin/roost-kernel"})
+        self.doors = Doors(machines, None, programs=programs(BROWSER, DISPLAY, KERNEL))
         self.ssh_keys = SshKeys(self.store, clock, self.keys.ended)
         sockets = bind("127.0.0.1", 0)
         here = f"http://localhost:{sockets[0].getsockname()[1]}"

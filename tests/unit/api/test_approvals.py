@@ -6,20 +6,24 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import re
+import threading
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import sqlalchemy as sa
 from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from roost.clock import SystemClock
 from roost.secrets.vault import Vault
 from roost.services import approvals as service
 from roost.services import executions as executions_service
 from roost.services.approvals import Approvals
-from roost.services.executions import Executions
+from roost.services.executions import Executions, StartExecution
 from roost.services.models import Role
 from roost.store import approvals as approval_rows
 from roost.store import executions as execution_rows
@@ -27,6 +31,7 @@ from roost.store.cursor import Cursors
 from roost.store.schema import approvals as table
 from roost.store.schema import machine_events
 from tests.unit.api.kit import OTHER, TENANT, Served, events, until
+from tests.unit.api.test_connect import socket
 
 ASK = {"mode": "ask", "allow": [{"program": "echo"}, {"program": "$SHELL"}]}
 
@@ -397,6 +402,32 @@ async def test_so_many_wait(served: Served, monkeypatch: pytest.MonkeyPatch) -> 
     assert (big.status_code, big.json()["error_code"]) == (413, "PAYLOAD_TOO_LARGE")
 
 
+async def test_who_leaves_while_it_is_written_leaves_what_expires(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mid = await guarded(served)
+    served.approvals._wait = timedelta(0)
+    reached, go = threading.Event(), threading.Event()
+    insert = approval_rows.insert
+
+    def slow(*args: Any) -> None:
+        reached.set()
+        go.wait(10)
+        insert(*args)
+
+    monkeypatch.setattr(approval_rows, "insert", slow)
+    asked = asyncio.create_task(served.executions.start(TENANT, mid, StartExecution("id")))
+    await asyncio.to_thread(reached.wait, 10)
+    asked.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asked
+    go.set()
+    await waiting(served)
+    await until(lambda: bool(served.approvals._pending))
+    await served.approvals.sweep()
+    assert (await served.http.get("/v1/approvals")).json()["items"] == []
+
+
 async def test_what_leads_around_the_list_is_closed(served: Served) -> None:
     mid = await guarded(served, {"mode": "ask", "allow": [{"program": "echo"}]})
     opened = await served.http.post(f"/v1/machines/{mid}/terminals", json={})
@@ -408,6 +439,22 @@ async def test_what_leads_around_the_list_is_closed(served: Served) -> None:
     opened = await served.http.post(f"/v1/machines/{mid}/terminals", json={})
     assert opened.status_code == 201
     await served.http.delete(f"/v1/machines/{mid}/terminals/{opened.json()['terminal_id']}")
+
+
+# What starts a server on a port, in a template's own programs and its roost.toml.
+OPENED = re.compile(r"(?:127\.0\.0\.1:|port[ =]+|ports = \[|PORT = |novnc )(\d+)")
+
+
+async def test_no_port_of_a_template_leads_around_the_list(served: Served) -> None:
+    mid = await guarded(served, {"mode": "deny", "allow": []})
+    root = Path(__file__).parents[3] / "templates"
+    files = [*root.glob("*/roost.toml"), *root.glob("*/files/roost-*")]
+    ports = {int(found) for each in files for found in OPENED.findall(each.read_text())}
+    assert ports == {5900, 6080, 7113, 7114, 9222}
+    for port in ports:
+        with pytest.raises(InvalidStatus) as refused:
+            await socket(served, port, mid)
+        assert json.loads(refused.value.response.body)["error_code"] == "TOOL_DENIED", port
 
 
 async def test_followed(served: Served) -> None:
@@ -521,3 +568,16 @@ async def test_whom_it_runs_as_is_who_it_was_when_it_was_asked_for(bare: Served)
     bare.executions._start_approved = begin  # type: ignore[method-assign]
     await decide(bare, found["approval_id"], "approve")
     assert started == ["worker"]
+
+
+async def test_where_the_machine_had_no_user_of_its_own_it_is_the_templates(served: Served) -> None:
+    mid = await guarded(served)
+    found = (await ask(served, mid, wait=False, command="id")).json()
+    patched = await served.http.patch(f"/v1/machines/{mid}", json={"run_as": "nobody-of-late"})
+    assert patched.status_code == 200
+    await decide(served, found["execution_id"], "approve")
+    one = f"/v1/machines/{mid}/executions/{found['execution_id']}"
+    async with asyncio.timeout(10):
+        while (ended := (await served.http.get(one)).json())["status"] in ("queued", "running"):
+            await asyncio.sleep(0.01)
+    assert (ended["status"], ended["user"]) == ("succeeded", None)

@@ -61,6 +61,23 @@ async def test_what_is_not_listed_waits_or_is_refused(ssh: Ssh, tmp_path: Path) 
     assert (await s.http.get("/v1/approvals")).json()["items"] == []
 
 
+@pytest.mark.parametrize("how", [{}, {"term_type": "xterm"}])
+async def test_a_machine_is_not_woken_for_what_is_refused(ssh: Ssh, how: dict[str, str]) -> None:
+    s = ssh.served
+    url = f"/v1/machines/{ssh.machine}/tools"
+    assert (await s.http.put(url, json={"mode": "deny"})).status_code == 200
+    await s.machines.sleep(TENANT, ssh.machine, "stopped")
+    async with ssh.connect(ssh.machine) as connection:
+        said = await connection.run("id", check=False, **how)
+        assert "TOOL_DENIED" in f"{said.stdout}{said.stderr}"
+    assert not s.machines.runs(ssh.machine)
+    allow = [{"program": "sh"}, {"program": "/bin/sh"}]
+    assert (await s.http.put(url, json={"mode": "deny", "allow": allow})).status_code == 200
+    async with ssh.connect(ssh.machine) as connection:
+        assert "in" in str((await connection.run("echo in", **how)).stdout)
+    assert s.machines.runs(ssh.machine)
+
+
 # --- who comes in ---------------------------------------------------------------------------------
 
 
