@@ -375,6 +375,7 @@ async def test_a_machine_reaches_nothing_of_the_hosts(
 ) -> None:
     machine = await world.start(driver)
     base = world.settings.data_dir.parent
+    assert list(base.iterdir()), "it is on the host"
     for shell in (
         f"ls {base}",
         "echo 1 >/proc/sysrq-trigger",
@@ -384,7 +385,7 @@ async def test_a_machine_reaches_nothing_of_the_hosts(
         "cat /dev/mem",
         "cat /dev/kvm",
         "cat /dev/loop0",
-        "ls /proc/1/root/.roost/../../../work",
+        f"ls /proc/1/root/.roost/../../..{base}",
     ):
         code, text = await machine.run(shell)
         assert code != 0, (shell, text)
