@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,20 @@ Posture = dict[str, list[Facts]]  # by the process's name: each way that one of 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 _STATUS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
 _FLAGS = ("ro", "rw", "nosuid", "nodev", "noexec")
+_KERNEL = re.compile(r"/lib/modules/[^/]+")
+_COVERS = {
+    ("devtmpfs", "rw"),
+    ("tmpfs", "ro"),
+}  # /dev/null over a file, an empty one over a directory
 _HIGHEST_OF_PEOPLE = 1 << 17  # above that numbers are reserved
 
 
-def outside(pids: Iterable[int], words: dict[str, str]) -> Posture:
-    """``words``: what to say for what is this machine's or this daemon's alone."""
+def outside(pids: Iterable[int], words: dict[str, str], masked: Collection[str] = ()) -> Posture:
+    """``words``: what to say for what is this machine's or this daemon's alone. ``masked``: see ``mounts``."""
     found: Posture = {}
     for pid in pids:
         try:
-            name, facts = _outside(Path(f"/proc/{pid}"), words)
+            name, facts = _outside(Path(f"/proc/{pid}"), words, masked)
         except (OSError, ValueError):  # it ended meanwhile
             continue
         if facts not in found.setdefault(name, []):
@@ -37,7 +42,7 @@ def ordered(found: Posture) -> Posture:
     return {name: sorted(found[name], key=json.dumps) for name in sorted(found)}
 
 
-def _outside(process: Path, words: dict[str, str]) -> tuple[str, Facts]:
+def _outside(process: Path, words: dict[str, str], masked: Collection[str]) -> tuple[str, Facts]:
     status = _status((process / "status").read_text(errors="replace"))
     if status["State"][0] in "ZX":
         raise ValueError("it ended")
@@ -56,7 +61,9 @@ def _outside(process: Path, words: dict[str, str]) -> tuple[str, Facts]:
         "descriptors": sorted(
             {_descriptor(os.readlink(fd)) for fd in (process / "fd").iterdir() if fd.is_symlink()}
         ),
-        "mounts": mounts((process / "mountinfo").read_text()) if "mnt" in apart else ["the host's"],
+        "mounts": mounts((process / "mountinfo").read_text(), masked)
+        if "mnt" in apart
+        else ["the host's"],
         "cgroups": _groups((process / "cgroup").read_text(), words),
     }
 
@@ -66,8 +73,10 @@ def _place(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def inside(told: str, names: set[str], words: dict[str, str]) -> Posture:
-    """What ``TELL`` printed in the machine, of processes of these names; ``words`` as in ``outside``. What a kernel of
+def inside(
+    told: str, names: set[str], words: dict[str, str], masked: Collection[str] = ()
+) -> Posture:
+    """What ``TELL`` printed in the machine, of processes of these names; the rest as in ``outside``. What a kernel of
     another kind does not tell is left out. Namespaces are those that are not the looking program's."""
     found: Posture = {}
     for line in told.splitlines():
@@ -81,7 +90,7 @@ def inside(told: str, names: set[str], words: dict[str, str]) -> Posture:
             **{name: _map(said[name]) for name in ("uid_map", "gid_map") if name in said},
             **{key: status[key] for key in _STATUS if key in status},
             "descriptors": sorted({_descriptor(each) for each in said["fds"]}),
-            "mounts": mounts(said["mountinfo"]),
+            "mounts": mounts(said["mountinfo"], masked),
         }
         if "Groups" in status:
             facts["groups"] = sorted(map(str, _supplementary(status)))
@@ -159,15 +168,25 @@ def _descriptor(target: str) -> str:
     return target if target.startswith("/dev/") and "shm" not in target else "file"
 
 
-def mounts(text: str) -> list[str]:
-    """Where, of what kind, and how; those below a mount point of the same kind as often as they are."""
-    found = []
+def mounts(text: str, masked: Collection[str] = ()) -> list[str]:
+    """Where, of what kind, and how; those below a mount point of the same kind as often as they are.
+
+    ``masked``: paths of /proc and /sys that nobody in the machine is to see, where it has these. Which of them there are
+    is the host's kernel's; so they are told of only where one that is there is not covered.
+    """
+    found, covered = [], set()
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
         fields = before.split()
-        flags = [flag for flag in fields[5].split(",") if flag in _FLAGS]
-        found.append(f"{fields[4]} {after.split()[0]} {','.join(flags)}")
-    return sorted(found)
+        where, kind = _KERNEL.sub("/lib/modules/KERNEL", fields[4]), after.split()[0]
+        flags = ",".join(flag for flag in fields[5].split(",") if flag in _FLAGS)
+        if where in masked and (kind, flags) in _COVERS:
+            covered.add(where)
+        else:
+            found.append(f"{where} {kind} {flags}")
+    has = tuple(f"{line.split()[0]}/" for line in found if line.split()[1] in ("proc", "sysfs"))
+    bare = (path for path in masked if path not in covered and path.startswith(has))
+    return sorted([*found, *(f"{path} not masked" for path in bare if os.path.lexists(path))])
 
 
 def _groups(text: str, words: dict[str, str]) -> list[str]:

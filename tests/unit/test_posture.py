@@ -71,6 +71,32 @@ def test_groups_beside_its_own(groups: str, said: list[str]) -> None:
     assert sorted(posture._number(each, mapped) for each in posture._supplementary(status)) == said
 
 
+def _mountinfo(*mounts: tuple[str, str, str]) -> str:
+    return "".join(f"1 0 0:1 / {at} {how},relatime - {kind} it {how}\n" for at, kind, how in mounts)
+
+
+def test_which_kernel_a_guest_has_is_not_told() -> None:
+    newer = _mountinfo(("/usr/lib/modules/6.1.0-99-cloud-amd64", "ext4", "ro"))
+    assert posture.mounts(newer) == ["/usr/lib/modules/KERNEL ext4 ro"]
+
+
+def test_of_what_is_masked_only_what_is_not_is_told() -> None:
+    """However many of the files the host's kernel has."""
+    proc, sysfs = ("/proc", "proc", "rw"), ("/sys", "sysfs", "ro")
+    file = ("/proc/version", "devtmpfs", "rw")
+    masked = ["/proc/version", "/proc/none-of-this-kernel", "/sys/kernel"]
+    seen = posture.mounts(_mountinfo(proc, file), masked)
+    assert seen == ["/proc proc rw"]
+    assert (
+        posture.mounts(_mountinfo(proc, file, ("/proc/none-of-this-kernel", "tmpfs", "ro")), masked)
+        == seen
+    )
+    assert posture.mounts(_mountinfo(proc), masked) == [*seen, "/proc/version not masked"]
+    assert posture.mounts(_mountinfo(proc, sysfs, file), masked)[-1] == "/sys/kernel not masked"
+    open_again = posture.mounts(_mountinfo(proc, ("/proc/version", "proc", "rw")), masked)
+    assert open_again == [*seen, "/proc/version not masked", "/proc/version proc rw"]
+
+
 def test_what_an_execution_changed_is_told() -> None:
     told = {
         "status": "Name:\tsleep\nUid:\t0 0 0 0\nGid:\t0 0 0 0\nGroups:\t0 27 \n",

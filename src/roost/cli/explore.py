@@ -14,6 +14,7 @@ import typer
 
 from roost.cli._connect import MachineArg, complete_machine, find
 from roost.cli._inert import plain
+from roost.cli._ladder import RUNGS, complete_driver
 from roost.cli._out import Json, console, note, print_json, say, table, usage_error
 
 if TYPE_CHECKING:
@@ -143,11 +144,14 @@ def promote(
         typer.Option(
             metavar="RUNG",
             help="Up the ladder instead, with its disk: user, container, microvm.",
-            autocompletion=lambda: ["user", "container", "microvm"],
+            autocompletion=lambda: RUNGS[1:],
         ),
     ] = None,
     driver: Annotated[
-        str | None, typer.Option(help="Up the ladder to this driver (see roost doctor).")
+        str | None,
+        typer.Option(
+            help="Up the ladder to this driver (see roost doctor).", autocompletion=complete_driver
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

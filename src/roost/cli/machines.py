@@ -11,6 +11,7 @@ import typer
 from roost.cli._connect import MachineArg, MachineArgs, complete_machine, find, pairs
 from roost.cli._egress import Allow, Mode, Observe, asked
 from roost.cli._inside import AllowInside, allowed
+from roost.cli._ladder import Driver, Isolation
 from roost.cli._out import Json, age, fields, note, print_json, say, size, table, usage_error
 from roost.cli._tools import AllowTool, ToolMode
 from roost.cli._tools import asked as asked_tools
@@ -33,11 +34,6 @@ Name = Annotated[str | None, typer.Option(help="A name; need not be unique.")]
 Vcpu = Annotated[float | None, typer.Option(help="Virtual CPUs.")]
 Memory = Annotated[int | None, typer.Option("--memory", metavar="MIB", help="Memory, MiB.")]
 Storage = Annotated[int | None, typer.Option("--storage", metavar="GIB", help="Disk, GiB.")]
-Isolation = Annotated[
-    str | None,
-    typer.Option(metavar="RUNG", help="auto, workspace, user, container, microvm."),
-]
-Driver = Annotated[str | None, typer.Option(help="A driver by name (see roost doctor).")]
 Env = Annotated[list[str], typer.Option("--env", "-e", metavar="K=V", help="Repeatable.")]
 Labels = Annotated[list[str], typer.Option("--label", "-l", metavar="K=V", help="Repeatable.")]
 Autosleep = Annotated[str | None, typer.Option(metavar="TIME", help="Idle time; or never.")]

@@ -13,6 +13,7 @@ from roost.cli import _template_file
 from roost.cli._build import credentials, secrets, show_output, watch
 from roost.cli._connect import client, pairs
 from roost.cli._inert import plain
+from roost.cli._ladder import complete_container
 from roost.cli._out import (
     Json,
     age,
@@ -213,7 +214,12 @@ def build(
         bool, typer.Option("--no-cache", help="Run every step, also what did not change.")
     ] = False,
     driver: Annotated[
-        str | None, typer.Option("--driver", help="Of the machine it is built in (a container's).")
+        str | None,
+        typer.Option(
+            "--driver",
+            help="Of the machine it is built in (a container's).",
+            autocompletion=complete_container,
+        ),
     ] = None,
     keep_failed: Annotated[
         bool, typer.Option("--keep-failed", help="Keep the machine of a step that fails.")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from roost.cli._connect import client
+from roost.cli._ladder import RUNGS
 from roost.cli._out import Json, age, fields, note, print_json, say, table, usage_error
 
 app = typer.Typer(
@@ -51,7 +52,7 @@ Isolation = Annotated[
     typer.Option(
         metavar="RUNG|none",
         help="The least isolation of its machines: workspace, user, container, microvm.",
-        autocompletion=lambda: ["workspace", "user", "container", "microvm", "none"],
+        autocompletion=lambda: [*RUNGS, "none"],
     ),
 ]
 
@@ -106,12 +107,13 @@ def list_(json: Json = False) -> None:
         print_json({"items": found})
         return
     table(
-        ["ID", "NAME", "MACHINES AT MOST", "CREATED"],
+        ["ID", "NAME", "MACHINES AT MOST", "ISOLATION AT LEAST", "CREATED"],
         [
             (
                 t["tenant_id"],
                 t["name"],
                 _limit(t["quotas"].get("machines")),
+                t.get("isolation") or "none",
                 age(t["created_at"]),
             )
             for t in found

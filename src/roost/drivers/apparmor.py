@@ -46,8 +46,25 @@ _TOOL = "apparmor_parser"
 _TIMEOUT_S = 20.0
 
 
+def loaded() -> str | None:
+    """The profile's name, for the runtime; None where there is none. Blocking."""
+    return NAME if why_not() is None else None
+
+
+@functools.cache
 def why_not() -> str | None:
-    """None where the kernel enforces profiles and the tool that loads them is here."""
+    """None once a process of ours has loaded the profile, where the kernel enforces it. Blocking."""
+    if (lacking := _lacking()) is not None:
+        return lacking
+    try:
+        run.run([_TOOL, "--replace", "--skip-cache"], timeout_s=_TIMEOUT_S, text_in=PROFILE)
+    except (OSError, TimeoutError) as exc:
+        log.warning("AppArmor's profile %s could not be loaded: %s", NAME, exc)
+        return f"AppArmor's profile {NAME} could not be loaded: {exc}"
+    return None
+
+
+def _lacking() -> str | None:
     try:
         if _ENABLED.read_text().strip() != "Y":
             return "AppArmor is turned off on this host"
@@ -58,16 +75,3 @@ def why_not() -> str | None:
     if shutil.which(_TOOL) is None:
         return f"{_TOOL} is not installed (apt-get install apparmor)"
     return None
-
-
-@functools.cache
-def loaded() -> str | None:
-    """The profile's name, for the runtime, once a process of ours has loaded it; None where there is none. Blocking."""
-    if why_not() is not None:
-        return None
-    try:
-        run.run([_TOOL, "--replace", "--skip-cache"], timeout_s=_TIMEOUT_S, text_in=PROFILE)
-    except (OSError, TimeoutError) as exc:
-        log.warning("AppArmor's profile %s could not be loaded: %s", NAME, exc)
-        return None
-    return NAME

@@ -413,6 +413,9 @@ class ContainerDriver(Driver):
                 code="MACHINE_FAILED",
                 details={"exit_code": code},
             )
+        # Not told to the runtime, which fails where the kernel does not count swap; only the agent runs yet.
+        limits = self._limits(spec.size)
+        self.cgroups.bound_memory(self._group(spec.machine_id), limits.memory_bytes)
         return int((directory / "pid").read_text())
 
     def _enter_network(self, slot: NetworkSlot) -> None:

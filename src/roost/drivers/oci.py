@@ -25,7 +25,7 @@ _CAPABILITIES = (
 CAPABILITIES = [f"CAP_{name}" for name in _CAPABILITIES.split()]
 
 # What tells of the host, or of other machines: their disks' names and traffic, whose memory lies where.
-_MASKED = [
+MASKED = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/config.gz",
@@ -198,7 +198,7 @@ def spec(
                 "memory": {"limit": limits.memory_bytes},
                 "pids": {"limit": limits.pids},
             },
-            "maskedPaths": _MASKED,
+            "maskedPaths": MASKED,
             "readonlyPaths": _READONLY,
             **({"seccomp": seccomp} if seccomp is not None else {}),
         },

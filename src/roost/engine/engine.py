@@ -788,7 +788,14 @@ class Engine:
                 lambda c: quotas.check(c, before.tenant_id, asked, without=machine_id)
             )
         if before.phase == Phase.SLEEPING and before.tier == Tier.HIBERNATED:
-            await self._wake(machine_id, True, interrupt, climbing=True)
+            try:
+                await self._wake(machine_id, True, interrupt, climbing=True)
+            except RoostError as error:
+                # One without its memory booted, maybe where it may not be: it is stopped, whatever its template says.
+                if error.code != "TEMPLATE_NOT_READY":
+                    if (await self.load(machine_id)).phase == Phase.RUNNING:
+                        await self._sleep(machine_id, Tier.STOPPED)
+                    raise
         if before.phase != Phase.FAILED and before.tier != Tier.STOPPED:
             await self._sleep(machine_id, Tier.STOPPED)
         await recovery.unstick(self, machine_id)

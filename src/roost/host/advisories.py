@@ -1,7 +1,8 @@
 """Known ways out of what machines are kept by, and which of them this host's versions have.
 
-A number alone tells little, since distributions mend old versions: a program from a package is looked up by what its
-own changelog says, then by the revisions below. What cannot be told is said so.
+A number alone tells little, since distributions mend old versions: a program from a package of its own is looked up by
+what its changelog says, then by the revisions below; one that came in another's package (Docker's containerd.io has a
+runc) by its own number. What cannot be told is said so.
 
 ``here`` says why a way out leads nowhere from Roost's machines though the version has it: then it is a warning. Without
 that the driver is refused (its ``probe``). Facts are from the makers' own advisories and the CVE records; a new line
@@ -217,13 +218,11 @@ def look(driver: str) -> list[Finding]:
     for it in ADVISORIES:
         if driver not in it.drivers:
             continue
-        has = packages.kernel() if it.program == "linux" else packages.installed(it.program)
-        if has is None:  # not from a package: its own number is all there is
-            has = packages.told(it.program)
+        has = packages.kernel() if it.program == "linux" else packages.found(it.program)
         if has is None:
             continue
         if (state := judge(it, has)) is not State.MENDED:
-            found.append(Finding(it, state, has.revision or has.version))
+            found.append(Finding(it, state, has.revision or has.version or "of unknown version"))
     return found
 
 

@@ -140,18 +140,24 @@ class Cgroups:
     def set_limits(self, name: str, limits: Limits) -> None:
         """CPU, memory, pids of a live group. Raises OSError (EBUSY) where more memory is in use than the
         new limit allows and cannot be reclaimed."""
+        self.bound_memory(name, limits.memory_bytes)
         if self.v2:
-            _write(self._file("", name, "memory.max"), limits.memory_bytes)
             _write(self._file("", name, "cpu.max"), f"{limits.quota_us} {limits.period_us}")
             _write(self._file("", name, "cpu.weight"), _weight(limits.shares))
         else:
-            self._set_v1_memory(name, limits.memory_bytes)
             _write(self._file("cpu", name, "cpu.cfs_quota_us"), limits.quota_us)
             _write(self._file("cpu", name, "cpu.shares"), limits.shares)
         _write(self._file("pids", name, "pids.max"), limits.pids)
 
-    def _set_v1_memory(self, name: str, limit: int) -> None:
-        """Memory and memory with swap: the second must never be below the first on the way."""
+    def bound_memory(self, name: str, limit: int) -> None:
+        """Memory, and swap where that is counted: v2 has a number for it, as much again; v1 one for both together, which
+        must never be below memory's on the way. The host may still swap out what is in it."""
+        if self.v2:
+            _write(self._file("", name, "memory.max"), limit)
+            swap = self._file("", name, "memory.swap.max")
+            if swap.exists():
+                _write(swap, limit)
+            return
         memory = self._file("memory", name, "memory.limit_in_bytes")
         both = self._file("memory", name, "memory.memsw.limit_in_bytes")
         if not both.exists():

@@ -70,6 +70,18 @@ def state(program: str) -> State:
     return tuple(found)
 
 
+def found(program: str) -> Installed | None:
+    """What is known of the program that would run; None where there is none.
+
+    A package counts by its own numbers: another program's may have this one in it, at another version, and a file may
+    have been replaced. Such a one is what it says itself that it is, and what its package's changelog says is mended.
+    """
+    package, said = installed(program), told(program)
+    if package is None or (said is not None and said.numbers == package.numbers):
+        return package or said
+    return Installed(said.version if said else "", mended=package.mended)
+
+
 def installed(program: str) -> Installed | None:
     """Of the package that has the program; None where it is from none, or there is no dpkg."""
     return _installed(program, state(program))

@@ -338,6 +338,27 @@ async def test_limits_change_while_it_runs(world: World, driver: ContainerDriver
     assert after - before >= 256 << 20
 
 
+def _swap(driver: ContainerDriver, machine_id: str) -> int | None:
+    """The bound beside that of memory; None where the kernel does not count swap."""
+    v2 = driver.cgroups.v2
+    name = "memory.swap.max" if v2 else "memory.memsw.limit_in_bytes"
+    file = driver.cgroups._file("memory", driver._group(machine_id), name)
+    return int(file.read_text().replace("max", "-1")) if file.exists() else None
+
+
+async def test_it_takes_no_more_swap_than_it_has_memory(
+    world: World, driver: ContainerDriver
+) -> None:
+    machine = await world.start(driver)
+    if _swap(driver, machine.id) is None:
+        pytest.skip("this kernel does not count swap")
+    for size in (None, Size(1, 512, 1), Size(1, 320, 1)):
+        if size is not None:
+            await driver.resize(machine.handle, size)
+        limit = (await driver.usage(machine.handle)).memory_limit_bytes
+        assert _swap(driver, machine.id) == limit
+
+
 @case(3)
 async def test_the_image_is_a_hard_limit(world: World, driver: ContainerDriver) -> None:
     machine = await world.start(driver)
@@ -354,6 +375,7 @@ async def test_a_machine_reaches_nothing_of_the_hosts(
 ) -> None:
     machine = await world.start(driver)
     base = world.settings.data_dir.parent
+    assert list(base.iterdir()), "it is on the host"
     for shell in (
         f"ls {base}",
         "echo 1 >/proc/sysrq-trigger",
@@ -363,7 +385,7 @@ async def test_a_machine_reaches_nothing_of_the_hosts(
         "cat /dev/mem",
         "cat /dev/kvm",
         "cat /dev/loop0",
-        "ls /proc/1/root/.roost/../../../work",
+        f"ls /proc/1/root/.roost/../../..{base}",
     ):
         code, text = await machine.run(shell)
         assert code != 0, (shell, text)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from roost.cli._app import app
 from roost.cli._commands import COMMANDS
 from roost.cli._connect import complete_machine
 from tests.unit.cli.conftest import EXECUTIONS
@@ -316,6 +317,50 @@ def test_completion(stub: Stub) -> None:
     assert complete_machine("mmm") == [MACHINE_ID]
     stub.close()
     stub.server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("create --isolation ", ["auto", "workspace", "user", "container", "microvm"]),
+        ("ensure key --isolation mi", ["microvm"]),
+        ("create --driver ", ["gvisor", "qemu"]),
+        ("ensure key --driver q", ["qemu"]),
+        ("promote user-42 --isolation ", ["user", "container", "microvm"]),
+        ("promote user-42 --driver ", ["gvisor", "qemu"]),
+        ("template build . --driver ", ["gvisor"]),
+        ("tenant set acme --isolation n", ["none"]),
+    ],
+)
+def test_rungs_and_drivers_complete(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, capsys: Out, words: str, offered: list[str]
+) -> None:
+    def rung(driver: str, isolation: str, **changes: bool) -> dict[str, object]:
+        may = {"available": True, "allowed": True, **changes}
+        return {"driver": driver, "isolation": isolation, **may}
+
+    rungs = [
+        rung("user", "user", allowed=False),
+        rung("gvisor", "container"),
+        rung("runc", "container", available=False),
+        rung("qemu", "microvm"),
+    ]
+    stub.on("GET", "/v1/capabilities", lambda _: {"rungs": rungs})
+    assert _completed(monkeypatch, capsys, words) == offered
+    stub.on("GET", "/v1/capabilities", lambda _: Answer(wire("FORBIDDEN"), 403))
+    if "--driver" in words:
+        assert _completed(monkeypatch, capsys, words) == []
+
+
+def _completed(monkeypatch: pytest.MonkeyPatch, capsys: Out, words: str) -> list[str]:
+    """What a shell offers for the last word."""
+    given = ["roost", *words.split(" ")]
+    monkeypatch.setenv("COMP_WORDS", " ".join(given))
+    monkeypatch.setenv("COMP_CWORD", str(len(given) - 1))
+    monkeypatch.setenv("_ROOST_COMPLETE", "complete_bash")
+    with pytest.raises(SystemExit):
+        app(prog_name="roost")
+    return capsys.readouterr().out.split()
 
 
 def test_every_command_is_there_and_has_help(roost: Roost, capsys: Out) -> None:

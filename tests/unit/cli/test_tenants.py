@@ -70,8 +70,14 @@ def test_tenants(tenants: Stub, roost: Roost, capsys: Out) -> None:
     seen = capsys.readouterr()
     assert seen.out == "t" * 26 + "\n"
     assert "roost key create first --tenant acme" in seen.err
-    assert roost("tenant", "ls") == 0
-    assert "acme" in capsys.readouterr().out
+    for isolation, said in ((None, "none"), ("microvm", "microvm")):
+        held = {**TENANT, "isolation": isolation}
+        tenants.on(
+            "GET", "/v1/tenants", lambda _, held=held: {"items": [held], "next_cursor": None}
+        )
+        assert roost("tenant", "ls") == 0
+        line = capsys.readouterr().out.splitlines()[-1].split()
+        assert line[1:4] == ["acme", "10", said]
     assert roost("tenant", "show", "acme") == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["machines", "3", "10"] in lines and ["vcpu", "1.5", "none"] in lines

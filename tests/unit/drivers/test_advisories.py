@@ -105,6 +105,86 @@ def test_a_driver_with_a_way_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert advisories.refusal("runc") is None
 
 
+def _host(
+    monkeypatch: pytest.MonkeyPatch, directory: Path, package: str, revision: str, says: str
+) -> Path:
+    """Where every program is of that package. Returns the package's documentation."""
+
+    def run(argv: list[str], **_: object) -> Done:
+        if argv[0] != "dpkg-query":
+            return Done(0, says, "")
+        return Done(0, f"{package}: /usr/bin/it\n" if "-S" in argv else revision, "")
+
+    monkeypatch.setattr(packages, "_STATUS", directory / "status")
+    (directory / "status").write_text("")
+    monkeypatch.setattr(packages, "_DOC", directory)
+    monkeypatch.setattr(packages.shutil, "which", lambda _: str(directory / "status"))
+    monkeypatch.setattr(packages.run, "run", run)
+    monkeypatch.setattr(packages, "kernel", lambda: Installed("7.2"))
+    (directory / package).mkdir()
+    return directory / package
+
+
+@pytest.mark.parametrize(
+    ("driver", "package", "revision", "says", "refused"),
+    [
+        ("runc", "containerd.io", "1.6.27-1", "runc version 1.1.11\ncommit: v1.1.11", True),
+        ("runc", "containerd.io", "1.6.28-1", "runc version 1.1.12\ncommit: v1.1.12", False),
+        ("runc", "containerd.io", "1.7.29-1~debian.12~bookworm", "runc version 1.3.3", False),
+        ("runc", "containerd.io", "2.0.0-1", "runc version 1.1.11", True),
+        ("runc", "runc", "1.1.5+ds1-1+deb12u1", "runc version 1.1.5+ds1", False),
+        ("runc", "runc", "1.1.5+ds1-1+deb12u1", "runc version 1.1.9", True),  # copied over it
+        ("runc", "runc-stable", "1.1.12-0ubuntu2", "runc version 1.1.12-0ubuntu2", False),
+        ("qemu", "qemu-system-x86", "1:10.0.2+ds-2", "QEMU emulator version 10.0.2", False),
+        ("qemu", "emulators", "12.1-1", "QEMU emulator version 8.0.4", True),
+    ],
+)
+def test_what_another_program_s_package_has_is_as_old_as_it_says_itself(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    driver: str,
+    package: str,
+    revision: str,
+    says: str,
+    refused: bool,
+) -> None:
+    _host(monkeypatch, tmp_path, package, revision, says)
+    monkeypatch.setattr(packages, "at_least", _order)
+    assert (advisories.refusal(driver) is not None) == refused
+
+
+def test_a_runsc_of_another_package_is_judged_by_its_own_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _host(monkeypatch, tmp_path, "tools", "20990101.0-1", "runsc version release-20240729.0")
+    found = {each.advisory.id: each for each in advisories.look("gvisor")}
+    assert found["CVE-2025-2713"].state is State.AFFECTED
+    assert found["CVE-2025-2713"].version == "20240729.0"
+
+
+def test_a_changelog_tells_of_what_else_its_package_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says = "runc version 1.1.11"
+    doc = _host(monkeypatch, tmp_path, "containerd.io", "1.6.27-2", says)
+    assert advisories.refusal("runc") is not None
+    log = "containerd.io (1.6.27-2) release\n\n  * runc: CVE-2024-21626\n"
+    (doc / "changelog.Debian.gz").write_bytes(gzip.compress(log.encode()))
+    (tmp_path / "status").write_text("renewed")
+    os.utime(tmp_path / "status", ns=(1, 1))
+    assert advisories.refusal("runc") is None
+
+
+def test_one_that_does_not_say_what_it_is_is_not_taken_for_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _host(monkeypatch, tmp_path, "containerd.io", "9.0-1", "no such option")
+    found = advisories.look("runc")
+    assert {each.state for each in found} == {State.UNKNOWN}
+    assert LEAKED.id in {each.advisory.id for each in found}
+    assert "unknown version" in found[0].text
+
+
 def test_what_was_found_out_is_looked_at_again_after_an_upgrade(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,17 @@ def test_v2_limits(tmp_path: Path) -> None:
     assert (group / "memory.max").read_text() == str(1 << 20)
     assert (group / "pids.max").read_text() == "64"
     assert 1 <= int((group / "cpu.weight").read_text()) <= 10_000
+    assert not (group / "memory.swap.max").exists(), "a kernel that does not count swap"
+
+
+@pytest.mark.parametrize("was", ["max", "1000"])
+def test_v2_swap_is_bounded_where_it_is_counted(tmp_path: Path, was: str) -> None:
+    _put(tmp_path, cgroup__controllers="cpu memory pids\n")
+    group = tmp_path / "roost-t/m"
+    _put(group, memory__max=was, memory__swap__max=was)
+    Cgroups("roost-t", tmp_path).bound_memory("m", 1 << 20)
+    for name in ("memory.max", "memory.swap.max"):
+        assert (group / name).read_text() == str(1 << 20)
 
 
 def test_oom_kills_of_both(tmp_path: Path) -> None:

@@ -72,23 +72,35 @@ def test_a_machine_with_users_of_its_own_joins_their_namespace_and_is_mapped_now
 def test_the_profile_is_named_where_one_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _spec(apparmor="roost-machine")["process"]["apparmorProfile"] == "roost-machine"  # type: ignore[index]
     assert "apparmorProfile" not in _spec()["process"]  # type: ignore[operator]
-    monkeypatch.setattr(apparmor, "why_not", lambda: "no AppArmor")
-    apparmor.loaded.cache_clear()
+    monkeypatch.setattr(apparmor, "_lacking", lambda: "no AppArmor")
+    apparmor.why_not.cache_clear()
     assert apparmor.loaded() is None
-    apparmor.loaded.cache_clear()
+    apparmor.why_not.cache_clear()
 
 
-def test_a_profile_that_does_not_load_is_not_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_profile_that_does_not_load_is_not_named_and_not_said_to_hold(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(apparmor, "why_not", lambda: None)
-    monkeypatch.setattr(apparmor, "_TOOL", "false")
-    apparmor.loaded.cache_clear()
-    assert apparmor.loaded() is None
-    monkeypatch.setattr(apparmor, "_TOOL", "true")
-    apparmor.loaded.cache_clear()
-    assert apparmor.loaded() == apparmor.NAME
-    apparmor.loaded.cache_clear()
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(runc.run, "run", _runs)
+    monkeypatch.setattr(idmaps, "why_not", lambda: None)
+    monkeypatch.setattr(runc.advisories, "refusal", lambda _: None)
+    monkeypatch.setattr(apparmor, "_lacking", lambda: None)
+    for tool, name, said in (
+        ("false", None, "could not be loaded"),
+        ("true", apparmor.NAME, "run under its profile"),
+    ):
+        monkeypatch.setattr(apparmor, "_TOOL", tool)
+        apparmor.why_not.cache_clear()
+        assert apparmor.loaded() == name
+        assert said in runc._probe.__wrapped__(()).details["apparmor"]
+    apparmor.why_not.cache_clear()
+
+
+def _runs(argv: list[str], **_: object) -> Done:
+    if argv[0] == "false":
+        raise OSError("the parser failed")
+    return Done(0, "runc version 1.2.9", "")
 
 
 def test_where_a_runtime_lays_its_mounts_no_link_leads_elsewhere(tmp_path: Path) -> None:

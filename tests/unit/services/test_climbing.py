@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -14,7 +15,8 @@ import pytest
 from roost.drivers.fake import FakeDriver
 from roost.drivers.interface import ForkKind, Isolation
 from roost.engine.machine import Machine, capabilities_to_json
-from roost.errors import InternalError, RoostError
+from roost.engine.roster import Running
+from roost.errors import InternalError, MachineError, RoostError
 from roost.services.builds import StartBuild
 from roost.services.models import ForkMachine
 from roost.store import keys, tenants
@@ -182,6 +184,35 @@ async def test_memory_that_is_lost_is_not_kept_either(kit: Kit) -> None:
         await kit.d.machines.wake(TENANT, machine.id)
     assert (await kit.now(machine)).memory_image is None
     assert kit.d.host.storage.memories == set()
+
+
+@pytest.mark.parametrize("code", ["TEMPLATE_NOT_READY", "AGENT_LOST"])
+async def test_one_that_boots_for_its_promotion_does_not_run_on_below(kit: Kit, code: str) -> None:
+    """Its memory is lost, and what begins in it then does not."""
+    machine = await container(kit)
+    await kit.d.machines.sleep(TENANT, machine.id, "hibernated")
+    await hold(kit.d, TENANT, "microvm")
+    kit.d.host.driver.fail("restore", RoostError("it ended", code="MACHINE_FAILED"))
+
+    async def begin(running: Running, booted: bool, interrupt: asyncio.Event) -> None:
+        assert booted and running.machine.driver == "fake"
+        raise MachineError("its port is closed", code=code)
+
+    kit.d.engine.begin = begin
+    if code == "TEMPLATE_NOT_READY":
+        climbed = await climb(kit, machine)
+        assert (climbed.phase, climbed.tier, climbed.driver) == ("sleeping", "stopped", "vm")
+    else:
+        with pytest.raises(RoostError) as caught:
+            await climb(kit, machine)
+        assert caught.value.code == code
+        now = await kit.now(machine)
+        assert (now.phase, now.tier, now.driver) == ("sleeping", "stopped", "fake")
+        climbed = await climb(kit, machine)
+        assert climbed.driver == "vm"
+    assert kit.d.host.driver.calls["start"] == 2, "it did boot"
+    assert climbed.memory_image is None and kit.d.host.storage.memories == set()
+    assert not kit.d.host.leaks(await kit.d.all())
 
 
 async def test_where_it_does_not_start_up_there_it_is_there_and_says_why(kit: Kit) -> None:
