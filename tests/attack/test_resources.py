@@ -222,7 +222,7 @@ def test_a_flood_of_packets_holds_up_nobody(rung: Rung) -> None:
     begun = time.monotonic()
     for _ in range(5):
         assert rung.neighbour.exec("true", timeout=30).ok
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 60
     until(lambda: running.refresh().status != "running", 30)
 
 
