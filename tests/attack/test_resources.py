@@ -20,7 +20,7 @@ from tests.system.conftest import Daemon
 from tests.system.faults import state
 
 from .record import case, escapes, untested
-from .rung import MEMORY_MIB, Rung, home, until
+from .rung import MEMORY_MIB, Rung, harm, home, until
 
 PIDS = 1024  # ``Size.pids``
 GROWTH_MB = 64  # of the daemon, whatever a machine prints
@@ -44,7 +44,8 @@ def comes_back(request: pytest.FixtureRequest) -> Iterator[None]:
 
     def answers() -> bool:
         if victim.refresh().phase == "failed":
-            assert victim.to_json()["status"]["reason"]
+            with harm():
+                assert victim.to_json()["status"]["reason"]
             victim.wake()
         with contextlib.suppress(RoostError):
             return victim.exec("echo on", timeout=20).stdout == "on\n"
@@ -105,8 +106,10 @@ def test_a_fork_bomb_stops_at_the_limit(rung: Rung, led: Daemon, victim: Machine
     with most_processes(led, victim) as most:
         said = ends(victim, ["perl", "-e", BOMB], timeout=40)
         assert rung.neighbour.exec("echo on", timeout=30).ok
-    assert said in ("", "AGENT_LOST", "MACHINE_FAILED", "TIMEOUT") or int(said) < PIDS, said
+    assert said in ("", "AGENT_LOST", "MACHINE_FAILED", "TIMEOUT") or 100 < int(said) < PIDS, said
     assert most[0] <= PIDS + 16, most
+    # The host sees none of those that a kernel of its own counts: there it is told, or felt.
+    assert said if rung.keeps_memory else most[0] > 100, (said, most)
     # Where memory was short first, its parent may be dead and a thousand children hold what there is: whoever is left
     # in charge can end them.
     with contextlib.suppress(RoostError):  # it comes back as after every test here
@@ -206,7 +209,7 @@ def test_cpu_is_a_share(rung: Rung) -> None:
     assert rung.neighbour.exec("true", timeout=30).ok
     took = time.monotonic() - begun
     used = (m.usage()["cpu_usage_us"] - before) / 1e6
-    assert used <= took * 1.15 + 0.3, (used, took)
+    assert 0.5 < used <= took * 1.15 + 0.3, (used, took)
 
 
 @case(5)
@@ -223,6 +226,7 @@ def test_a_flood_of_packets_holds_up_nobody(rung: Rung) -> None:
     for _ in range(5):
         assert rung.neighbour.exec("true", timeout=30).ok
     assert time.monotonic() - begun < 60
+    assert len(rung.reached(to)) > 100, "it was no flood"
     until(lambda: running.refresh().status != "running", 30)
 
 
@@ -240,7 +244,7 @@ def test_much_output_is_bounded(rung: Rung, led: Daemon) -> None:
     assert line.truncated and len(line.stdout) <= 1 << 21 and line.stdout.endswith("xend")
     with pytest.raises(ExecTimeout) as caught:
         m.exec("yes", timeout=2)
-    assert caught.value.result.truncated or len(caught.value.result.stdout) <= 1 << 21
+    assert 1 << 10 < len(caught.value.result.stdout) <= 1 << 21
     pieces = "printf '\\342\\202'; sleep 0.3; printf '\\254'"
     assert m.exec(pieces).stdout == "€"
     assert b"".join(chunk.data for chunk in m.exec_stream(pieces)) == "€".encode()
@@ -257,10 +261,9 @@ def test_a_flooded_console_is_a_ring(rung: Rung, led: Daemon) -> None:
         return sum(p.stat().st_blocks * 512 for p in kept.rglob("*") if p.is_file())
 
     had = size()
-    m.exec(
-        "timeout 3 sh -c 'yes roost-console >/proc/1/fd/1 || yes roost-console >/dev/console'",
-        timeout=40,
-    )
+    writes = "echo roost-console >/proc/1/fd/1 && echo wrote"
+    assert m.exec(writes).stdout == "wrote\n"
+    m.exec("timeout 3 yes roost-console >/proc/1/fd/1", timeout=40)
     assert size() - had < 1 << 20
     assert resident_mb(led) - before < GROWTH_MB
     assert m.exec("echo on", timeout=30).stdout == "on\n"
@@ -294,16 +297,17 @@ def test_the_agent_is_killed_from_inside(rung: Rung, victim: Machine) -> None:
     """Every process above a command that is the agent's. Where that is not the kernel's to refuse, the machine's end
     is told, and the host wakes it and destroys it all the same."""
     victim.files.write(f"{home(victim)}/kept", b"kept", sync=True)
-    killer = """
+    above = """
 pid=$PPID
 while [ "$pid" -gt 0 ]; do
   above=$(sed 's/.*) . //; s/ .*//' /proc/$pid/stat); name=$(cat /proc/$pid/comm)
-  case $name in roost*|agent*) echo $pid ;; esac
+  case $name in roost*|*agent*) echo $pid ;; esac
   pid=$above
-done | tac | while read pid; do kill -9 $pid; done
-sleep 3; echo on
-"""
-    said = ends(victim, killer, timeout=20)
+done"""
+    assert victim.exec(above, timeout=20).stdout.split(), "no agent is found"
+    said = ends(
+        victim, f"{above} | tac | while read pid; do kill -9 $pid; done; sleep 3; echo on", 20
+    )
     assert said in ("on\n", "AGENT_LOST", "MACHINE_FAILED", "TIMEOUT", ""), said
 
     def settled() -> bool:
