@@ -7,6 +7,7 @@ one of its own, which comes back when it is called.
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -88,11 +89,12 @@ def most_processes(led: Daemon, machine: Machine) -> Iterator[list[int]]:
         watcher.join()
 
 
-# Of itself and all its children nothing is left when it has told how many they were.
+# Of itself and all its children nothing is left when it has told how many they were; it tells on the way too, for where
+# memory is short first it is ended.
 BOMB = """
 setpgrp; $| = 1; $n = 0;
-while ($n < 3000) { $p = fork; last unless defined $p; if (!$p) { sleep 60; exit } $n++ }
-print $n; kill -9, $$
+while ($n < 3000) { $p = fork; last unless defined $p; if (!$p) { sleep 60; exit } $n++; print "$n\n" unless $n % 50 }
+print "$n\n"; kill -9, $$
 """
 
 
@@ -106,10 +108,10 @@ def test_a_fork_bomb_stops_at_the_limit(rung: Rung, led: Daemon, victim: Machine
     with most_processes(led, victim) as most:
         said = ends(victim, ["perl", "-e", BOMB], timeout=40)
         assert rung.neighbour.exec("echo on", timeout=30).ok
-    assert said in ("", "AGENT_LOST", "MACHINE_FAILED", "TIMEOUT") or 100 < int(said) < PIDS, said
-    assert most[0] <= PIDS + 16, most
-    # The host sees none of those that a kernel of its own counts: there it is told, or felt.
-    assert said if rung.keeps_memory else most[0] > 100, (said, most)
+    told = (said or "nothing").split()[-1]
+    assert told in ("AGENT_LOST", "MACHINE_FAILED", "TIMEOUT") or 50 <= int(told) < PIDS, said
+    # The host sees none of those that a kernel of its own counts.
+    assert (0 if rung.keeps_memory else 50) < most[0] <= PIDS + 16, most
     # Where memory was short first, its parent may be dead and a thousand children hold what there is: whoever is left
     # in charge can end them.
     with contextlib.suppress(RoostError):  # it comes back as after every test here
@@ -222,11 +224,11 @@ def test_a_flood_of_packets_holds_up_nobody(rung: Rung) -> None:
         f"end = time.monotonic() + 4\nwhile time.monotonic() < end:\n s.sendto(b'x' * 1200, ('{to}', 9))"
     )
     running = rung.machine.start(["python3", "-c", flood])
+    until(lambda: len(rung.reached(to)) > 100)
     begun = time.monotonic()
     for _ in range(5):
         assert rung.neighbour.exec("true", timeout=30).ok
     assert time.monotonic() - begun < 60
-    assert len(rung.reached(to)) > 100, "it was no flood"
     until(lambda: running.refresh().status != "running", 30)
 
 
@@ -252,7 +254,7 @@ def test_much_output_is_bounded(rung: Rung, led: Daemon) -> None:
 
 
 @case(7)
-@untested("workspace", "user", reason="nothing in it may write to its console")
+@untested("workspace", "user", "runc", reason="nothing in it may open its console but who has it")
 def test_a_flooded_console_is_a_ring(rung: Rung, led: Daemon) -> None:
     m, before = rung.machine, resident_mb(led)
     kept = led.run_dir / "machines" / rung.name / m.id
@@ -261,8 +263,8 @@ def test_a_flooded_console_is_a_ring(rung: Rung, led: Daemon) -> None:
         return sum(p.stat().st_blocks * 512 for p in kept.rglob("*") if p.is_file())
 
     had = size()
-    writes = "echo roost-console >/proc/1/fd/1 && echo wrote"
-    assert m.exec(writes).stdout == "wrote\n"
+    begun = "readlink /proc/1/fd/1; echo roost-console >/proc/1/fd/1 && echo wrote"
+    assert re.fullmatch(r"(host:\[\d+\]|/dev/console)\nwrote\n", m.exec(begun).stdout)
     m.exec("timeout 3 yes roost-console >/proc/1/fd/1", timeout=40)
     assert size() - had < 1 << 20
     assert resident_mb(led) - before < GROWTH_MB
