@@ -1,7 +1,7 @@
 """The daemon of the system tests with the tests' internet for its resolver; two machines of each rung, made once.
 
-After every case the daemon answers, the neighbour works, the host's canary files are as they were, the database is
-sound, and what its rows say of machines is what the host has of them: no slot, disk, mount, group or process more.
+After every case the daemon answers, the neighbour works (of the same boot, a file of it whole), the host's canary
+files are as they were, the database is sound, and what its rows say of machines is what the host has of them: no slot, disk, mount, group or process more.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from tests.system.internet import RESOLVER, Internet
 
 from .cases import RUNGS
 from .record import escapes, rung_of
-from .rung import MEMORY_MIB, Rung, prepare
+from .rung import MEMORY_MIB, Rung, harm, prepare
 
+ESCAPED = (AssertionError, pytest.fail.Exception)
 WITHOUT_A_NETWORK = "it has the host's own network, and no policy"
 
 
@@ -38,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = rung_of(item)
         for mark in item.iter_markers("escapes"):
             if name in mark.args:
-                item.add_marker(pytest.mark.xfail(strict=True, **mark.kwargs))
+                item.add_marker(pytest.mark.xfail(strict=True, raises=ESCAPED, **mark.kwargs))
         for mark in item.iter_markers("untested"):
             if name in mark.args:
                 item.add_marker(pytest.mark.skip(**mark.kwargs))
@@ -86,12 +87,18 @@ def rung(request: pytest.FixtureRequest, led: Daemon, wild: Internet | None) -> 
 
 @pytest.fixture(scope="package")
 def canaries() -> Iterator[dict[Path, bytes]]:
-    """Files of the host that nobody should touch."""
-    with tempfile.TemporaryDirectory(prefix="roost-canary-") as name:
-        planted = Path(name) / "canary"
-        planted.write_bytes(os.urandom(64))
-        files = [planted, *(Path(p) for p in ("/etc/passwd", "/etc/hosts", "/etc/resolv.conf"))]
-        yield {path: path.read_bytes() for path in files}
+    """Files of the host that nobody should touch. One of them anybody of the host could: what keeps it is no mode."""
+    with (
+        tempfile.TemporaryDirectory(prefix="roost-canary-") as closed,
+        tempfile.TemporaryDirectory(prefix="roost-open-canary-") as opened,
+    ):
+        planted = [Path(closed, "canary"), Path(opened, "canary")]
+        for path in planted:
+            path.write_bytes(os.urandom(64))
+        planted[1].chmod(0o666)
+        planted[1].parent.chmod(0o777)
+        others = [Path(p) for p in ("/etc/passwd", "/etc/hosts", "/etc/resolv.conf")]
+        yield {path: path.read_bytes() for path in (*planted, *others)}
 
 
 @pytest.fixture(autouse=True)
@@ -103,9 +110,10 @@ def unharmed(request: pytest.FixtureRequest) -> Iterator[None]:
     daemon: Daemon = request.getfixturevalue("led")
     canaries: dict[Path, bytes] = request.getfixturevalue("canaries")
     yield
-    assert daemon.process is not None and daemon.process.poll() is None, daemon.tail()
-    assert httpx.get(f"{daemon.url}/healthz", timeout=10, trust_env=False).status_code == 200
-    assert rung.neighbour.exec("echo unharmed", timeout=30).stdout == "unharmed\n"
-    for path, content in canaries.items():
-        assert path.read_bytes() == content, path
-    state.whole(daemon)
+    with harm():
+        assert daemon.process is not None and daemon.process.poll() is None, daemon.tail()
+        assert httpx.get(f"{daemon.url}/healthz", timeout=10, trust_env=False).status_code == 200
+        assert rung.neighbour.exec(rung.known.tell, timeout=60).stdout == rung.known.said
+        for path, content in canaries.items():
+            assert path.read_bytes() == content, path
+        state.whole(daemon)

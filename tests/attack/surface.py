@@ -16,11 +16,11 @@ import time
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 CALLS = {  # x86-64
-    "ptrace": 101, "pivot_root": 155, "chroot": 161, "mount": 165, "umount2": 166, "swapon": 167,
+    "pivot_root": 155, "chroot": 161, "mount": 165, "umount2": 166, "swapon": 167,
     "reboot": 169, "sethostname": 170, "iopl": 172, "init_module": 175, "delete_module": 176,
     "quotactl": 179, "acct": 163, "add_key": 248, "request_key": 249, "keyctl": 250,
     "clock_settime": 227, "kexec_load": 246, "unshare": 272, "perf_event_open": 298,
-    "open_by_handle_at": 304, "setns": 308, "process_vm_readv": 310, "finit_module": 313, "bpf": 321,
+    "open_by_handle_at": 304, "setns": 308, "finit_module": 313, "bpf": 321,
     "userfaultfd": 323, "io_uring_setup": 425, "open_tree": 428, "move_mount": 429, "fsopen": 430,
     "mount_setattr": 442, "syslog": 103,
 }  # fmt: skip

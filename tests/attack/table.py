@@ -1,6 +1,7 @@
 """The table of cases and rungs, from what tests found: pure. ``results.json`` keeps the last of each test and rung.
 
-A case counts as held on a rung when every test of it that means something there ran and did. What is known not to hold and
+A case counts as held on a rung when every test of it that means something there ran and did; of which part that is not
+so is said. What is known not to hold and
 was not tried has a sign of its own. Where the rung itself was not tried but the daemon's own tests were (those need no
 machine of a rung), the cell says so by an asterisk.
 """
@@ -12,7 +13,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from .cases import CASES, MEANINGLESS, RUNGS
+from .cases import CASES, IN_PART, MEANINGLESS, RUNGS
 
 TESTS = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("results.json")
@@ -27,7 +28,15 @@ Found = dict[str, dict[str, list[str]]]  # test -> rung -> [outcome, why]
 
 def marked(tests: Path = TESTS) -> dict[str, list[str]]:
     """Tests by the cases they are marked with, read and not imported."""
-    found: dict[str, list[str]] = {}
+    return {name: numbers for name, numbers, _ in _read(tests)}
+
+
+def by_hand(tests: Path = TESTS) -> set[str]:
+    """Those of them that nothing runs but who says so: marked ``long``."""
+    return {name for name, _, long in _read(tests) if long}
+
+
+def _read(tests: Path) -> Iterator[tuple[str, list[str], bool]]:
     for path in sorted(tests.rglob("test_*.py")):
         module = ast.parse(path.read_text())
         of_all = [
@@ -44,8 +53,9 @@ def marked(tests: Path = TESTS) -> dict[str, list[str]]:
             numbers = [*of_all, *_numbers(node.decorator_list)]
             if numbers:
                 name = f"{tests.name}/{path.relative_to(tests)}::{node.name}"
-                found[name] = sorted(set(numbers), key=list(CASES).index)
-    return found
+                marks = (ast.unparse(each) for each in node.decorator_list)
+                long = "pytest.mark.long" in marks
+                yield name, sorted(set(numbers), key=list(CASES).index), long
 
 
 def _numbers(nodes: Iterable[ast.AST]) -> Iterator[str]:
@@ -90,6 +100,9 @@ def cell(number: str, rung: str, tests: Mapping[str, list[str]], found: Found) -
         whys = [why for each, why in ran if each == outcome and why]
         if outcome == "escapes":
             whys += [f"not tried: {why}" for each, why in ran if each == "untried"]
+        if outcome == "held":
+            whys += [f"a part untested: {why}" for each, why in here if each == "untested"]
+            whys += [IN_PART[number][rung]] if rung in IN_PART.get(number, {}) else []
         return _SAID[outcome], "; ".join(dict.fromkeys(whys))
     if here:
         return "untested", "; ".join(dict.fromkeys(why for _, why in here))

@@ -14,7 +14,8 @@ HOSTILE = """
 import json, os, socket, sys, threading, time
 PATH = "/run/roost/socket"
 counts = {}
-end = time.monotonic() + 5
+begun = time.monotonic()
+flooded = threading.Event()
 
 def ask(raw, wait=20):
     s = socket.socket(socket.AF_UNIX); s.settimeout(wait)
@@ -32,10 +33,12 @@ def get(path, *fields, body=b""):
     return "\\r\\n".join(head).encode() + body
 
 def flood():
-    while time.monotonic() < end:
+    while not flooded.is_set():
         said = ask(get("/v1/status"))
         status = said.split()[1].decode() if said else "none"
         counts[status] = counts.get(status, 0) + 1
+        lasted = time.monotonic() - begun
+        if lasted > 30 or lasted > 5 and "429" in counts: flooded.set()
 
 def stall():
     held = []
@@ -45,12 +48,13 @@ def stall():
             s.connect(PATH); s.sendall(b"GET /v1/sta"); held.append(s)
         except OSError:
             s.close()
-    time.sleep(max(0, end - time.monotonic()))
+    flooded.wait()
     for s in held: s.close()
 
 threads = [threading.Thread(target=flood) for _ in range(12)] + [threading.Thread(target=stall)]
 for t in threads: t.start()
 for t in threads: t.join()
+lasted = time.monotonic() - begun
 time.sleep(4)
 noise = [b"\\0" * 4096, b"GET " + b"/" * 20000, os.urandom(9000),
          b"POST /v1/ports HTTP/1.1\\r\\ncontent-length: 16000\\r\\n\\r\\n" + b"[" * 16000,
@@ -64,7 +68,7 @@ claimed = []
 for each in claims:
     time.sleep(0.3)
     claimed.append(ask(each).partition(b"\\r\\n\\r\\n")[2].decode(errors="replace"))
-print(json.dumps({"counts": counts, "noise": said, "claimed": claimed}))
+print(json.dumps({"lasted": lasted, "counts": counts, "noise": said, "claimed": claimed}))
 """
 
 
@@ -73,19 +77,16 @@ def test_a_flood_is_its_own_loss_and_nobody_is_another(rung: Rung) -> None:
     machine, neighbour = rung.machine, rung.neighbour
     machine.files.write(f"{rung.home}/hostile.py", HOSTILE)
     started = machine.start(["python3", f"{rung.home}/hostile.py", neighbour.id])
-    slowest = 0.0
     for _ in range(5):
-        began = time.monotonic()
         said = neighbour.exec("roost --json status", timeout=30)
-        slowest = max(slowest, time.monotonic() - began)
         assert json.loads(said.stdout)["machine_id"] == neighbour.id
         time.sleep(0.5)
-    assert slowest < 15
-    done = started.wait(timeout=120)
+    done = started.wait(timeout=200)
     assert done.ok, done
     told = json.loads(done.stdout)
     answered = told["counts"].get("200", 0)
-    assert told["counts"].get("429", 0) > 0 and answered <= 30 + 10 * 12, told["counts"]
+    assert told["counts"].get("429", 0) > 0, told
+    assert answered <= 30 + 10 * (told["lasted"] + 1), told
     assert all(not each or each.startswith("HTTP/1.1 4") for each in told["noise"]), told["noise"]
     for claim in told["claimed"]:
         assert neighbour.id not in claim or "error_code" in claim, claim

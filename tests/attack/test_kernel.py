@@ -22,7 +22,7 @@ from roost import RoostError
 from tests.system.conftest import Daemon
 
 from .record import case, escapes, untested
-from .rung import Rung
+from .rung import Rung, harm
 
 SURFACE = Path(__file__).with_name("surface.py")
 SHARED = ("workspace", "user", "runc")  # the host's kernel
@@ -69,7 +69,22 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="system c
 def untouched() -> Iterator[None]:
     before = {path: path.read_bytes() for path in HOSTS if path.exists()}
     yield
-    assert {path: path.read_bytes() for path in before} == before
+    with harm():
+        assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.fixture
+def unmounted() -> Iterator[None]:
+    """The host's mounts are what they were, but for what daemons do there."""
+
+    def look() -> list[str]:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        return [line for line in lines if "roost" not in line and " - nsfs " not in line]
+
+    before = look()
+    yield
+    with harm():
+        assert look() == before
 
 
 def probed(rung: Rung, names: str) -> dict[str, str]:
@@ -81,7 +96,7 @@ def probed(rung: Rung, names: str) -> dict[str, str]:
         stdin=json.dumps(names.split()),
         timeout=120,
     )
-    assert done.ok, done
+    done.check()
     found: dict[str, str] = json.loads(done.stdout)
     return found
 
@@ -112,20 +127,12 @@ def test_a_kernel_of_its_own_is_changed_alone(rung: Rung, untouched: None) -> No
 
 @case(12)
 @escapes("workspace", reason=NO_BOUNDARY)
-def test_no_mount_and_no_namespace(rung: Rung, untouched: None) -> None:
-    before = mounted()
+def test_no_mount_and_no_namespace(rung: Rung, untouched: None, unmounted: None) -> None:
     found = probed(rung, NAMESPACES)
     if rung.name in SHARED:
         assert granted(found) == {}
     if rung.name != "qemu":  # where it may find the RAM disk that it was booted from
         assert found["breakout"] != "done"
-    assert mounted() == before
-
-
-def mounted() -> list[str]:
-    """On the host, but for what daemons do there."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return [line for line in lines if "roost" not in line and " - nsfs " not in line]
 
 
 @case(13)
@@ -174,13 +181,23 @@ def stranger() -> Iterator[subprocess.Popen[bytes]]:
 
 REACH = """
 import ctypes, json, os, signal, sys
-pid = int(sys.argv[1]); found = {}
+pid, canary = map(int, sys.argv[1:]); found = {}
 libc = ctypes.CDLL(None, use_errno=True)
 def tell(name, what):
     try: found[name] = str(what())
     except (OSError, ValueError) as exc: found[name] = "refused: " + type(exc).__name__
 def call(number, *args):
-    if libc.syscall(number, *args) < 0: raise OSError(ctypes.get_errno(), "")
+    given = [ctypes.c_long(each) if isinstance(each, int) else each for each in args]
+    if libc.syscall(number, *given) < 0: raise OSError(ctypes.get_errno(), "")
+def copied():  # process_vm_readv
+    into = ctypes.create_string_buffer(64)
+    here, there = ((ctypes.c_size_t * 2)(at, 64) for at in (ctypes.addressof(into), canary))
+    call(310, pid, here, 1, there, 1, 0)
+    return into.raw
+def memory():
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as file:
+        file.seek(canary)
+        return file.read(64)
 def seen():
     for each in os.listdir("/proc"):
         if each.isdigit() and each != str(os.getpid()):
@@ -192,7 +209,8 @@ tell("seen", seen)
 tell("environment", lambda: open(f"/proc/{pid}/environ").read())
 tell("directory", lambda: open(f"/proc/{pid}/cwd/canary").read())
 tell("root", lambda: os.listdir(f"/proc/{pid}/root/tmp"))
-tell("memory", lambda: open(f"/proc/{pid}/mem", "rb").read(0))
+tell("memory", memory)
+tell("copied", copied)
 tell("attach", lambda: call(101, 16, pid, 0, 0))
 tell("stop", lambda: os.kill(pid, signal.SIGUSR1))
 tell("all", lambda: os.kill(-1, 0))
@@ -203,10 +221,14 @@ print(json.dumps(found))
 @case(14)
 @escapes("workspace", reason=NO_BOUNDARY)
 def test_no_process_of_the_hosts(rung: Rung, stranger: subprocess.Popen[bytes]) -> None:
-    done = rung.machine.exec(["python3", "-c", REACH, str(stranger.pid)], timeout=60)
-    assert done.ok, done
-    assert "roost-stranger" not in done.stdout, done.stdout
-    assert stranger.poll() is None, "its signal came through"
+    environment = Path(f"/proc/{stranger.pid}/stat").read_text().rpartition(")")[2].split()[47]
+    asked = ["python3", "-c", REACH, str(stranger.pid), environment]
+    done = rung.machine.exec(asked, timeout=60).check()
+    with harm():
+        assert stranger.poll() is None, "its signal came through"
+    found = json.loads(done.stdout)
+    del found["all"]  # who is sent a signal with everybody is its own
+    assert {k: v for k, v in found.items() if not v.startswith("refused")} == {}
 
 
 @case(14)
@@ -327,4 +349,6 @@ def test_nothing_of_it_is_left_on_the_host(rung: Rung) -> None:
     before = litter()
     with rung.another() as m:
         m.exec(LITTER, timeout=30)
+        made = m.exec("ls -d /tmp/roost-litter && pgrep -fx 'sleep 765432'")
+        assert len(made.check().stdout.split()) == 2, made
     assert litter() == before

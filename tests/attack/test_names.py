@@ -155,10 +155,10 @@ def test_no_resolver_but_ours(rung: Rung, mode: str) -> None:
 def test_what_is_listed_is_served(rung: Rung) -> None:
     rung.leash("allowlist", "allowed.test", "*.wild.test", "other.test:443")
     outcomes = rung.attempt(
-        {"do": "url", "url": "http://allowed.test/x"},
-        {"do": "url", "url": "https://allowed.test/x"},
-        {"do": "url", "url": "https://any.wild.test/x"},
-        {"do": "url", "url": "https://other.test/x"},
+        {"do": "url", "url": "http://allowed.test/x", "wait": 20.0},
+        {"do": "url", "url": "https://allowed.test/x", "wait": 20.0},
+        {"do": "url", "url": "https://any.wild.test/x", "wait": 20.0},
+        {"do": "url", "url": "https://other.test/x", "wait": 20.0},
         {"do": "url", "url": "http://other.test/x"},
     )
     hosts = [json.loads(each.said)["host"] if each.ok else None for each in outcomes]
@@ -173,7 +173,13 @@ def test_the_name_said_is_the_name_dialled(rung: Rung) -> None:
     to = rung.internet.attacker()
     since = rung.internet.now()
     outcomes = rung.attempt(
-        {"do": "tls", "to": to, "name": "allowed.test", "say": request("allowed.test")},
+        {
+            "do": "tls",
+            "to": to,
+            "name": "allowed.test",
+            "say": request("allowed.test"),
+            "wait": 20.0,
+        },
         {"do": "tls", "to": OTHER, "name": "allowed.test", "say": request("allowed.test")},
         {"do": "tcp", "to": to, "port": 80, "say": request("allowed.test")},
         {"do": "tcp", "to": OTHER, "port": 80, "say": request("ALLOWED.test:80")},

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,21 @@ def masked_on(rung: Rung) -> Collection[str]:
 
 
 def outside(rung: Rung, led: Daemon, machine: Machine) -> Posture:
-    return posture.outside(members(led, machine.id), words_of(led, machine), masked_on(rung))
+    words, masked = words_of(led, machine), masked_on(rung)
+    return steady(lambda: posture.outside(members(led, machine.id), words, masked))
+
+
+def steady(look: Callable[[], Posture]) -> Posture:
+    """Once two looks agree: a moment after an execution its agent may still have a pipe of it open."""
+    seen = [look()]
+
+    def agrees() -> bool:
+        time.sleep(0.3)
+        seen.append(look())
+        return seen[-1] == seen[-2]
+
+    until(agrees)
+    return seen[-1]
 
 
 @pytest.fixture
@@ -69,9 +84,13 @@ def stood(rung: Rung, led: Daemon, alone: Machine) -> dict[str, Posture]:
     """While a program runs in it that an execution started."""
     alone.start(["sleep", "345"])
     until(lambda: "sleep 345" in alone.exec("ps -eo args").stdout)
-    told = alone.exec(["python3", "-c", posture.TELL], timeout=60)
-    assert told.ok, told
-    seen = posture.inside(told.stdout, {"sleep", "python3"}, words_of(led, alone), masked_on(rung))
+
+    def look() -> Posture:
+        told = alone.exec(["python3", "-c", posture.TELL], timeout=60).check()
+        words, masked = words_of(led, alone), masked_on(rung)
+        return posture.inside(told.stdout, {"sleep", "python3"}, words, masked)
+
+    seen = steady(look)
     if rung.name == "workspace":  # whose mounts and bounds are the host's
         for each in (facts for ways in seen.values() for facts in ways):
             del each["mounts"], each["CapBnd"]

@@ -58,10 +58,17 @@ def of_pip() -> set[str]:
     return {entry(index), *(entry(urljoin(page, each)) for each in files)}
 
 
+PATIENT = pytest.mark.timeout(2 * PATIENCE_S + 300)
 EMULATED = [pytest.mark.long, pytest.mark.timeout(2 * EMULATED_S + 300)]
 
 
-@pytest.fixture(params=["gvisor", "runc", pytest.param("qemu", marks=EMULATED)])
+@pytest.fixture(
+    params=[
+        pytest.param("gvisor", marks=PATIENT),
+        pytest.param("runc", marks=PATIENT),
+        pytest.param("qemu", marks=EMULATED),
+    ]
+)
 def machine(led: Daemon, internet: Internet, request: pytest.FixtureRequest) -> Iterator[Machine]:
     if request.param == "qemu":
         request.getfixturevalue("guests")

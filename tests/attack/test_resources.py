@@ -7,6 +7,7 @@ one of its own, which comes back when it is called.
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from tests.system.conftest import Daemon
 from tests.system.faults import state
 
 from .record import case, escapes, untested
-from .rung import MEMORY_MIB, Rung, home, until
+from .rung import MEMORY_MIB, Rung, harm, home, until
 
 PIDS = 1024  # ``Size.pids``
 GROWTH_MB = 64  # of the daemon, whatever a machine prints
@@ -44,7 +45,8 @@ def comes_back(request: pytest.FixtureRequest) -> Iterator[None]:
 
     def answers() -> bool:
         if victim.refresh().phase == "failed":
-            assert victim.to_json()["status"]["reason"]
+            with harm():
+                assert victim.to_json()["status"]["reason"]
             victim.wake()
         with contextlib.suppress(RoostError):
             return victim.exec("echo on", timeout=20).stdout == "on\n"
@@ -87,11 +89,12 @@ def most_processes(led: Daemon, machine: Machine) -> Iterator[list[int]]:
         watcher.join()
 
 
-# Of itself and all its children nothing is left when it has told how many they were.
+# Of itself and all its children nothing is left when it has told how many they were; it tells on the way too, for where
+# memory is short first it is ended.
 BOMB = """
 setpgrp; $| = 1; $n = 0;
-while ($n < 3000) { $p = fork; last unless defined $p; if (!$p) { sleep 60; exit } $n++ }
-print $n; kill -9, $$
+while ($n < 3000) { $p = fork; last unless defined $p; if (!$p) { sleep 60; exit } $n++; print "$n\n" unless $n % 50 }
+print "$n\n"; kill -9, $$
 """
 
 
@@ -105,8 +108,10 @@ def test_a_fork_bomb_stops_at_the_limit(rung: Rung, led: Daemon, victim: Machine
     with most_processes(led, victim) as most:
         said = ends(victim, ["perl", "-e", BOMB], timeout=40)
         assert rung.neighbour.exec("echo on", timeout=30).ok
-    assert said in ("", "AGENT_LOST", "MACHINE_FAILED", "TIMEOUT") or int(said) < PIDS, said
-    assert most[0] <= PIDS + 16, most
+    told = (said or "nothing").split()[-1]
+    assert told in ("AGENT_LOST", "MACHINE_FAILED", "TIMEOUT") or 50 <= int(told) < PIDS, said
+    # The host sees none of those that a kernel of its own counts.
+    assert (0 if rung.keeps_memory else 50) < most[0] <= PIDS + 16, most
     # Where memory was short first, its parent may be dead and a thousand children hold what there is: whoever is left
     # in charge can end them.
     with contextlib.suppress(RoostError):  # it comes back as after every test here
@@ -206,7 +211,7 @@ def test_cpu_is_a_share(rung: Rung) -> None:
     assert rung.neighbour.exec("true", timeout=30).ok
     took = time.monotonic() - begun
     used = (m.usage()["cpu_usage_us"] - before) / 1e6
-    assert used <= took * 1.15 + 0.3, (used, took)
+    assert 0.5 < used <= took * 1.15 + 0.3, (used, took)
 
 
 @case(5)
@@ -219,10 +224,11 @@ def test_a_flood_of_packets_holds_up_nobody(rung: Rung) -> None:
         f"end = time.monotonic() + 4\nwhile time.monotonic() < end:\n s.sendto(b'x' * 1200, ('{to}', 9))"
     )
     running = rung.machine.start(["python3", "-c", flood])
+    until(lambda: len(rung.reached(to)) > 100)
     begun = time.monotonic()
     for _ in range(5):
         assert rung.neighbour.exec("true", timeout=30).ok
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 60
     until(lambda: running.refresh().status != "running", 30)
 
 
@@ -240,7 +246,7 @@ def test_much_output_is_bounded(rung: Rung, led: Daemon) -> None:
     assert line.truncated and len(line.stdout) <= 1 << 21 and line.stdout.endswith("xend")
     with pytest.raises(ExecTimeout) as caught:
         m.exec("yes", timeout=2)
-    assert caught.value.result.truncated or len(caught.value.result.stdout) <= 1 << 21
+    assert 1 << 10 < len(caught.value.result.stdout) <= 1 << 21
     pieces = "printf '\\342\\202'; sleep 0.3; printf '\\254'"
     assert m.exec(pieces).stdout == "€"
     assert b"".join(chunk.data for chunk in m.exec_stream(pieces)) == "€".encode()
@@ -248,7 +254,7 @@ def test_much_output_is_bounded(rung: Rung, led: Daemon) -> None:
 
 
 @case(7)
-@untested("workspace", "user", reason="nothing in it may write to its console")
+@untested("workspace", "user", "runc", reason="nothing in it may open its console but who has it")
 def test_a_flooded_console_is_a_ring(rung: Rung, led: Daemon) -> None:
     m, before = rung.machine, resident_mb(led)
     kept = led.run_dir / "machines" / rung.name / m.id
@@ -257,10 +263,9 @@ def test_a_flooded_console_is_a_ring(rung: Rung, led: Daemon) -> None:
         return sum(p.stat().st_blocks * 512 for p in kept.rglob("*") if p.is_file())
 
     had = size()
-    m.exec(
-        "timeout 3 sh -c 'yes roost-console >/proc/1/fd/1 || yes roost-console >/dev/console'",
-        timeout=40,
-    )
+    begun = "readlink /proc/1/fd/1; echo roost-console >/proc/1/fd/1 && echo wrote"
+    assert re.fullmatch(r"(host:\[\d+\]|/dev/console)\nwrote\n", m.exec(begun).stdout)
+    m.exec("timeout 3 yes roost-console >/proc/1/fd/1", timeout=40)
     assert size() - had < 1 << 20
     assert resident_mb(led) - before < GROWTH_MB
     assert m.exec("echo on", timeout=30).stdout == "on\n"
@@ -294,16 +299,17 @@ def test_the_agent_is_killed_from_inside(rung: Rung, victim: Machine) -> None:
     """Every process above a command that is the agent's. Where that is not the kernel's to refuse, the machine's end
     is told, and the host wakes it and destroys it all the same."""
     victim.files.write(f"{home(victim)}/kept", b"kept", sync=True)
-    killer = """
+    above = """
 pid=$PPID
 while [ "$pid" -gt 0 ]; do
   above=$(sed 's/.*) . //; s/ .*//' /proc/$pid/stat); name=$(cat /proc/$pid/comm)
-  case $name in roost*|agent*) echo $pid ;; esac
+  case $name in roost*|*agent*) echo $pid ;; esac
   pid=$above
-done | tac | while read pid; do kill -9 $pid; done
-sleep 3; echo on
-"""
-    said = ends(victim, killer, timeout=20)
+done"""
+    assert victim.exec(above, timeout=20).stdout.split(), "no agent is found"
+    said = ends(
+        victim, f"{above} | tac | while read pid; do kill -9 $pid; done; sleep 3; echo on", 20
+    )
     assert said in ("on\n", "AGENT_LOST", "MACHINE_FAILED", "TIMEOUT", ""), said
 
     def settled() -> bool:

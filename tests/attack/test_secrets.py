@@ -107,6 +107,7 @@ def test_it_is_covered_in_whatever_comes_back(rung: Rung, secret: str) -> None:
         assert secret not in fetch(rung.machine, "https://allowed.test/x", *more), more
 
 
+@pytest.mark.timeout(600)
 def test_it_is_nowhere_else(rung: Rung, led: Daemon, api: httpx.Client, secret: str) -> None:
     since = time.time() - 30
     fetch(rung.machine, "https://allowed.test/x")
@@ -115,7 +116,7 @@ def test_it_is_nowhere_else(rung: Rung, led: Daemon, api: httpx.Client, secret: 
     inside = rung.machine.exec(
         "grep -rlaE 'canary[0-9a-f]{32}' /etc /root /home /run /tmp /var /dev/shm /workspace 2>/dev/null; "
         "cat /proc/[0-9]*/environ 2>/dev/null | grep -caE 'canary[0-9a-f]{32}'",
-        timeout=90,
+        timeout=240,
     ).stdout.split()
     assert inside == ["0"], inside
     machine = rung.machine.id

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -40,13 +41,15 @@ def test_one_that_stands_still_holds_up_nobody(rung: Rung, led: Daemon) -> None:
     """Its caller hears so, in the time that was given and what the daemon allows an agent beyond it."""
     with rung.another() as m:
         m.exec("true")
-        with stopped(main_process(led, m.id)):
-            begun = time.monotonic()
+        with stopped(main_process(led, m.id)), ThreadPoolExecutor(1) as pool:
+            waits = pool.submit(lambda: m.exec("true", timeout=2))
+            time.sleep(0.5)
             for _ in range(3):
+                begun = time.monotonic()
+                assert not waits.done(), "nobody waits for it"
                 assert rung.neighbour.exec("echo on", timeout=30).stdout == "on\n"
-            with contextlib.suppress(RoostError):
-                m.exec("true", timeout=2)
-            assert time.monotonic() - begun < 150
+                assert time.monotonic() - begun < 30
+            assert isinstance(waits.exception(150), RoostError)
         until(lambda: m.exec("echo on", timeout=30).stdout == "on\n")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.attack import record, table
-from tests.attack.cases import CASES, RUNGS
+from tests.attack.cases import CASES, IN_PART, RUNGS
 
 SPECIFICATION = Path(__file__).parents[2] / "SPECIFICATION.md"
 
@@ -22,6 +22,10 @@ def test_the_table_is_what_was_found() -> None:
 def test_every_case_has_a_test() -> None:
     tried = {number for numbers in table.marked().values() for number in numbers}
     assert set(CASES) - tried == set()
+
+
+def test_every_test_of_a_case_was_run() -> None:
+    assert set(table.marked()) - table.by_hand() - set(table.load()) == set()
 
 
 def test_nothing_failed() -> None:
@@ -73,6 +77,22 @@ def test_what_was_not_tried_is_told_from_what_got_out_and_hides_behind_nothing_t
         "not held",
         "no group; not tried: it would harm the host",
     )
+
+
+def test_what_was_left_out_of_a_case_that_held_is_told() -> None:
+    tests = {"t.py::test_a": ["3"], "t.py::test_b": ["3"], "t.py::test_c": ["51"]}
+    lines = [
+        line("t.py::test_a", "gvisor", "held"),
+        line("t.py::test_b", "gvisor", "untested", "no inodes"),
+        line("t.py::test_c", "user", "held"),
+    ]
+    found = table.merge({}, lines, tests)
+    assert table.cell("3", "gvisor", tests, found) == ("held", "a part untested: no inodes")
+    assert table.cell("51", "user", tests, found) == ("held", IN_PART["51"]["user"])
+
+
+def test_tests_that_run_by_hand_are_known() -> None:
+    assert "tests/system/faults/test_sweep.py::test_killed_at_every_boundary" in table.by_hand()
 
 
 @pytest.mark.parametrize(

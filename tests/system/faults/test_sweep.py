@@ -89,6 +89,7 @@ def test_killed_at_every_boundary(rung: Sweep, name: str) -> None:
     assert all(" + " in each for each in tally.missed), tally.missed
 
 
+@case("F1", rung="gvisor")
 def test_killed_at_some_boundaries(gvisor: Sweep) -> None:
     for name, at in {
         "exec": "row Executions.insert",

@@ -119,7 +119,7 @@ class Web:
         gone = asyncio.ensure_future(_gone(receive))
         while time.monotonic() < end and not gone.done():
             await send({"type": "http.response.body", "body": b"still here\n", "more_body": True})
-            await asyncio.sleep(0.05)
+            await asyncio.wait({gone}, timeout=0.05)
         gone.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -238,6 +238,7 @@ def _headers(info: FileInfo) -> dict[str, str]:
         "last-modified": format_datetime(at, usegmt=True),
         "etag": info.etag,
         "accept-ranges": "bytes",
+        "x-content-type-options": "nosniff",  # what a machine wrote is shown as nothing else
     }
 
 
