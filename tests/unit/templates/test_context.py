@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roost.errors import InvalidRequestError
@@ -198,9 +198,7 @@ def test_hostile_archives_are_refused(tmp_path: Path, data: bytes) -> None:
     assert caught.value.code == "INVALID_BODY"
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
-)
+@settings(max_examples=60)
 @given(at=st.integers(0, 3000), byte=st.integers(0, 255))
 def test_a_damaged_archive_is_read_or_refused(tmp_path: Path, at: int, byte: int) -> None:
     data = bytearray(
