@@ -75,10 +75,10 @@ def test_a_pattern_is_no_more_than_it_says(pattern: str, word: str) -> None:
 
 
 def test_no_pattern_is_slow() -> None:
-    began = time.monotonic()
+    began = time.process_time()
     assert not matches("*a" * 400 + "b", "a" * WORD)
     assert not matches("**" + "a?" * 400 + "b", "a" * WORD)
-    assert time.monotonic() - began < 1.0
+    assert time.process_time() - began < 1.0
     assert not matches("a*", "a" * (WORD + 1)) and matches("**", "a" * (WORD + 1))
 
 

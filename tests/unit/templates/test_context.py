@@ -236,9 +236,9 @@ def test_globs_take_time_of_their_length_alone() -> None:
     assert glob.Pattern("[!a]").matches("b")
     assert not glob.Pattern("*a" * 100).matches("a" * 99 + "b" * 150)
     hard, name = glob.Pattern("*" + "a" * 120 + "b"), "a" * 250
-    begun = time.monotonic()
+    begun = time.process_time()
     assert not any(hard.matches(name) for _ in range(500))
-    assert time.monotonic() - begun < 3
+    assert time.process_time() - begun < 3
 
 
 @given(
@@ -311,9 +311,9 @@ def test_a_near_name_takes_no_time(tmp_path: Path) -> None:
     letters = [chr(0x4E00 + n) for n in range(200)]
     long = "/".join("".join(letters[n : n + 80]) for n in range(40))
     found = packed(tmp_path, *(f"{long}/{n}" for n in range(20)))
-    begun = time.monotonic()
+    begun = time.process_time()
     found.near(long[::-1])
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2
 
 
 def test_roost_toml() -> None:
