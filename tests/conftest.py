@@ -8,7 +8,9 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
+from hypothesis import HealthCheck
 
 from roost.drivers.tree import default_agent
 from roost.egress.supervisor import Supervisor
@@ -17,6 +19,15 @@ from roost.settings import Settings
 from tests.attack.record import pytest_runtest_makereport  # noqa: F401  (the hook)
 from tests.system.conftest import DATA_DIR, Daemon, leftovers, make_daemon
 from tests.system.internet import internet  # noqa: F401  (the fixture)
+
+# Upon Hypothesis' own for CI, where that is: an example that takes long under load breaks no promise.
+hypothesis.settings.register_profile(
+    "roost",
+    hypothesis.settings.default,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("roost")
 
 
 @pytest.fixture(scope="session")

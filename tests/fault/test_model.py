@@ -149,6 +149,5 @@ TestInMemory = InMemoryHistories.TestCase
 TestInMemory.settings = settings(
     max_examples=4,
     stateful_step_count=20,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )

@@ -121,7 +121,7 @@ def test_what_cannot_be_is_told(m: Machine) -> None:
     assert "CONNECTION_REFUSED" in refused(lambda: m.browser.goto("http://127.0.0.1:8999/")).message
     begun = time.monotonic()
     assert refused(lambda: m.browser.goto(f"{HERE}slow", timeout=1.0)).code == "TIMEOUT"
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 40
     assert m.browser.goto(HERE).status == 200, "the next is not held up"
     assert refused(lambda: m.browser.click("#no-such")).code == "NOT_FOUND"
     assert "boom" in refused(lambda: m.browser.eval("(() => { throw Error('boom') })()")).message

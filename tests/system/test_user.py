@@ -161,7 +161,7 @@ def test_what_it_takes_is_limited(kept: Machine) -> None:
     tree = "setsid sleep 300 & (setsid sh -c 'trap \"\" TERM; sleep 300' &) ; sleep 300"
     with pytest.raises(ExecTimeout):
         kept.exec(tree, timeout=1)
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 40
     assert kept.exec("pgrep -x sleep || echo none").stdout == "none\n"
 
 

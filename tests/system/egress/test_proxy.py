@@ -214,8 +214,8 @@ async def test_what_says_nothing_or_nothing_known_is_refused(world: World, egres
                 assert await asyncio.to_thread(sock.recv, 100) in (b"",)
     begun = time.monotonic()
     with world.connect(PLAIN, 80) as sock:
-        assert await asyncio.to_thread(was_reset, sock, 15.0)
-    assert time.monotonic() - begun < 8
+        assert await asyncio.to_thread(was_reset, sock, 60.0)
+    assert time.monotonic() - begun < 30
     assert world.far.heard == []
     assert (await egress.tried())[PLAIN, 443, "packet"] == "no_name"
 
@@ -273,7 +273,7 @@ async def test_tightening_cuts_what_lives_at_once(world: World, egress: Egress) 
         await egress.allow("second.test")
         for sock in (tls, kept):
             assert await asyncio.to_thread(was_reset, sock)
-        assert time.monotonic() - begun < 2, "some milliseconds on an idle host"
+        assert time.monotonic() - begun < 10, "some milliseconds on an idle host"
         stays.sendall(b"GET / HTTP/1.1\r\nHost: second.test\r\n\r\n")
         assert b"200 OK" in await asyncio.to_thread(stays.recv, 4096)
         with pytest.raises(ssl.SSLError):

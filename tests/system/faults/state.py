@@ -51,6 +51,8 @@ def _database(daemon: Daemon) -> Iterator[str]:
     for row in rows(daemon, "pragma quick_check"):
         if set(row.values()) != {"ok"}:
             yield f"the database is damaged: {row}"
+    for row in rows(daemon, "pragma foreign_key_check"):
+        yield f"a row names one that is not there: {row}"
     for row in rows(daemon, "select * from operations where state not in ('done', 'undone')"):
         yield f"operation {row['kind']} of {row['machine_id']} is {row['state']}: {row['error']}"
     for row in rows(daemon, "select * from machines"):
@@ -79,7 +81,8 @@ def _host(daemon: Daemon) -> Iterator[str]:
     # A directory of the daemon's user is no disk, and its processes have no group, mount or slot of their own:
     # ``_workspaces`` looks for these.
     bare = {m["id"] for m in machines if m["driver"] == "workspace"}
-    kept = rows(daemon, "select id from snapshots")
+    kept = rows(daemon, "select id from snapshots")  # bakes are snapshots, too
+    volumes = {row["id"] for row in rows(daemon, "select id from volumes")}
     pool = daemon.data_dir / "pool"
     disks = {m["id"] for m in machines if m["phase"] != "destroyed" and m["disk_ready"]}
     asleep = {m["id"] for m in machines if m["phase"] != "destroyed" and _own_memory(m)}
@@ -88,6 +91,7 @@ def _host(daemon: Daemon) -> Iterator[str]:
     pairs = (
         ("disk", names, disks),
         ("saved memory", {p.name for p in (pool / "memory").iterdir()}, asleep),
+        ("volume", {p.stem for p in (pool / "volumes").iterdir()}, volumes),
         ("snapshot", {p.name for p in (pool / "snapshots").iterdir()}, {s["id"] for s in kept}),
         ("directory", {p.name for p in daemon.run_dir.glob("machines/*/*")}, set(running)),
         ("cgroup", {g.name.partition("-")[2] for g in groups(daemon)}, set(running)),
@@ -145,7 +149,8 @@ def _in_groups(daemon: Daemon) -> Iterator[str]:
 
 
 def _strays(daemon: Daemon, running: set[str]) -> Iterator[str]:
-    """Processes that tell of a machine, or of our directory, and are neither in a group nor the daemon."""
+    """Processes whose command line tells of our run directory, of no machine that runs, and that are neither in a group
+    nor the daemon. What tells of neither is not seen here, nor one too many of a machine that runs."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -169,12 +174,12 @@ def _workspaces(homes: Path, machines: list[dict[str, Any]]) -> Iterator[str]:
     there = {path.name for path in homes.iterdir()}
     yield from (f"leaked directory of the workspace {m}" for m in sorted(there - wanted))
     yield from (f"missing directory of the workspace {m}" for m in sorted(wanted - there))
-    found = dict(_in_workspaces(homes))
+    found = dict(in_workspaces(homes))
     yield from (f"leaked process {p} of {m}" for p, m in sorted(found.items()) if m not in living)
     yield from (f"missing process of {m}" for m in sorted(living - set(found.values())))
 
 
-def _in_workspaces(homes: Path) -> Iterator[tuple[int, str]]:
+def in_workspaces(homes: Path) -> Iterator[tuple[int, str]]:
     """Every process that was started for or in one of these directories, and of which."""
     told = re.compile(
         rb"(?:^|\0)(?:--workspace\0|ROOST_WORKSPACE=)"

@@ -45,11 +45,11 @@ def test_stopped(daemon: Daemon, driver: str) -> None:
         m.files.write("/root/kept", "kept", sync=True)
         begun = time.monotonic()
         try:
-            assert m.exec("kill -STOP 1; sleep 1; echo on", timeout=3).stdout == "on\n"
+            assert m.exec("kill -STOP 1; sleep 1; echo on", timeout=10).stdout == "on\n"
             assert driver == "runc"
         except ExecTimeout:
             assert driver == "gvisor"
-        assert time.monotonic() - begun < 3 + 10 + 5, (
+        assert time.monotonic() - begun < 10 + 10 + 10, (
             "10 s after its timeout, and a host that is busy"
         )
         assert m.refresh().phase == "running"

@@ -187,7 +187,6 @@ def run(daemon: Daemon, examples: int, steps: int, **more: Any) -> None:
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
-            deadline=None,
             database=None,
             phases=[Phase.generate],  # what a real host did is not done again the same way
             suppress_health_check=list(HealthCheck),

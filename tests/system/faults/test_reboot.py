@@ -3,11 +3,13 @@ directory is left, and what is written down of machines is of another boot."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -27,11 +29,9 @@ def reboot(daemon: Daemon) -> None:
     daemon.stop(signal.SIGKILL)
     groups = state.groups(daemon)
     for group in groups:
-        for pid in (group / "cgroup.procs").read_text().split():
-            try:
-                os.kill(int(pid), signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        for procs in group.rglob("cgroup.procs"):
+            _kill(procs.read_text().split())
+    _kill(pid for pid, _ in state.in_workspaces(daemon.data_dir / "pool/homes"))
     deadline = time.monotonic() + 20
     for group in groups:
         for inner in sorted((p for p in group.rglob("*") if p.is_dir()), reverse=True):
@@ -59,6 +59,12 @@ def reboot(daemon: Daemon) -> None:
         )
 
 
+def _kill(pids: Iterable[int | str]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
 def test_sleeping_machines_wake_and_running_ones_sleep(daemon: Daemon) -> None:
     rungs = [driver for driver in ("gvisor", "qemu") if state.available(daemon, driver)]
     asleep, running, counts = {}, {}, {}
@@ -83,6 +89,31 @@ def test_sleeping_machines_wake_and_running_ones_sleep(daemon: Daemon) -> None:
             assert api.exec(running[driver], "cat /root/kept") == "kept"
         for machine_id in (asleep[driver], running[driver]):
             api.call("DELETE", f"/machines/{machine_id}")
+    state.whole(daemon)
+
+
+@pytest.mark.parametrize("driver", ["runc", "user", "workspace"])
+def test_where_memory_is_not_kept_the_disk_is(daemon: Daemon, driver: str) -> None:
+    require(daemon, driver)
+    api = Api(daemon, driver)
+    asleep, running = api.create(), api.create()
+    lasting = f"sleep {90_000 + os.getpid() % 1000}"  # a workspace sees those of this host, too
+    for machine_id in (asleep, running):
+        api.exec(machine_id, f"echo kept > kept; sync; {lasting} >/dev/null 2>&1 </dev/null &")
+    api.call("POST", f"/machines/{asleep}/sleep")
+    reboot(daemon)
+    daemon.start()
+    state.whole(daemon)
+    assert api.machine(asleep)["phase"] == "sleeping"
+    found = api.machine(running)
+    assert (found["phase"], found["status"]["reason"]) == ("sleeping", "host restarted")
+    for machine_id in (asleep, running):
+        assert (
+            api.exec(machine_id, f"cat kept; pgrep -fx '{lasting}' || echo ended") == "kept\nended"
+        )
+    state.whole(daemon)
+    for machine_id in (asleep, running):
+        api.call("DELETE", f"/machines/{machine_id}")
     state.whole(daemon)
 
 

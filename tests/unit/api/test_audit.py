@@ -181,7 +181,9 @@ async def test_what_changes_the_platform_is_there_before_the_answer(
         assert await bare.store.read(lambda c: c.execute(count).scalar()) == n
 
 
-async def test_what_happens_in_machines_is_there_soon_and_at_a_stop(served: Served) -> None:
+async def test_what_happens_in_machines_is_there_soon_and_at_a_stop(
+    served: Served, tmp_path: Path
+) -> None:
     mid = served.machine()
     for _ in range(3):
         answer = await served.http.post(
@@ -189,7 +191,7 @@ async def test_what_happens_in_machines_is_there_soon_and_at_a_stop(served: Serv
         )
         assert answer.status_code == 200
     await served.http.put(
-        f"/v1/machines/{mid}/files", params={"path": f"/tmp/{SECRET}"}, content=b"x"
+        f"/v1/machines/{mid}/files", params={"path": str(tmp_path / SECRET)}, content=b"x"
     )
     wanted = Wanted(machine_id=mid)
     async with asyncio.timeout(10):

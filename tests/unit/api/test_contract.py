@@ -85,7 +85,6 @@ def test_the_document_is_kept(name: str, examples: int, live: tuple[str, str, st
     @given(case=OPERATIONS[name].as_strategy())
     @settings(
         max_examples=examples,
-        deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),

@@ -85,7 +85,7 @@ async def test_what_its_agent_cannot_end_the_host_ends(
         os.kill(int(parent.read_text()), signal.SIGSTOP)
 
     stopping = asyncio.create_task(stop_supervisor(tmp_path / "one"))
-    done = await run(served, mid, command=f"echo $PPID >{tmp_path}/one; sleep 60", timeout_ms=2000)
+    done = await run(served, mid, command=f"echo $PPID >{tmp_path}/one; sleep 60", timeout_ms=5000)
     await stopping
     assert (done["status"], done["reason"]) == ("expired", "timeout")
     assert len(served.machines.ended_trees) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,13 +110,14 @@ async def test_a_started_execution_waits_for_its_first_reader(served: Served) ->
     assert count == 30_000_000
 
 
-async def test_a_large_file_to_a_slow_reader(served: Served) -> None:
+async def test_a_large_file_to_a_slow_reader(served: Served, tmp_path: Path) -> None:
     mid = served.machine()
-    made = {"command": "truncate -s 2G /tmp/roost-large"}
+    path = tmp_path / "large"
+    made = {"command": f"truncate -s 2G {path}"}
     await served.http.post(f"/v1/machines/{mid}/executions", json=made)
-    request = head(served, f"GET /v1/machines/{mid}/files?path=/tmp/roost-large")
+    request = head(served, f"GET /v1/machines/{mid}/files?path={path}")
     assert await slow_get(served, request, 2.0) < 40
-    await served.http.delete(f"/v1/machines/{mid}/files", params={"path": "/tmp/roost-large"})
+    await served.http.delete(f"/v1/machines/{mid}/files", params={"path": str(path)})
 
 
 @case(6)

@@ -16,7 +16,7 @@ ends = st.text("xy\n", max_size=10)
 text = st.lists(st.sampled_from(["a", "b", "c"]), max_size=12).map("\n".join)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(head=ends, one=text, other=text, tail=ends)
 @example(head="", one="a\na\na\na\nb", other="b\na\na\na\nb", tail="")
 def test_a_patch_makes_the_one_of_the_other(head: str, one: str, other: str, tail: str) -> None:

@@ -213,7 +213,7 @@ def test_a_stream_that_breaks_off(inside: Path) -> None:
             unpack(data[:cut], inside)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=4096), st.integers(0, 4096))
 def test_noise_never_escapes(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, at: int

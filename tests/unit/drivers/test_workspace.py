@@ -1,4 +1,4 @@
-"""Workspaces with the real agent, as an ordinary user of this host: ``nobody`` where the tests run as root."""
+"""Workspaces with the real agent, as an ordinary user of this host: where the tests run as root, as ``bin``."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ from roost.drivers.interface import Exit, Handle, Root, Size, StartSpec
 from roost.drivers.tree import default_agent
 from roost.drivers.workspace import WorkspaceDriver, limits
 from roost.errors import RoostError
-from roost.host import processes, syscalls
+from roost.host import account, processes, syscalls
 from roost.settings import Settings
 from roost.storage import PoolStorage
 
 TOKEN = "the-token"
 SIZE = Size(1, 512, 1)
+# Not ``nobody``, as whom the workspaces of system tests run beside: the limit of processes counts all that a user has.
+ACCOUNT = "bin"
 
 
 @dataclass
@@ -57,7 +59,9 @@ async def place() -> AsyncIterator[Place]:
     # Not below pytest's own directory, which nobody else may pass.
     top = Path(tempfile.mkdtemp(prefix="roost-ws-", dir="/var/tmp"))
     top.chmod(0o711)
-    settings = Settings(data_dir=top / "data", run_dir=top / "run", pool_reserve_percent=0)
+    settings = Settings(
+        data_dir=top / "data", run_dir=top / "run", pool_reserve_percent=0, workspace_user=ACCOUNT
+    )
     storage = PoolStorage(settings)
     for directory in (settings.run_dir, storage.pool.homes, storage.tmp):
         directory.mkdir(parents=True, mode=0o700)
@@ -93,7 +97,7 @@ async def test_programs_begin_in_their_directory_and_have_nothing_of_the_daemons
     handle, agent = await place.start()
     home = str(place.storage.home("m"))
     assert await said(agent, "pwd; echo $HOME; id -u; cat hello 2>&1 || true; echo hi > hello") == (
-        f"{home}\n{home}\n{os.geteuid() or 65534}\ncat: hello: No such file or directory"
+        f"{home}\n{home}\n{account.of_workspaces(ACCOUNT).uid}\ncat: hello: No such file or directory"
     )
     environment = set((await said(agent, "env | cut -d= -f1")).split())
     assert environment <= {

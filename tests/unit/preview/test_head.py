@@ -163,11 +163,11 @@ def test_long_lines_take_no_more_than_their_length() -> None:
     """No pattern here goes back over what it has read."""
     import time
 
-    begun = time.perf_counter()
+    begun = time.process_time()
     for filling in (b" " * 60000, b"a" * 60000, b"\t" * 60000, b"a:" * 30000, b"\xff" * 60000):
         for line in (b"A: " + filling + b"\r\n", filling + b"\r\n", b"A: " + filling + b"\x00\r\n"):
             try:
                 head.fields(HOST + line)
             except Refused:
                 pass
-    assert time.perf_counter() - begun < 3
+    assert time.process_time() - begun < 3

@@ -215,7 +215,7 @@ async def test_events_are_not_held_back(w: World, server: Server) -> None:
     def answer(seen: Seen, out: Any) -> None:
         out.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: one\n\n")
         out.flush()
-        time.sleep(3)
+        time.sleep(30)
 
     server.answer = answer
 
@@ -227,7 +227,7 @@ async def test_events_are_not_held_back(w: World, server: Server) -> None:
                 data += sock.recv(4096)
             return time.monotonic() - begun
 
-    assert await asyncio.to_thread(work) < 2
+    assert await asyncio.to_thread(work) < 20
 
 
 async def test_what_is_encoded_all_the_same_does_not_pass(w: World, server: Server) -> None:
@@ -367,10 +367,10 @@ async def test_bodies_held_for_a_machine_are_bounded(w: World, server: Server) -
         """Whether each of them is waited for."""
         waiting = []
         with contextlib.ExitStack() as stack:
-            for _ in range(18):
+            for n in range(18):
                 sock = stack.enter_context(w.tls(w.dial(server.port)))
                 sock.sendall(text.encode())
-                sock.settimeout(0.3)
+                sock.settimeout(0.3 if n < 16 else 20)
                 try:
                     sock.recv(1)
                     waiting.append(False)

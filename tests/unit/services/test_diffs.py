@@ -32,7 +32,7 @@ names = st.lists(st.sampled_from([b"a", b"b", b"a-b", b"a.c", b"\xff"]), min_siz
 trees = st.dictionaries(names.map(b"/".join), st.integers(1, 2), max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(trees, trees, st.lists(st.integers(0, 1), min_size=40, max_size=40))
 def test_two_listings_merge_as_two_mappings(
     one: dict[bytes, int], other: dict[bytes, int], turns: list[int]

@@ -20,7 +20,7 @@ HELPER = helpers.Helper("thing", 1, "/ready", "/bin/thing", "things", "BROWSER_D
 async def ask(answer: bytes, limit: int = 1000) -> inner.Answer:
     doors: Any = Doors()
     async with serving(saying(answer)) as doors.port:
-        return await inner.Inner(doors).call("t", "m", 1, "GET", "/x", limit=limit, timeout_s=2.0)
+        return await inner.Inner(doors).call("t", "m", 1, "GET", "/x", limit=limit, timeout_s=20.0)
 
 
 async def code(answer: bytes, **how: int) -> str:
@@ -110,7 +110,7 @@ async def test_a_dead_helper_is_started_once_for_all_that_ask() -> None:
         started = Started(lambda: setattr(doors, "port", port))
         h = made(doors, started)
         answers = await asyncio.gather(
-            *(h.call("t", "m", HELPER, "GET", "/", limit=10, timeout_s=2.0) for _ in range(5))
+            *(h.call("t", "m", HELPER, "GET", "/", limit=10, timeout_s=20.0) for _ in range(5))
         )
     assert [each.status for each in answers] == [200] * 5
     assert started.commands == [["/bin/thing"]]
@@ -119,7 +119,7 @@ async def test_a_dead_helper_is_started_once_for_all_that_ask() -> None:
 async def test_a_machine_without_it_says_which_template_has_it() -> None:
     h = made(Doors(), Started(error("COMMAND_NOT_FOUND", "no such thing")))
     with pytest.raises(RoostError) as caught:
-        await h.call("t", "m", HELPER, "GET", "/", limit=10, timeout_s=2.0)
+        await h.call("t", "m", HELPER, "GET", "/", limit=10, timeout_s=20.0)
     assert (caught.value.code, caught.value.retryable) == ("UNSUPPORTED", False)
     assert "template things" in caught.value.message
 
@@ -128,7 +128,7 @@ async def test_one_that_ends_at_once_is_told_with_its_execution() -> None:
     started = Started()
     started.exit_code = 1
     with pytest.raises(RoostError) as caught:
-        await made(Doors(), started).call("t", "m", HELPER, "GET", "/", limit=10, timeout_s=2.0)
+        await made(Doors(), started).call("t", "m", HELPER, "GET", "/", limit=10, timeout_s=20.0)
     assert caught.value.code == "BROWSER_DOWN"
     assert caught.value.details["execution_id"] == "e"
 
@@ -138,7 +138,7 @@ async def test_a_key_that_may_only_read_starts_nothing() -> None:
 
     async def read() -> None:
         asking.only_reads()
-        await made(Doors(), started).call("t", "m", HELPER, "GET", "/", limit=10, timeout_s=2.0)
+        await made(Doors(), started).call("t", "m", HELPER, "GET", "/", limit=10, timeout_s=20.0)
 
     with pytest.raises(RoostError) as caught:
         await asyncio.create_task(read())

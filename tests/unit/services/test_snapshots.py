@@ -17,6 +17,7 @@ from roost.errors import (
     RoostError,
 )
 from roost.services.models import CreateMachine, ForkMachine
+from tests.attack.record import case
 from tests.unit.engine.kit import OTHER, TENANT, Daemon, daemon, small
 
 
@@ -293,3 +294,26 @@ async def test_a_fork_has_a_key_where_it_is_one(d: Daemon) -> None:
     )
     assert sorted(type(each).__name__ for each in made) == ["ConflictError", "list"]
     assert len((await d.machines.list(TENANT)).items) == 3
+
+
+@case("F11")
+async def test_memory_with_another_releases_agent_is_refused_and_the_disk_is_not(
+    tmp_path: Path,
+) -> None:
+    """Its agent goes on in it, and speaks the contract it was started with."""
+    another = MachineError("it speaks 2", code="MACHINE_FAILED", details={"contract": 2})
+    async with daemon(tmp_path, memory=True) as d:
+        m = await d.machines.create(TENANT, small())
+        made = await d.snapshots.create(TENANT, m.id, "old")
+        d.agents.fail("wait_ready", another)
+        with pytest.raises(MachineError, match="it speaks 2"):
+            await d.machines.create(TENANT, CreateMachine(snapshot=made.id))
+        copy = await d.machines.create(TENANT, CreateMachine(snapshot=made.id, memory=False))
+        assert d.host.driver.machines[copy.id].restored_from is None
+        await d.machines.sleep(TENANT, m.id)
+        d.agents.fail("wait_ready", another)
+        with pytest.raises(MachineError, match="it speaks 2"):
+            await d.machines.wake(TENANT, m.id)
+        assert (await d.machines.wake(TENANT, m.id)).phase == "running"
+        assert d.host.driver.machines[m.id].restored_from is None
+        assert not d.host.leaks(await d.all())

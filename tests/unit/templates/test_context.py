@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roost.errors import InvalidRequestError
@@ -198,9 +198,7 @@ def test_hostile_archives_are_refused(tmp_path: Path, data: bytes) -> None:
     assert caught.value.code == "INVALID_BODY"
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
-)
+@settings(max_examples=60)
 @given(at=st.integers(0, 3000), byte=st.integers(0, 255))
 def test_a_damaged_archive_is_read_or_refused(tmp_path: Path, at: int, byte: int) -> None:
     data = bytearray(
@@ -238,9 +236,9 @@ def test_globs_take_time_of_their_length_alone() -> None:
     assert glob.Pattern("[!a]").matches("b")
     assert not glob.Pattern("*a" * 100).matches("a" * 99 + "b" * 150)
     hard, name = glob.Pattern("*" + "a" * 120 + "b"), "a" * 250
-    begun = time.monotonic()
+    begun = time.process_time()
     assert not any(hard.matches(name) for _ in range(500))
-    assert time.monotonic() - begun < 3
+    assert time.process_time() - begun < 3
 
 
 @given(
@@ -313,9 +311,9 @@ def test_a_near_name_takes_no_time(tmp_path: Path) -> None:
     letters = [chr(0x4E00 + n) for n in range(200)]
     long = "/".join("".join(letters[n : n + 80]) for n in range(40))
     found = packed(tmp_path, *(f"{long}/{n}" for n in range(20)))
-    begun = time.monotonic()
+    begun = time.process_time()
     found.near(long[::-1])
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2
 
 
 def test_roost_toml() -> None:

@@ -274,10 +274,10 @@ def test_what_variables_become_is_bounded(text: str) -> None:
     ],
 )
 def test_a_large_text_takes_no_time(text: str) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(InvalidRequestError, match="more than"):
         Plan(parse(f"FROM base\n{text}\n"), {}).check()
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 def test_arguments_of_one_instruction_see_each_other() -> None:
@@ -287,7 +287,7 @@ def test_arguments_of_one_instruction_see_each_other() -> None:
 
 @pytest.mark.parametrize("part", ["a.", '"".', "''. ", '"\\"" .'])
 def test_a_key_of_many_parts_takes_no_time(part: str) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(InvalidRequestError, match="parts"):
         beside(part * (250_000 // len(part)) + "a = 1")
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2

@@ -69,7 +69,7 @@ async def test_definitions(machine: AsyncMachine) -> None:
 
 
 async def test_bash(machine: AsyncMachine) -> None:
-    async with AsyncTools(machine, timeout=2) as tools:
+    async with AsyncTools(machine, timeout=5) as tools:
         result = await tools.run(use("bash", command="cd /tmp; echo hi; false"))
         assert result == {
             "type": "tool_result",

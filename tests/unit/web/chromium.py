@@ -117,7 +117,7 @@ class Tab:
         assert "exceptionDetails" not in said, said["exceptionDetails"]
         return said["result"].get("value")
 
-    async def until(self, expression: str, timeout: float = 10.0) -> Any:
+    async def until(self, expression: str, timeout: float = 30.0) -> Any:
         try:
             async with asyncio.timeout(timeout):
                 while not (found := await self.js(expression)):
@@ -143,15 +143,24 @@ class Tab:
             " e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"
             " return [r.x + r.width / 2, r.y + r.height / 2] })()"
         )
-        at, before = await self.js(look), None
-        while at != before:  # names come, lines wrap
-            await asyncio.sleep(0.05)
-            at, before = await self.js(look), at
-        for kind in ("mousePressed", "mouseReleased"):
-            await self.session.call(
-                "Input.dispatchMouseEvent",
-                {"type": kind, "x": at[0], "y": at[1], "button": "left", "clickCount": 1},
-            )
+        heard = (
+            f"document.querySelector({json.dumps(selector)})"
+            ".addEventListener('click', () => window.heard = true, {capture: true, once: true})"
+        )
+        await self.js(f"window.heard = false, {heard}")
+        for _ in range(10):  # names come late and lines wrap: what was pressed was beside it, then
+            at, before = await self.js(look), None
+            while at != before:
+                await asyncio.sleep(0.05)
+                at, before = await self.js(look), at
+            for kind in ("mousePressed", "mouseReleased"):
+                await self.session.call(
+                    "Input.dispatchMouseEvent",
+                    {"type": kind, "x": at[0], "y": at[1], "button": "left", "clickCount": 1},
+                )
+            if await self.js("window.heard"):
+                return
+        raise AssertionError(f"never pressed: {selector}")
 
     async def type(self, text: str) -> None:
         await self.session.call("Input.insertText", {"text": text})

@@ -71,10 +71,10 @@ async def test_it_is_paused_and_resumed(e2b: httpx.AsyncClient) -> None:
 
 
 async def test_a_paused_sandbox_has_no_end(e2b: httpx.AsyncClient, served: Served) -> None:
-    box = await made(e2b, timeout=1)
+    box = await made(e2b, timeout=3)
     one = f"/sandboxes/{box['sandboxID']}"
     assert (await e2b.post(f"{one}/pause", json={})).status_code == 204
-    await asyncio.sleep(1.2)
+    await asyncio.sleep(3.2)
     assert (await e2b.get(one)).json()["state"] == "paused"
     assert (await e2b.post(f"{one}/timeout", json={"timeout": 5})).status_code == 404
     assert (await e2b.post(f"/v2{one}/connect", json={"timeout": 60})).status_code == 201

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from roost.drivers.qemu import mappedram
@@ -140,7 +140,7 @@ def test_a_bitmap_longer_than_memory_is_refused(tmp_path: Path, opened: Open) ->
         mappedram.settle(fd, block)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150)
 @given(share=st.floats(0, 1, exclude_max=True))
 @example(share=0.0)
 def test_every_truncation_is_refused(tmp_path: Path, share: float) -> None:
@@ -163,7 +163,7 @@ def _refused(path: Path) -> None:
         os.close(fd)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300)
 @given(data=st.data())
 def test_a_flipped_head_is_refused_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
     """Whatever the file says, only SnapshotInvalid comes of it, and every block lies inside the file."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -370,13 +371,16 @@ async def test_one_whose_row_could_not_be_written_is_met_again(
     assert [each["pid"] for each in listed] == [pid]
 
 
-async def test_what_changes_something_is_in_the_audit_log(box: Sandbox, served: Served) -> None:
+async def test_what_changes_something_is_in_the_audit_log(
+    box: Sandbox, served: Served, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "audited")
     await box.all(P + "Start", command("true"))
     await box.ok(P + "List")
-    await box.http.post("/files", params={"path": "/tmp/audited"}, content=b"x")
-    await box.http.get("/files", params={"path": "/tmp/audited"})
-    await box.ok("/filesystem.Filesystem/Stat", {"path": "/tmp/audited"})
-    await box.ok("/filesystem.Filesystem/Remove", {"path": "/tmp/audited"})
+    await box.http.post("/files", params={"path": path}, content=b"x")
+    await box.http.get("/files", params={"path": path})
+    await box.ok("/filesystem.Filesystem/Stat", {"path": path})
+    await box.ok("/filesystem.Filesystem/Remove", {"path": path})
     await box.http.post("/health")
     found = (await served.audit.query(Wanted(machine_id=box.id), 10, None)).items
     assert [each.action for each in found] == ["e2b_Remove", "e2b_files", "e2b_Start"]
