@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from roost.settings import Settings
 from roost.storage import PoolStorage, trees
 from tests.attack.record import case
 
+MANY = 5000
 ME = (os.geteuid(), os.getegid())
 
 
@@ -83,6 +85,30 @@ def test_any_tree_can_be_removed(tmp_path: Path) -> None:
         trees.remove(tmp_path / "tree")
         assert names(tmp_path) == {"kept"}
     trees.remove(tmp_path / "not/there")
+
+
+def test_a_directory_of_many_names_is_not_held_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hard links are names without end: they cost no blocks of their own."""
+    top = tmp_path / "tree"
+    top.mkdir()
+    (top / "file").write_text("x")
+    name = "n" * 200
+    for index in range(MANY):
+        os.link(top / "file", top / f"{name}{index}")
+    monkeypatch.setattr(trees, "_BATCH", 100)
+    for work in (
+        lambda: trees.allocated(top),
+        lambda: trees.copy(top, tmp_path / "copy", ME, durable=False),
+        lambda: trees.remove(top),
+    ):
+        tracemalloc.start()
+        work()
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < MANY * len(name) // 3
+    assert len(os.listdir(tmp_path / "copy")) == MANY + 1 and not top.exists()
 
 
 def deep(top: Path, levels: int) -> None:
