@@ -110,10 +110,11 @@ def copy(source: Path, target: Path, owner: tuple[int, int], *, durable: bool = 
 
 
 def allocated(path: Path) -> int:
-    """Bytes on the disk of all that is in it, files with several names once, what is shared with other trees in full."""
+    """Bytes on the disk of all that is in it, files with several names once, what is shared with other trees in full.
+    What its owner forbade himself to look at counts nothing."""
     seen: set[int] = set()
     total = 0
-    with contextlib.suppress(FileNotFoundError), _opened(str(path), _DIRECTORY) as top:
+    with contextlib.suppress(OSError), _opened(str(path), _DIRECTORY) as top:
         for info in _walk(top):
             if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
                 if info.st_ino in seen:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from roost.errors import InvalidRequestError, RoostError, UnsupportedError
 from roost.host import syscalls
 from roost.settings import Settings
 from roost.storage import PoolStorage, trees
+from roost.storage.interface import Holder
 from tests.attack.record import case
 
 MANY = 5000
@@ -211,6 +214,29 @@ async def test_a_home_can_be_reached_by_its_account_alone(storage: PoolStorage) 
     modes = {path: path.stat().st_mode & 0o777 for path in (home, *list(home.parents)[:3])}
     assert list(modes.values()) == [0o700, 0o711, 0o711, 0o711]
     assert (storage.pool.snapshots.stat().st_mode & 0o777) == 0o700
+
+
+async def test_one_that_forbids_itself_to_be_looked_at_keeps_no_other_unmeasured(
+    storage: PoolStorage,
+) -> None:
+    """Of a daemon that is not root; here whoever looks is made such a user."""
+    for machine_id in ("closed", "open"):
+        await storage.make_home(machine_id)
+        (storage.home(machine_id) / "file").write_bytes(b"x" * 10_000)
+    families = [[Holder(each, is_snapshot=False) for each in ("closed", "open")]]
+    before = await storage.shares(families, ())
+    assert before["closed"] >= 10_000
+
+    real = os.open
+
+    def refusing(path: str, *arguments: Any, **named: Any) -> int:
+        if path == str(storage.home("closed")):
+            raise PermissionError(errno.EACCES, "forbidden", path)
+        return real(path, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("roost.storage.trees.os.open", refusing)
+        assert await storage.shares(families, ()) == before | {"closed": 0}
 
 
 async def test_never_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
