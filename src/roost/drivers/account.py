@@ -38,7 +38,7 @@ def prepare(root: Path) -> None:
                 code="MACHINE_FAILED",
             ) from exc
         with contextlib.suppress(OSError):
-            if _HELPER.rpartition("/")[2] not in tree.names(_HELPER.rpartition("/")[0]):
+            if not tree.has(_HELPER):
                 tree.write(_HELPER, _SCRIPT, 0o755)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import secrets
 import stat
@@ -19,6 +20,7 @@ _RESOLVE = (
     | syscalls.RESOLVE_NO_XDEV
 )
 _CHUNK = 1 << 20
+_MOST_NAMES = 10_000
 
 
 class Tree:
@@ -70,12 +72,17 @@ class Tree:
             os.close(fd)
 
     def names(self, path: str) -> list[str]:
-        """Of a directory's entries. Raises OSError where any part is a link or no directory."""
+        """Of a directory's entries. Raises OSError where any part is a link or no directory, or there are more than any
+        honest one has: whoever fills it shall not fill our memory."""
         fd = self.directory(path)
         try:
-            return os.listdir(fd)
+            with os.scandir(fd) as entries:
+                found = [entry.name for entry in itertools.islice(entries, _MOST_NAMES + 1)]
         finally:
             os.close(fd)
+        if len(found) > _MOST_NAMES:
+            raise OSError(errno.EFBIG, f"more than {_MOST_NAMES} entries", path)
+        return found
 
     def read(self, path: str, limit: int) -> bytes | None:
         """None where there is no such regular file, or it is larger. Never blocks on a FIFO."""

@@ -7,6 +7,7 @@ that file its own.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import stat
@@ -19,7 +20,9 @@ from roost.host import files, syscalls
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_DEEPEST = 200  # descriptors of a copy are two a level
+_DEEPEST = 130  # descriptors of a copy are three a level
+_REMEMBERED = 1_000_000  # files with several names; more are copied, or counted, by each of them
+_BATCH = 1000
 _MODE = 0o1777  # neither setuid nor setgid
 
 
@@ -34,7 +37,7 @@ class _Copy:
             raise InvalidRequestError(
                 f"The directory {'/'.join(path)[:200]} lies too deep to be copied: {_DEEPEST} levels at most."
             )
-        for name in os.listdir(source):
+        for name in _names(source):
             try:
                 info = os.stat(name, dir_fd=source, follow_symlinks=False)
             except FileNotFoundError:  # gone since
@@ -71,7 +74,7 @@ class _Copy:
             with _opened(name, _NEW, target, 0o600) as made:
                 _content(content, made, info.st_size)
                 self.dress(made, info)
-            if info.st_nlink > 1:
+            if info.st_nlink > 1 and len(self._linked) < _REMEMBERED:
                 self._linked[key] = [*path, name]
 
     def _link(self, target: int, name: str, key: tuple[int, int], path: list[str]) -> bool:
@@ -107,19 +110,23 @@ def copy(source: Path, target: Path, owner: tuple[int, int], *, durable: bool = 
 
 
 def allocated(path: Path) -> int:
-    """Bytes on the disk of all that is in it, files with several names once, what is shared with other trees in full."""
+    """Bytes on the disk of all that is in it, files with several names once, what is shared with other trees in full.
+    What its owner forbade himself to look at counts nothing."""
     seen: set[int] = set()
     total = 0
-    with contextlib.suppress(FileNotFoundError), _opened(str(path), _DIRECTORY) as top:
+    with contextlib.suppress(OSError), _opened(str(path), _DIRECTORY) as top:
         for info in _walk(top):
-            if info.st_nlink == 1 or stat.S_ISDIR(info.st_mode) or info.st_ino not in seen:
-                seen.add(info.st_ino)
-                total += info.st_blocks * 512
+            if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
+                if info.st_ino in seen:
+                    continue
+                if len(seen) < _REMEMBERED:
+                    seen.add(info.st_ino)
+            total += info.st_blocks * 512
     return total
 
 
 def _walk(top: int, depth: int = 0) -> Iterator[os.stat_result]:
-    for name in os.listdir(top):
+    for name in _names(top):
         with contextlib.suppress(OSError):
             info = os.stat(name, dir_fd=top, follow_symlinks=False)
             yield info
@@ -148,38 +155,34 @@ def _remove(above: int, name: str) -> None:
         return
     except (IsADirectoryError, PermissionError):
         pass
-    top = _enter(name, above)
-    try:
-        moved = [""]
-        while moved:
-            directory = moved.pop()
-            if not directory:
-                _empty(top, top, moved, 0)
-                continue
-            with _held(_enter(directory, top)) as below:
-                _empty(below, top, moved, 0)
-            os.rmdir(directory, dir_fd=top)
-    finally:
-        os.close(top)
+    with _held(_enter(name, above)) as top:
+        _empty(top, top, 0)
     os.rmdir(name, dir_fd=above)
 
 
-def _empty(directory: int, top: int, moved: list[str], depth: int) -> None:
-    """What lies deeper than can be held open is moved up beside the rest, and told in ``moved``."""
-    for name in os.listdir(directory):
-        try:
-            os.unlink(name, dir_fd=directory)
-            continue
-        except (IsADirectoryError, PermissionError):
-            pass
-        if depth >= _DEEPEST:
-            up = f".roost-{secrets.token_hex(8)}"
-            os.rename(name, up, src_dir_fd=directory, dst_dir_fd=top)
-            moved.append(up)
-            continue
-        with _held(_enter(name, directory)) as below:
-            _empty(below, top, moved, depth + 1)
-        os.rmdir(name, dir_fd=directory)
+def _empty(directory: int, top: int, depth: int) -> None:
+    """What lies deeper than can be held open is moved up to the top, which is emptied last."""
+    while names := list(itertools.islice(_names(directory), _BATCH)):
+        for name in names:
+            try:
+                os.unlink(name, dir_fd=directory)
+                continue
+            except (IsADirectoryError, PermissionError):
+                pass
+            if depth >= _DEEPEST:
+                up = f".roost-{secrets.token_hex(8)}"
+                os.rename(name, up, src_dir_fd=directory, dst_dir_fd=top)
+                continue
+            with _held(_enter(name, directory)) as below:
+                _empty(below, top, depth + 1)
+            os.rmdir(name, dir_fd=directory)
+
+
+def _names(directory: int) -> Iterator[str]:
+    """As they are read: whoever fills a directory shall not fill our memory."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            yield entry.name
 
 
 def _enter(name: str, above: int) -> int:

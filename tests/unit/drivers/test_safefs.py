@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,36 @@ def test_mount_points_are_everybodys_to_pass_and_inside(place: tuple[Path, Path]
     assert (root / "kept").stat().st_mode & 0o7777 == 0o700, "it was there"
     assert (root / "file").read_text() == "x"
     assert _unchanged(outside)
+
+
+def test_a_directory_of_more_names_than_honest_ones_have_is_not_read(
+    place: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hard links are names without end: they cost no blocks of their own."""
+    root, _ = place
+    for name in ("a", "b", "c"):
+        (root / "etc" / name).touch()
+    monkeypatch.setattr("roost.host.safefs._MOST_NAMES", 3)
+    with Tree(root) as t:
+        assert sorted(t.names("etc")) == ["a", "b", "c"]
+        (root / "etc/d").touch()
+        with pytest.raises(OSError, match="more than 3 entries"):
+            t.names("etc")
+        with pytest.raises(OSError):
+            t.names("etc/a")
+    agent = tree.AgentBinary(root / "etc/a")
+    for name, done in (("d", False), ("a", True)):
+        (root / "etc/ssh").mkdir(exist_ok=True)
+        for each in "abcd"[: "abcd".index(name) + 1]:
+            (root / "etc/ssh" / each).touch()
+        found = tree.prepare(
+            root,
+            agent,
+            has_agent=True,
+            hostname="m",
+            linux_id="0" * 32,
+            nameserver="::1",
+            host_ca=False,
+        )
+        assert found == done, "what cannot be looked through is left to the agent"
+        shutil.rmtree(root / "etc/ssh")

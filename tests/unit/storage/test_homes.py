@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +15,10 @@ from roost.errors import InvalidRequestError, RoostError, UnsupportedError
 from roost.host import syscalls
 from roost.settings import Settings
 from roost.storage import PoolStorage, trees
+from roost.storage.interface import Holder
 from tests.attack.record import case
 
+MANY = 5000
 ME = (os.geteuid(), os.getegid())
 
 
@@ -83,6 +88,30 @@ def test_any_tree_can_be_removed(tmp_path: Path) -> None:
         trees.remove(tmp_path / "tree")
         assert names(tmp_path) == {"kept"}
     trees.remove(tmp_path / "not/there")
+
+
+def test_a_directory_of_many_names_is_not_held_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hard links are names without end: they cost no blocks of their own."""
+    top = tmp_path / "tree"
+    top.mkdir()
+    (top / "file").write_text("x")
+    name = "n" * 200
+    for index in range(MANY):
+        os.link(top / "file", top / f"{name}{index}")
+    monkeypatch.setattr(trees, "_BATCH", 100)
+    for work in (
+        lambda: trees.allocated(top),
+        lambda: trees.copy(top, tmp_path / "copy", ME, durable=False),
+        lambda: trees.remove(top),
+    ):
+        tracemalloc.start()
+        work()
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < MANY * len(name) // 3
+    assert len(os.listdir(tmp_path / "copy")) == MANY + 1 and not top.exists()
 
 
 def deep(top: Path, levels: int) -> None:
@@ -185,6 +214,29 @@ async def test_a_home_can_be_reached_by_its_account_alone(storage: PoolStorage) 
     modes = {path: path.stat().st_mode & 0o777 for path in (home, *list(home.parents)[:3])}
     assert list(modes.values()) == [0o700, 0o711, 0o711, 0o711]
     assert (storage.pool.snapshots.stat().st_mode & 0o777) == 0o700
+
+
+async def test_one_that_forbids_itself_to_be_looked_at_keeps_no_other_unmeasured(
+    storage: PoolStorage,
+) -> None:
+    """Of a daemon that is not root; here whoever looks is made such a user."""
+    for machine_id in ("closed", "open"):
+        await storage.make_home(machine_id)
+        (storage.home(machine_id) / "file").write_bytes(b"x" * 10_000)
+    families = [[Holder(each, is_snapshot=False) for each in ("closed", "open")]]
+    before = await storage.shares(families, ())
+    assert before["closed"] >= 10_000
+
+    real = os.open
+
+    def refusing(path: str, *arguments: Any, **named: Any) -> int:
+        if path == str(storage.home("closed")):
+            raise PermissionError(errno.EACCES, "forbidden", path)
+        return real(path, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("roost.storage.trees.os.open", refusing)
+        assert await storage.shares(families, ()) == before | {"closed": 0}
 
 
 async def test_never_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
