@@ -87,8 +87,7 @@ class Doors:
         """Connected. Wakes the machine; it is in use until the stream is closed. Raises VALIDATION_FAILED,
         PORT_CLOSED and what ``Machines.awake`` raises."""
         check_port(port)
-        live = await self._machines.awake(tenant, machine_id)
-        require_own_network(live.machine)
+        live = await self._awake(tenant, machine_id, port)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._machines.using(machine_id))
             found = await self.reach(live, port)
@@ -98,11 +97,10 @@ class Doors:
     async def loopback(self, tenant: str, machine_id: str, port: int, host: str) -> Stream:
         """As ``open``, to the machine's own 127.0.0.1, ::1 or localhost and to no other address of it."""
         check_port(port)
-        live = await self._machines.awake(tenant, machine_id)
-        require_own_network(live.machine)
+        live = await self._awake(tenant, machine_id, port)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._machines.using(machine_id))
-            self._check_program(live, port)
+            self._check_program(live.machine, port)
             return _InUse(await _through_agent(live, port, host), stack.pop_all())
 
     async def reach(self, live: Live, port: int) -> socket.socket | DialStream:
@@ -112,7 +110,7 @@ class Doors:
         require_own_network(live.machine)
         if port == AGENT_PORT:
             raise closed(port)
-        self._check_program(live, port)
+        self._check_program(live.machine, port)
         key = (live.machine.id, live.machine.generation, port)
         by_agent = self._direct is None or self._by_agent.get(key, 0.0) > time.monotonic()
         if by_agent:
@@ -133,10 +131,17 @@ class Doors:
         self._by_agent[key] = time.monotonic() + REMEMBER_S
         return found
 
-    def _check_program(self, live: Live, port: int) -> None:
+    async def _awake(self, tenant: str, machine_id: str, port: int) -> Live:
+        if not self._machines.runs(machine_id):  # for what is refused none is woken
+            self._check_program(await self._machines.get(tenant, machine_id), port)
+        live = await self._machines.awake(tenant, machine_id)
+        require_own_network(live.machine)
+        return live
+
+    def _check_program(self, machine: Machine, port: int) -> None:
         """Raises TOOL_DENIED."""
         program = self._programs.get(port)
-        tools = live.machine.tools
+        tools = machine.tools
         if program is not None and not tools.allows(Call([program])):
             raise launching.denied(tools, program, f"port {port} leads around it")
 

@@ -451,10 +451,12 @@ async def test_no_port_of_a_template_leads_around_the_list(served: Served) -> No
     files = [*root.glob("*/roost.toml"), *root.glob("*/files/roost-*")]
     ports = {int(found) for each in files for found in OPENED.findall(each.read_text())}
     assert ports == {5900, 6080, 7113, 7114, 9222}
+    await served.machines.sleep(TENANT, mid, "stopped")
     for port in ports:
         with pytest.raises(InvalidStatus) as refused:
             await socket(served, port, mid)
         assert json.loads(refused.value.response.body)["error_code"] == "TOOL_DENIED", port
+    assert not served.machines.runs(mid)
 
 
 async def test_followed(served: Served) -> None:
