@@ -87,6 +87,7 @@ _KILLED_IN = (
     "killed in create, exec and delete; at every step of all of them with a driver of the tests"
 )
 IN_PART: dict[str, dict[str, str]] = {
+    "1": {"qemu": "its memory is the limit: its own kernel counts its processes, the host one"},
     "51": {"user": "SSH host keys of an image stay as they are: only root could read them"},
     "F1": {
         **dict.fromkeys(("workspace", "user", "runc"), _KILLED_IN),

@@ -109,7 +109,8 @@ def test_a_fork_bomb_stops_at_the_limit(rung: Rung, led: Daemon, victim: Machine
         said = ends(victim, ["perl", "-e", BOMB], timeout=40)
         assert rung.neighbour.exec("echo on", timeout=30).ok
     told = (said or "nothing").split()[-1]
-    assert told in ("AGENT_LOST", "MACHINE_FAILED", "TIMEOUT") or 50 <= int(told) < PIDS, said
+    most_told = 3000 if rung.name == "qemu" else PIDS - 1  # its memory is its limit
+    assert told in ("AGENT_LOST", "MACHINE_FAILED", "TIMEOUT") or 50 <= int(told) <= most_told, said
     # The host sees none of those that a kernel of its own counts.
     assert (0 if rung.keeps_memory else 50) < most[0] <= PIDS + 16, most
     # Where memory was short first, its parent may be dead and a thousand children hold what there is: whoever is left
@@ -303,7 +304,7 @@ def test_the_agent_is_killed_from_inside(rung: Rung, victim: Machine) -> None:
 pid=$PPID
 while [ "$pid" -gt 0 ]; do
   above=$(sed 's/.*) . //; s/ .*//' /proc/$pid/stat); name=$(cat /proc/$pid/comm)
-  case $name in roost*|*agent*) echo $pid ;; esac
+  case $name in roost*|*agent*|init) echo $pid ;; esac
   pid=$above
 done"""
     assert victim.exec(above, timeout=20).stdout.split(), "no agent is found"
