@@ -67,7 +67,7 @@ _SHAKEN = (
 
 async def _talk(pieces: list[bytes]) -> None:
     stream: Any = _Stream(pieces)
-    async with asyncio.timeout(5), Session.open(stream, 9222, "/x") as session:
+    async with asyncio.timeout(30), Session.open(stream, 9222, "/x") as session:
         assert isinstance(await session.call("Page.enable"), dict)
 
 

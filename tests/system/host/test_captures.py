@@ -123,7 +123,7 @@ async def test_memory_goes_on_in_parent_and_children_apart(
         assert len(await _log(machine)) > len(log)
     waiting = asyncio.create_task(gvisor.wait(grandchild.handle))
     os.kill(grandchild.handle.pid, signal.SIGKILL)
-    assert (await asyncio.wait_for(waiting, 5)).reason == "killed"
+    assert (await asyncio.wait_for(waiting, 15)).reason == "killed"
     await _drop(kept)
     await _drop(again)
 
@@ -139,7 +139,7 @@ async def test_asleep_on_disk_and_woken_in_the_same_slot(
     into = world.storage.pool.tmp / "asleep"
     into.mkdir()
     capture = await gvisor.hibernate(machine.handle, into)
-    assert (await asyncio.wait_for(waiting, 5)).reason == "killed"
+    assert (await asyncio.wait_for(waiting, 15)).reason == "killed"
     assert await gvisor.list_ids() == set()
     assert not loop.devices_of(machine.disk)
     _whole(machine.disk)

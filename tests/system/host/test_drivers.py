@@ -160,7 +160,7 @@ async def test_another_driver_object_adopts_it(world: World, driver: ContainerDr
     await asyncio.sleep(0.05)
     assert not waiting.done()
     await later.remove(machine.id)
-    assert (await asyncio.wait_for(waiting, 5)).reason == "killed"
+    assert (await asyncio.wait_for(waiting, 15)).reason == "killed"
     assert not await world.driver(driver.name).adopt(machine.handle)
 
 
@@ -169,7 +169,7 @@ async def test_waiting_ends_when_the_machine_dies(world: World, driver: Containe
     waiting = asyncio.create_task(driver.wait(machine.handle))
     await asyncio.sleep(0.05)
     os.kill(machine.handle.pid, signal.SIGKILL)
-    assert await asyncio.wait_for(waiting, 5) == Exit("killed")
+    assert await asyncio.wait_for(waiting, 15) == Exit("killed")
     assert await driver.list_ids() == {machine.id}, "debris is found until it is removed"
     assert not await world.driver(driver.name).adopt(machine.handle)
     unknown = await world.driver(driver.name).wait(machine.handle)
@@ -282,7 +282,7 @@ async def test_a_frozen_machine_is_not_captured(
         work.append(driver.hibernate(machine.handle, into))
     for one in work:
         with pytest.raises(InternalError):
-            await asyncio.wait_for(one, 5)
+            await asyncio.wait_for(one, 15)
     assert await driver.frozen(machine.handle)
     assert driver.cgroups.frozen(driver._group(machine.id))
 
@@ -309,7 +309,7 @@ async def test_what_stops_its_supervisor_is_ended_from_the_host(
     assert driver.cgroups.frozen(driver._group(machine.id)), "it was before"
     await driver.thaw(machine.handle)
     assert await driver.end_tree(machine.handle, said.supervisor_pid)
-    await asyncio.wait_for(call, 5)
+    await asyncio.wait_for(call, 15)
     assert (await driver.usage(machine.handle)).pids < 30
     code, left = await machine.run("for p in /proc/[0-9]*; do echo $(<$p/comm); done")
     assert code == 0 and "sleep" not in left

@@ -399,7 +399,10 @@ async def test_what_is_no_longer_allowed_is_cut(
         assert server.got > 0 or server.sends or way == "idle"
         await network.apply("a", policy)
         stands = time.monotonic()
-        assert await asyncio.wait_for(talking, 5) in ("reset", "BrokenPipeError(32, 'Broken pipe')")
+        assert await asyncio.wait_for(talking, 15) in (
+            "reset",
+            "BrokenPipeError(32, 'Broken pipe')",
+        )
         assert way == "idle" or last[0] < stands + SOON_S
         assert server.last < stands + SOON_S
 

@@ -52,7 +52,7 @@ class Pipe:
     async def nonce(self) -> bytes:
         while len(self.sent) < 48:
             self.heard.clear()
-            await asyncio.wait_for(self.heard.wait(), 5)
+            await asyncio.wait_for(self.heard.wait(), 15)
         assert bytes(self.sent[:32]) == mac(b"roost-dial-v1")
         nonce = bytes(self.sent[32:48])
         del self.sent[:48]
@@ -105,7 +105,7 @@ async def test_relays_after_the_handshake_and_again(tmp_path: Path) -> None:
             nonces.append(nonce)
             pipe.incoming.put_nowait(b"junk" + nonce + mac(nonce) + b"hel")
             pipe.incoming.put_nowait(b"lo")
-            assert await asyncio.wait_for(reader.readexactly(5), 5) == b"hello"
+            assert await asyncio.wait_for(reader.readexactly(5), 15) == b"hello"
             while bytes(pipe.sent) != b"PRI":
                 await asyncio.sleep(0.005)
             pipe.sent.clear()
@@ -124,7 +124,7 @@ async def test_no_echo_ends_the_connection(tmp_path: Path) -> None:
     try:
         reader, writer = await asyncio.open_unix_connection(dialler.path)
         writer.write(b"PRI")
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert await asyncio.wait_for(reader.read(), 15) == b""
         assert pipe.closed == 1
     finally:
         await dialler.close()
@@ -142,7 +142,7 @@ async def test_a_greeting_that_nobody_answers_is_given_up_for_another(tmp_path: 
         nonce = await pipe.nonce()
         assert (pipe.opened, pipe.closed) == (2, 1)
         pipe.incoming.put_nowait(lost + mac(lost) + nonce + mac(nonce) + b"hello")
-        assert await asyncio.wait_for(reader.readexactly(5), 5) == b"hello"
+        assert await asyncio.wait_for(reader.readexactly(5), 15) == b"hello"
     finally:
         await dialler.close()
 
@@ -161,7 +161,7 @@ async def test_a_silent_connection_dials_nothing_and_the_newest_wins(tmp_path: P
         await pipe.nonce()
         _, second = await asyncio.open_unix_connection(dialler.path)
         second.write(b"2")
-        assert await asyncio.wait_for(first.read(), 5) == b""
+        assert await asyncio.wait_for(first.read(), 15) == b""
         await pipe.nonce()
         assert (pipe.opened, pipe.closed) == (2, 1)
     finally:
@@ -230,7 +230,7 @@ async def test_fifos_carry_both_ways(tmp_path: Path) -> None:
     far = await FifoStream.open(tmp_path / "in", tmp_path / "out")
     await near.write(b"down")
     await far.write(b"up")
-    assert await asyncio.wait_for(far.read(), 5) == b"down"
-    assert await asyncio.wait_for(near.read(), 5) == b"up"
+    assert await asyncio.wait_for(far.read(), 15) == b"down"
+    assert await asyncio.wait_for(near.read(), 15) == b"up"
     await near.close()
     await far.close()

@@ -78,7 +78,7 @@ async def test_the_machines_half_may_end_first(served: Served) -> None:
         await ws.send(EOF)
         with pytest.raises(ConnectionClosed):
             await ws.recv()
-    assert await asyncio.wait_for(got, 5) == b"late"
+    assert await asyncio.wait_for(got, 15) == b"late"
 
 
 async def test_who_goes_is_felt(served: Served) -> None:
@@ -96,7 +96,7 @@ async def test_who_goes_is_felt(served: Served) -> None:
             assert served.machines.users[machine] == 1
             await ws.send(b"x")
             ws.transport.abort()
-        await asyncio.wait_for(gone.wait(), 5)
+        await asyncio.wait_for(gone.wait(), 15)
     await until(lambda: served.machines.users[machine] == 0)
 
 
@@ -130,7 +130,7 @@ async def test_a_revoked_key_ends_it(served: Served) -> None:
     async with listening(backwards) as port, socket(served, port, machine, made.secret) as ws:
         await served.keys.revoke(TENANT, made.id)
         with pytest.raises(ConnectionClosed):
-            await asyncio.wait_for(ws.recv(), 5)
+            await asyncio.wait_for(ws.recv(), 15)
 
 
 async def test_a_sleeping_machine_wakes(served: Served) -> None:

@@ -288,7 +288,7 @@ async def test_what_runs_keeps_its_machine_awake_unless_it_says_otherwise(served
         started = await served.http.post(base, params={"wait": "false"}, json=body)
         assert started.json()["keep_awake"] is keep_awake
         await asyncio.sleep(0.05)
-        assert served.machines.users[mid] == users
+        await until(lambda n=users: served.machines.users[mid] == n)
         await served.http.delete(f"{base}/{started.json()['execution_id']}")
         await until(lambda: served.machines.users[mid] == 0)
 

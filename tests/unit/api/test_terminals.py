@@ -168,7 +168,7 @@ async def test_a_keystroke_comes_back_at_once(served: Served) -> None:
         for _ in range(60):
             begun = time.perf_counter()
             await ws.send(b"x")
-            await asyncio.wait_for(ws.recv(), 5)
+            await asyncio.wait_for(ws.recv(), 15)
             times.append((time.perf_counter() - begun) * 1000)
         print("echo ms", statistics.median(times))
         assert statistics.median(times) < 200  # 2 on an idle host; bench/ has the figure

@@ -854,7 +854,7 @@ def small(**changes: Any) -> CreateMachine:
     return CreateMachine(**{"vcpu": 0.1, "memory_mib": 64, "autosleep_seconds": None, **changes})
 
 
-async def until(condition: Any, timeout_s: float = 5.0) -> None:
+async def until(condition: Any, timeout_s: float = 30.0) -> None:
     async with asyncio.timeout(timeout_s):
         while True:
             value = condition()

@@ -487,8 +487,11 @@ async def test_what_is_stuck_between_frozen_and_running_is_mended(host: Host) ->
         await d.machines.sleep(TENANT, m, "frozen")
     assert await tier(d, m) == "failed"
     await passes(d, HOUSEKEEPING_S + 1)
-    await asyncio.sleep(0.1)
-    assert await tier(d, m) == "running"
+
+    async def running() -> bool:
+        return await tier(d, m) == "running"
+
+    await until(running)
     assert await d.engine.stuck() == []
     await d.machines.awake(TENANT, m)
     assert not host.leaks(await d.all())
@@ -530,7 +533,7 @@ async def test_states_are_told_as_they_come(d: Daemon) -> None:
     asleep = asyncio.ensure_future(d.machines.sleep(TENANT, m, "frozen"))
     seen = [first.revision]
     while (
-        now := await asyncio.wait_for(anext(states), 5)
+        now := await asyncio.wait_for(anext(states), 15)
     ).tier != "frozen" or now.phase != "sleeping":
         seen.append(now.revision)
     seen.append(now.revision)

@@ -23,6 +23,7 @@ from roost.engine.rungs import Rungs
 from roost.engine.timers import Timers
 from roost.engine.turns import Turns
 from roost.errors import InvalidRequestError, UnavailableError
+from tests.unit.engine.kit import until
 
 
 def test_a_step_that_finds_no_space_says_so() -> None:
@@ -113,8 +114,7 @@ async def test_timers_fire_in_order_move_and_are_taken_away() -> None:
     await clock.advance(100)
     assert fired == ["early", "moved"]
     timers.set("now", start)
-    await asyncio.sleep(0.01)
-    assert fired[-1] == "now"
+    await until(lambda: fired[-1] == "now")
     await clock.advance(400)
     assert fired[-1] == "late"
     assert len(timers) == 0
@@ -226,8 +226,7 @@ async def test_a_start_nobody_wants_leaves_the_queue() -> None:
     assert done == []
     told.set()
     cancelled.cancel()
-    await asyncio.sleep(0.01)
-    assert done == ["unwanted"]
+    await until(lambda: done == ["unwanted"])
     gate.set()
     await asyncio.gather(*tasks)
     assert done == ["unwanted", "first", "second"]

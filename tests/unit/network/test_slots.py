@@ -426,7 +426,7 @@ async def test_rules_hold_while_the_process_is_away_and_it_is_told_later(
             await network.reattach("a", 3, OFF)
         assert host.standing[3] == rules.policy(OFF)
         process.fails = False
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while process.holds.get(3) != ("a", OFF, ()):
                 await asyncio.sleep(0.01)
         assert not network._untold

@@ -302,7 +302,7 @@ async def test_a_closed_client_takes_leave(tmp_path: Path, monkeypatch: pytest.M
         stream = client.inside()
         reading = asyncio.ensure_future(stream.read())
         waiting = asyncio.ensure_future(ask(socket, "/"))
-        asked = await asyncio.wait_for(reading, 5)
+        asked = await asyncio.wait_for(reading, 15)
         assert asked is not None and asked.path == "/"
         reading = asyncio.ensure_future(stream.read())
         began = time.monotonic()

@@ -64,7 +64,7 @@ def row(timeout_ms: int | None = 50) -> ExecutionRow:
 
 async def end(agent: Agent, host: Host, **kw: Any) -> dict[str, Any]:
     fake: Any = agent
-    return await asyncio.wait_for(Overdue(host, SystemClock()).end(fake, row(**kw), agent.over), 5)
+    return await asyncio.wait_for(Overdue(host, SystemClock()).end(fake, row(**kw), agent.over), 30)
 
 
 async def test_the_host_ends_what_the_agent_does_not() -> None:

@@ -18,7 +18,7 @@ from roost.errors import (
 )
 from roost.services.models import CreateMachine, ForkMachine
 from tests.attack.record import case
-from tests.unit.engine.kit import OTHER, TENANT, Daemon, daemon, small
+from tests.unit.engine.kit import OTHER, TENANT, Daemon, daemon, small, until
 
 
 @pytest.fixture(params=[False, True], ids=["disk", "memory"])
@@ -217,7 +217,7 @@ async def test_memory_is_never_used_twice(tmp_path: Path) -> None:
         ]
         assert "a start before this one" in told
         d.host.driver.die(m.id, Exit("killed"))
-        await asyncio.sleep(0.05)
+        await until(lambda: d.engine.roster.peek(m.id) is None)
         await d.machines.wake(TENANT, m.id)
         assert d.host.driver.calls["restore"] == 1
 

@@ -8,7 +8,7 @@ import pytest
 from roost.errors import ConflictError, MachineError, NotFoundError
 from roost.services.host import Host as HostService
 from roost.services.templates import Templates
-from tests.unit.engine.kit import TENANT, daemon, small
+from tests.unit.engine.kit import TENANT, daemon, small, until
 
 
 async def test_build_is_single_flight_and_everybody_hears(tmp_path: Path) -> None:
@@ -24,8 +24,11 @@ async def test_build_is_single_flight_and_everybody_hears(tmp_path: Path) -> Non
             asyncio.ensure_future(t.build("base", progress=lambda *p, h=h: h.append(p[0])))
             for h in heard
         ]
-        await asyncio.sleep(0.05)
-        assert (await t.get(TENANT, "base")).status == "building"
+
+        async def building() -> bool:
+            return (await t.get(TENANT, "base")).status == "building"
+
+        await until(building)
         with pytest.raises(ConflictError):
             await t.resolve(TENANT, "base")
         gate.set()

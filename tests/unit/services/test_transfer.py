@@ -108,7 +108,7 @@ async def test_who_reads_slowly_keeps_nobody_waiting() -> None:
     turns = asyncio.Semaphore(1)
     slow = transfer._threaded(iter([b"1", b"2"]), turns)
     assert await anext(slow) == b"1"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert [each async for each in transfer._threaded(iter([b"3"]), turns)] == [b"3"]
     assert [each async for each in slow] == [b"2"]
 

@@ -317,7 +317,7 @@ async def test_a_message_that_does_not_come_is_not_waited_for(
 
     monkeypatch.setattr("roost.gateway.calls.MESSAGE_S", 0.05)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await asyncio.wait_for(slow(box, box.served.key, "Whoami", never()), 5)
+        await asyncio.wait_for(slow(box, box.served.key, "Whoami", never()), 15)
     assert caught.value.code() is S.DEADLINE_EXCEEDED
     assert "did not come" in str(caught.value.details())
     await until(lambda: not box.served.gateway.sessions._of_tenant)
