@@ -483,6 +483,78 @@ async fn attributes() {
     );
 }
 
+/// What a hostile program turns a name into while the agent works on it: back and forth, as fast as it can.
+fn swapping(one: &Path, other: &Path) -> impl FnOnce() + use<> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let (one, other, stop) = (
+        one.to_owned(),
+        other.to_owned(),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let seen = stop.clone();
+    let thread = std::thread::spawn(move || {
+        while !seen.load(Ordering::Relaxed) {
+            let _ = renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE);
+        }
+    });
+    move || {
+        stop.store(true, Ordering::Relaxed);
+        thread.join().expect("a thread");
+    }
+}
+
+#[tokio::test]
+async fn no_mode_is_changed_through_a_link_that_was_swapped_in() {
+    let mut agent = Agent::start().await;
+    let canary = agent.scratch.join("canary");
+    std::fs::write(&canary, "").expect("write");
+    std::fs::set_permissions(&canary, std::fs::Permissions::from_mode(0o600)).expect("mode");
+    let (base, aside) = (agent.scratch.join("d"), agent.scratch.join("aside"));
+    std::fs::create_dir(&base).expect("mkdir");
+    std::fs::write(base.join("file"), "").expect("write");
+    symlink(&canary, &aside).expect("link");
+    let stop = swapping(&base.join("file"), &aside);
+    for _ in 0..1000 {
+        let request = SetAttributesRequest {
+            path: path(&base),
+            mode: Some(0o777),
+            recursive: true,
+            ..Default::default()
+        };
+        agent.client.set_attributes(request).await.expect("set");
+    }
+    stop();
+    let after = std::fs::metadata(&canary).expect("meta").mode();
+    assert_eq!(after & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn what_takes_a_new_directorys_name_keeps_its_mode() {
+    let mut agent = Agent::start().await;
+    let canary = agent.scratch.join("canary");
+    std::fs::create_dir(&canary).expect("mkdir");
+    std::fs::set_permissions(&canary, std::fs::Permissions::from_mode(0o700)).expect("mode");
+    for index in 0..1000 {
+        let (new, aside) = (
+            agent.scratch.join(&format!("new{index}")),
+            agent.scratch.join(&format!("aside{index}")),
+        );
+        symlink(&canary, &aside).expect("link");
+        let stop = swapping(&new, &aside);
+        let request = MakeDirRequest {
+            path: path(&new),
+            permissions: Some(0o777),
+            ..Default::default()
+        };
+        let _ = agent.client.make_dir(request).await; // told where it was swapped
+        stop();
+    }
+    let after = std::fs::metadata(&canary).expect("meta").mode();
+    assert_eq!(after & 0o777, 0o700);
+}
+
 #[tokio::test]
 async fn a_full_disk_is_named() {
     // /dev/full refuses every write, but is a device; a file size limit would be a signal. So: the mapping.

@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Uid, chmodat, chownat, fstat,
-    linkat, mkdirat, openat, openat2, readlinkat, renameat, renameat_with, statat, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, chmodat, fstat, linkat,
+    mkdirat, openat, openat2, readlinkat, renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::{Errno, Result};
 
@@ -106,9 +106,13 @@ pub fn follow(directory: BorrowedFd<'_>, name: &Path) -> Result<Stat> {
     fstat(resolve(directory, name, OFlags::PATH, Mode::empty())?)
 }
 
-pub fn make_directory(path: &Path, mode: Mode) -> Result<()> {
-    let place = place(path)?;
-    mkdirat(place.directory(), place.name(), mode)
+/// The directory that it made; a link that took its name meanwhile is an error.
+pub fn make_directory(path: &Path, mode: Mode) -> Result<OwnedFd> {
+    let path: PathBuf = path.components().collect(); // a slash at the end follows links
+    let place = place(&path)?;
+    mkdirat(place.directory(), place.name(), mode)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(place.directory(), place.name(), flags, Mode::empty())
 }
 
 pub fn remove(path: &Path, flags: AtFlags) -> Result<()> {
@@ -149,33 +153,31 @@ pub fn read_link(path: &Path) -> Result<CString> {
     readlinkat(place.directory(), place.name(), Vec::new())
 }
 
-/// Of the entry itself.
-pub fn change_owner(path: &Path, uid: Option<Uid>, gid: Option<Gid>) -> Result<()> {
-    let place = place(path)?;
-    chownat(
-        place.directory(),
-        place.name(),
-        uid,
-        gid,
-        AtFlags::SYMLINK_NOFOLLOW,
-    )
-}
-
 /// What a path leads to, as a path that calls may follow; while the descriptor is held.
 pub fn target(path: &Path) -> Result<(Option<OwnedFd>, PathBuf)> {
     match workspace::here() {
         None => Ok((None, path.to_owned())),
         Some(_) => {
             let found = open(path, OFlags::PATH, Mode::empty())?;
-            let name = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
+            let name = held(&found);
             Ok((Some(found), name))
         }
     }
 }
 
-pub fn change_mode(path: &Path, mode: Mode) -> Result<()> {
-    let (_held, path) = target(path)?;
-    chmodat(CWD, &path, mode, AtFlags::empty())
+/// A path to what is open, that calls may follow; while the descriptor is held.
+pub fn held(file: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Of the entry itself, whatever takes its name meanwhile. Links have no mode of their own: nothing is changed.
+pub fn change_mode(directory: BorrowedFd<'_>, name: &Path, mode: Mode) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let entry = openat(directory, name, flags, Mode::empty())?;
+    if FileType::from_raw_mode(fstat(&entry)?.st_mode) == FileType::Symlink {
+        return Ok(());
+    }
+    chmodat(CWD, held(&entry), mode, AtFlags::empty())
 }
 
 /// The directory `path` itself, for reading.
@@ -193,7 +195,7 @@ pub fn real(path: &Path) -> std::io::Result<PathBuf> {
         None => path.canonicalize(),
         Some(_) => {
             let found = open(path, OFlags::PATH, Mode::empty())?;
-            std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd()))
+            std::fs::read_link(held(&found))
         }
     }
 }

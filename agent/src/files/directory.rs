@@ -96,12 +96,14 @@ pub fn make(request: &MakeDirRequest, users: &Users) -> Result<FileInfo> {
 }
 
 fn make_one(path: &Path, mode: u32, owner: (Option<u32>, Option<u32>)) -> Result<()> {
-    at::make_directory(path, Mode::from(mode & 0o777)).at(show(path))?;
+    let made = at::make_directory(path, Mode::from(mode & 0o777)).at(show(path))?;
+    let name = at::held(&made);
     if owner != (None, None) {
-        chown(path, owner)?;
+        let (uid, gid) = (owner.0.map(Uid::from_raw), owner.1.map(Gid::from_raw));
+        chownat(CWD, &name, uid, gid, AtFlags::empty()).at(show(path))?;
     }
     // The umask does not count here.
-    at::change_mode(path, Mode::from(mode)).at(show(path))
+    chmodat(CWD, &name, Mode::from(mode), AtFlags::empty()).at(show(path))
 }
 
 /// `path` and what is missing above it.
@@ -125,11 +127,6 @@ pub fn make_all(path: &Path, mode: u32, owner: (Option<u32>, Option<u32>)) -> Re
         }
     }
     Ok(())
-}
-
-fn chown(path: &Path, owner: (Option<u32>, Option<u32>)) -> Result<()> {
-    let (uid, gid) = (owner.0.map(Uid::from_raw), owner.1.map(Gid::from_raw));
-    at::change_owner(path, uid, gid).at(show(path))
 }
 
 pub fn move_entry(request: &MoveRequest, users: &Users) -> Result<FileInfo> {
@@ -178,9 +175,7 @@ pub fn set_attributes(request: &SetAttributesRequest, users: &Users) -> Result<F
         },
     });
     let change =
-        |at: std::os::fd::BorrowedFd<'_>, name: &Path, shown: &Path, top: bool| -> Result<()> {
-            let stat = statat(at, name, AtFlags::SYMLINK_NOFOLLOW).at(show(shown))?;
-            let link = info::kind(&stat) == FileKind::Symlink;
+        |within: std::os::fd::BorrowedFd<'_>, name: &Path, shown: &Path, top: bool| -> Result<()> {
             // The entry that was named is followed; what a recursion meets is not.
             let follow = if top {
                 AtFlags::empty()
@@ -190,13 +185,15 @@ pub fn set_attributes(request: &SetAttributesRequest, users: &Users) -> Result<F
             // The owner first: a change of owner clears setuid.
             if owner != (None, None) {
                 let (uid, gid) = (owner.0.map(Uid::from_raw), owner.1.map(Gid::from_raw));
-                chownat(at, name, uid, gid, follow).at(show(shown))?;
+                chownat(within, name, uid, gid, follow).at(show(shown))?;
             }
-            if let Some(mode) = request.mode.filter(|_| top || !link) {
-                chmodat(at, name, Mode::from(mode), AtFlags::empty()).at(show(shown))?;
+            match request.mode.map(Mode::from) {
+                Some(mode) if top => chmodat(within, name, mode, follow).at(show(shown))?,
+                Some(mode) => at::change_mode(within, name, mode).at(show(shown))?,
+                None => {}
             }
             if let Some(mtime) = &mtime {
-                utimensat(at, name, mtime, follow).at(show(shown))?;
+                utimensat(within, name, mtime, follow).at(show(shown))?;
             }
             Ok(())
         };

@@ -12,13 +12,13 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, Dir, Mode, XattrFlags, chmodat, fsetxattr, linkat, mkfifoat, readlinkat, statat,
-    symlinkat, unlinkat,
+    AtFlags, Dir, Mode, XattrFlags, fsetxattr, linkat, mkfifoat, readlinkat, statat, symlinkat,
+    unlinkat,
 };
 use rustix::io::Errno;
 
 use crate::errors::{Code, Context, Result, fail};
-use crate::files::{beneath, info, remove, show};
+use crate::files::{at, beneath, info, remove, show};
 use crate::pb::FileKind;
 use crate::tar::format::{Header, Kind, Reader, padding};
 use crate::tar::unpack::{Unpack, components};
@@ -152,7 +152,7 @@ impl Unpack {
                 mkfifoat(&parent, &name, Mode::from(0o600)).at(&shown)?;
                 self.dress_link(parent.as_fd(), &name, &entry).at(&shown)?;
                 let mode = Mode::from(entry.mode & self.modes);
-                chmodat(&parent, &name, mode, AtFlags::empty()).at(&shown)?;
+                at::change_mode(parent.as_fd(), &name, mode).at(&shown)?;
                 reader.skip(data)?;
             }
             Kind::Other(_) => {

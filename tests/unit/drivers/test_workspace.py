@@ -128,8 +128,8 @@ async def test_no_thread_of_the_daemon_is_the_programs_equal(place: Place) -> No
     """A start must make none so: a blow to one thread strikes all of the daemon."""
     argv = [
         "setpriv",
-        "--reuid=nobody",
-        "--regid=nogroup",
+        "--reuid=65534",
+        "--regid=65534",
         "--clear-groups",
         "python3",
         "-c",
