@@ -22,8 +22,9 @@ def start_ticks(pid: int) -> int | None:
     """Field 22 of /proc/PID/stat; None where there is no such process, or only its zombie."""
     fields = _stat(pid)
     # With its first thread gone it shows as a zombie, whatever the others do.
-    ended = fields is None or (fields[0] in ("Z", "X") and int(fields[17]) <= 1)
-    return None if ended or fields is None else int(fields[19])
+    if fields is None or (fields[0] in ("Z", "X") and int(fields[17]) <= 1):
+        return None
+    return int(fields[19])
 
 
 def begun(pid: int) -> int | None:
