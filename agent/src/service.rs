@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -25,7 +25,7 @@ pub const CONTRACT_MINOR: u32 = 6;
 
 pub struct Service {
     pub programs: Arc<Programs>,
-    pub executions: Executions,
+    pub executions: Arc<Executions>,
     pub terminals: Terminals,
     pub machine: Arc<Machine>,
     pub inside: Inside,
@@ -65,6 +65,24 @@ impl Drop for KillOnCancel {
 }
 
 impl Service {
+    /// To its end, also when the caller goes away meanwhile: it is launched and known by its id, or neither.
+    async fn launch(&self, request: pb::StartRequest) -> Result<Arc<Record>> {
+        let executions = self.executions.clone();
+        let kill_on_cancel = request.kill_on_cancel;
+        let (caller, answer) = oneshot::channel();
+        tokio::spawn(async move {
+            let launched = executions.start(request).await;
+            if let Err(Ok(record)) = caller.send(launched)
+                && kill_on_cancel
+            {
+                record.kill_soon();
+            }
+        });
+        answer
+            .await
+            .unwrap_or_else(|_| Err(fail(Code::Internal, "the start of the execution broke off")))
+    }
+
     /// Blocking work that answers with one message.
     async fn work<T: Send + 'static>(
         &self,
@@ -137,7 +155,7 @@ impl Agent for Service {
     async fn run(&self, request: Request<pb::StartRequest>) -> Reply<pb::ExecutionResult> {
         let request = request.into_inner();
         let kill_on_cancel = request.kill_on_cancel;
-        let record = self.executions.start(request).await?;
+        let record = self.launch(request).await?;
         let mut guard = KillOnCancel(kill_on_cancel.then(|| record.clone()));
         record.finish().await;
         guard.0 = None;
@@ -145,12 +163,7 @@ impl Agent for Service {
     }
 
     async fn start(&self, request: Request<pb::StartRequest>) -> Reply<pb::Execution> {
-        reply(
-            self.executions
-                .start(request.into_inner())
-                .await?
-                .describe(),
-        )
+        reply(self.launch(request.into_inner()).await?.describe())
     }
 
     async fn wait(&self, request: Request<pb::ExecutionRef>) -> Reply<pb::ExecutionResult> {

@@ -173,6 +173,7 @@ fn run(arguments: Arguments) -> Result<(), String> {
         let programs = Arc::new(Programs::new(arguments.workdir.or(arguments.workspace)));
         let executions =
             Executions::new(pool.clone(), programs.clone()).map_err(text("cannot start"))?;
+        let executions = Arc::new(executions);
         let terminals = Terminals::new(pool.clone(), programs.clone());
         let machine = Arc::new(Machine { pool });
         tokio::spawn(machine::end_on_signal(machine.clone()));

@@ -626,6 +626,87 @@ async fn a_cancelled_run_kills_only_where_asked() {
     assert_eq!(state(kept), ExecutionState::Running);
 }
 
+/// Those below `pid`.
+fn descendants(pid: i32) -> Vec<i32> {
+    let parent = |pid: i32| -> Option<i32> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
+    };
+    let all: Vec<i32> = std::fs::read_dir("/proc")
+        .expect("/proc")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    let mut found = vec![pid];
+    let mut at = 0;
+    while at < found.len() {
+        let above = Some(found[at]);
+        found.extend(all.iter().filter(|each| parent(**each) == above));
+        at += 1;
+    }
+    found.split_off(1)
+}
+
+/// They stand still while it lives.
+struct Stopped(Vec<i32>);
+
+impl Stopped {
+    fn all(pids: Vec<i32>) -> Stopped {
+        let stopped = Stopped(pids);
+        stopped.tell(libc::SIGSTOP);
+        stopped
+    }
+
+    fn tell(&self, signal: i32) {
+        for pid in &self.0 {
+            // SAFETY: no memory is passed.
+            unsafe { libc::kill(*pid, signal) };
+        }
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.tell(libc::SIGCONT);
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_while_it_is_launched_loses_nothing() {
+    let mut agent = Agent::start().await;
+    let pid = agent.pid();
+    for (id, kill_on_cancel) in [("kept", false), ("killed", true)] {
+        eventually("a supervisor at hand", || descendants(pid).len() >= 2).await;
+        let stopped = Stopped::all(descendants(pid));
+        let request = StartRequest {
+            kill_on_cancel,
+            ..shell(id, "echo ran; sleep 300")
+        };
+        let run = tokio::time::timeout(Duration::from_millis(300), agent.client.run(request)).await;
+        assert!(run.is_err(), "nothing launches it yet");
+        let early = agent.client.get_execution(reference(id)).await;
+        assert_eq!(code(early), "EXECUTION_NOT_FOUND");
+        let twice = agent.client.start(shell(id, "echo twice"));
+        let twice = tokio::time::timeout(Duration::from_secs(5), twice).await;
+        assert_eq!(code(twice.expect("an answer")), "EXECUTION_EXISTS");
+        drop(stopped);
+    }
+    let mut state = async |id: &str| {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match agent.client.get_execution(reference(id)).await {
+                Ok(found) if id == "kept" && found.get_ref().stdout_bytes == 0 => {}
+                Ok(found) if id == "killed" && found.get_ref().exit_code.is_none() => {}
+                Ok(found) => return found.into_inner().state(),
+                Err(_) => {}
+            }
+            assert!(Instant::now() < deadline, "{id} is not known");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert_eq!(state("kept").await, ExecutionState::Running);
+    assert_eq!(state("killed").await, ExecutionState::Killed);
+}
+
 #[tokio::test]
 async fn the_token_is_needed() {
     let agent = Agent::start().await;

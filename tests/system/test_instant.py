@@ -324,6 +324,52 @@ def to_the_end(terminal: Terminal) -> str:
     return "".join(heard)
 
 
+def test_what_is_asked_for_as_a_fork_begins_runs_once(parent: Machine) -> None:
+    """gVisor cuts every connection to the agent for its capture, whatever has just been sent over it."""
+    forking = True
+
+    def wait(lane: int) -> int:
+        count = 0
+        while forking:
+            count += 1
+            line = f"wait-{lane}-{count}"
+            assert run(parent, f"echo {line} >> /root/ran; echo {line}") == line
+        return count
+
+    def start(lane: int) -> int:
+        count = 0
+        while forking:
+            count += 1
+            started = parent.start(f"echo start-{lane}-{count} >> /root/ran")
+            assert started.wait(PATIENCE_S).ok
+        return count
+
+    def stream(lane: int) -> int:
+        count = 0
+        while forking:
+            count += 1
+            line = f"stream-{lane}-{count}"
+            said = parent.exec_stream(f"echo {line} >> /root/ran; echo {line}", timeout=PATIENCE_S)
+            assert "".join(chunk.text for chunk in said) == f"{line}\n"
+        return count
+
+    run(parent, "rm -f /root/ran")
+    lanes = (wait, wait, start, stream)
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        asking = [pool.submit(lane, number) for number, lane in enumerate(lanes)]
+        try:
+            for _ in range(6):
+                fork(parent).destroy()
+        finally:
+            forking = False
+        asked = [
+            f"{lane.__name__}-{number}-{n}"
+            for number, (lane, counted) in enumerate(zip(lanes, asking, strict=True))
+            for n in range(1, counted.result() + 1)
+        ]
+    assert sorted(run(parent, "cat /root/ran").split()) == sorted(asked)
+
+
 def test_who_listens_to_the_parent_or_types_misses_nothing(parent: Machine) -> None:
     """gVisor cuts every connection to the agent for its capture."""
     run(parent, "pkill -STOP -f '[w]ork.py'")

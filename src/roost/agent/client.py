@@ -60,6 +60,11 @@ class AgentClient:
             raise _another_contract(self._foreign)
         return self._open_stub
 
+    @property
+    def hung_up(self) -> bool:
+        """Whether we closed it: what failed then may never have reached the agent."""
+        return self._calls.closed
+
     def use_token(self, token: str) -> None:
         """For calls from now on (after ``renew_identity``)."""
         self._metadata = (("authorization", f"Bearer {token}"),)

@@ -54,6 +54,7 @@ MAX_TIMEOUT_MS = 604_800_000
 QUICK_S = 0.015  # an execution that ends within this has one write
 REATTACH = 3  # times in a row that a stream is asked for again without a byte between
 LOST_PATIENCE_S = 60.0
+ASK_AGAIN = 100  # times that a start which was hung up on is looked for, 20 ms apart
 REACHED_S = 5.0  # a call that lasted for so long had a connection
 # What a started execution prints beyond what is kept waits this long for its first reader:
 READER_S = 2.0  # who may never come
@@ -527,7 +528,7 @@ class Executions:
             if not await self._rows.finish(row.id, now):
                 raise MachineError("It ended before it was started.")
             asked = True
-            said = await live.agent.start(request)
+            said = await self._launched(live, row, request)
         except RoostError as failure:
             if asked and failure.code in ("AGENT_LOST", "TIMEOUT"):
                 self._follow(live, row)
@@ -621,11 +622,17 @@ class Executions:
             )
             _let_go(failure)
         finally:
-            if row.id in self._live and self._live[row.id][1] is asyncio.current_task():
-                del self._live[row.id]
+            if lost is None:
+                self._leave(row)
         if lost is not None:
-            if not inserted:
-                await self._rows.insert(row)
+            try:
+                if not inserted:
+                    await self._rows.insert(row)
+                await self._anew(live, row, request)
+            except RoostError as failure:
+                self._leave(row)
+                await self._refused(row, failure, inserted=True)
+                raise
             self._follow(live, row)
             if lost.code == "AGENT_LOST":  # a capture cuts connections, and no more
                 now = await self._ended(row)
@@ -641,11 +648,16 @@ class Executions:
         self._count(row.machine_id)
         return row
 
+    def _leave(self, row: ExecutionRow) -> None:
+        """This task follows it no more."""
+        if row.id in self._live and self._live[row.id][1] is asyncio.current_task():
+            del self._live[row.id]
+
     async def _start(self, live: Live, row: ExecutionRow, request: pb.StartRequest) -> ExecutionRow:
         await self._rows.insert(row)
         self._count(row.machine_id)
         try:
-            said = await live.agent.start(request)
+            said = await self._launched(live, row, request)
         except RoostError as failure:
             if failure.code in ("AGENT_LOST", "TIMEOUT"):
                 self._follow(live, row)
@@ -658,7 +670,7 @@ class Executions:
 
     async def _begin(self, live: Live, row: ExecutionRow, request: pb.StartRequest) -> Process:
         try:
-            said = await live.agent.start(request)
+            said = await self._launched(live, row, request)
         except RoostError as failure:
             if failure.code in ("AGENT_LOST", "TIMEOUT"):
                 await self._rows.insert(row)
@@ -671,6 +683,50 @@ class Executions:
         self._fresh[row.id] = row
         self._live[row.id] = (row.machine_id, self._spawn(self._until_settled(live, row)))
         return Process(said.pid, row)
+
+    async def _launched(
+        self, live: Live, row: ExecutionRow, request: pb.StartRequest
+    ) -> pb.Execution:
+        """As the agent has it. Raises AGENT_LOST, TIMEOUT: it may run; anything else: it does not."""
+        try:
+            return await live.agent.start(request)
+        except RoostError as failure:
+            if failure.code != "AGENT_LOST":
+                raise
+            lost = MachineError(failure.message, code=failure.code, details=failure.details)
+            _let_go(failure)
+        said = await self._anew(live, row, request)
+        if said is None:
+            raise lost
+        return said
+
+    async def _anew(
+        self, live: Live, row: ExecutionRow, request: pb.StartRequest
+    ) -> pb.Execution | None:
+        """What a capture hung up on while it was asked for is asked for once more when that is over: by its id, which
+        an agent starts once, of the agent that was asked. None where that cannot be, and it is not known whether it
+        runs. Raises what the agent refuses it for."""
+        hung_up = live.agent.hung_up
+        for _ in range(ASK_AGAIN):
+            try:
+                if not (hung_up and await self._again(row)):
+                    return None
+                machine = await self._machines.get(row.tenant_id, row.machine_id)
+            except (ConflictError, NotFoundError):  # it was put to sleep, or is gone
+                return None
+            agent = self._agents.peek(row.machine_id)
+            if agent is None or machine.generation != live.machine.generation:
+                return None
+            try:
+                return await _once(agent, row, request)
+            except RoostError as failure:
+                launching = failure.code == "ALREADY_EXISTS"
+                hung_up = launching or (failure.code == "AGENT_LOST" and agent.hung_up)
+                if failure.code not in ("ALREADY_EXISTS", "AGENT_LOST", "TIMEOUT"):
+                    raise
+                _let_go(failure)
+            await asyncio.sleep(0.02)
+        return None
 
     async def _until_settled(self, live: Live, row: ExecutionRow) -> None:
         """Its one row where it ends within a moment; else as of any that is followed."""
@@ -1018,6 +1074,15 @@ async def _started(agent: AgentClient) -> str | None:
     others."""
     said = [each for each in await agent.list_executions() if _STARTED.fullmatch(each.execution_id)]
     return max(said, key=lambda each: each.started_at_unix_ms).execution_id if said else None
+
+
+async def _once(agent: AgentClient, row: ExecutionRow, request: pb.StartRequest) -> pb.Execution:
+    """As it is, or started. Raises ALREADY_EXISTS while its start is under way, and as ``start``."""
+    try:
+        return await agent.get_execution(row.agents_id)
+    except NotFoundError as failure:
+        _let_go(failure)
+    return await agent.start(request)
 
 
 def _let_go(failure: RoostError) -> None:

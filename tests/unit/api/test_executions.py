@@ -15,10 +15,11 @@ import pytest
 from websockets.asyncio.client import connect
 
 from roost import ids
+from roost.agent.client import AgentClient
 from roost.agent.v1 import agent_pb2 as pb
 from roost.clock import SystemClock
 from roost.engine.roster import Running
-from roost.errors import CapacityError
+from roost.errors import CapacityError, error
 from roost.services.bakes import NOBODY
 from roost.services.executions import Executions, StartExecution
 from roost.store.cursor import Cursors
@@ -236,6 +237,88 @@ async def test_another_tenants_execution_is_missing(served: Served) -> None:
     nowhere = await served.http.post(f"/v1/machines/{'a' * 26}/executions", json={"command": "id"})
     for one in (answer, nowhere):
         assert one.status_code == 404 and one.json()["error_code"] == "MACHINE_NOT_FOUND"
+
+
+@pytest.mark.parametrize("sent", [False, True])
+@pytest.mark.parametrize("way", ["wait", "start", "stream"])
+async def test_what_a_capture_hangs_up_on_as_it_is_asked_for_runs_once(
+    served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str, sent: bool
+) -> None:
+    mid = served.machine()
+    calls = {name: getattr(AgentClient, name) for name in ("run", "start")}
+
+    async def hung_up_on(client: AgentClient, request: pb.StartRequest) -> None:
+        for name, call in calls.items():
+            monkeypatch.setattr(AgentClient, name, call)
+        if sent:
+            await calls["start"](client, request)
+        served.agents.drop(mid)
+        await until(lambda: client.hung_up)
+        raise error("AGENT_LOST", "The connection was closed.")
+
+    for name in calls:
+        monkeypatch.setattr(AgentClient, name, hung_up_on)
+    base = f"/v1/machines/{mid}/executions"
+    body = {"command": f"echo ran >> {tmp_path}/log; sleep 0.2; echo done"}
+    if way == "wait":
+        done = await run(served, mid, **body)
+        assert (done["status"], done["stdout"]) == ("succeeded", "done\n")
+    elif way == "start":
+        started = await served.http.post(base, params={"wait": "false"}, json=body)
+        assert started.status_code == 201, started.text
+        await until(lambda: served.executions.running == 0)
+        done = (await served.http.get(f"{base}/{started.json()['execution_id']}/output")).json()
+        assert done["stdout"] == "done\n"
+    else:
+        async with served.http.stream("POST", f"{base}/stream", json=body) as answer:
+            told = [event async for event in events(answer.aiter_lines())]
+        printed = [base64.b64decode(data["data_b64"]) for name, data in told if name == "stdout"]
+        assert b"".join(printed) == b"done\n" and told[-1][1]["exit_code"] == 0
+    assert (tmp_path / "log").read_text() == "ran\n"
+    rows = (await served.http.get(base)).json()["items"]
+    assert [row["status"] for row in rows] == ["succeeded"]
+
+
+async def test_what_is_refused_when_it_is_asked_for_again_says_why(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mid = served.machine()
+    call = AgentClient.run
+
+    async def hung_up_on(client: AgentClient, request: pb.StartRequest) -> None:
+        monkeypatch.setattr(AgentClient, "run", call)
+        served.agents.drop(mid)
+        await until(lambda: client.hung_up)
+        raise error("AGENT_LOST", "The connection was closed.")
+
+    monkeypatch.setattr(AgentClient, "run", hung_up_on)
+    base = f"/v1/machines/{mid}/executions"
+    answer = await served.http.post(base, json={"command": ["no-such-thing"]})
+    assert answer.status_code == 422 and answer.json()["error_code"] == "COMMAND_NOT_FOUND"
+    row = (await served.http.get(f"{base}/{answer.json()['details']['execution_id']}")).json()
+    assert (row["status"], row["exit_code"]) == ("failed", 127)
+    assert served.executions.running == 0
+
+
+async def test_what_another_boot_was_asked_for_is_not_asked_for_again(
+    served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mid = served.machine()
+    call = AgentClient.run
+
+    async def hung_up_on(client: AgentClient, request: pb.StartRequest) -> None:
+        monkeypatch.setattr(AgentClient, "run", call)
+        served.agents.drop(mid)
+        machine = served.machines.machines[mid]
+        served.machines.change(machine, generation=machine.generation + 1)
+        await until(lambda: client.hung_up)
+        raise error("AGENT_LOST", "The connection was closed.")
+
+    monkeypatch.setattr(AgentClient, "run", hung_up_on)
+    base = f"/v1/machines/{mid}/executions"
+    answer = await served.http.post(base, json={"command": f"echo ran >> {tmp_path}/log"})
+    assert answer.status_code == 502 and answer.json()["error_code"] == "AGENT_LOST"
+    assert not (tmp_path / "log").exists()
 
 
 async def test_a_stopped_machine_fails_what_ran(served: Served) -> None:
