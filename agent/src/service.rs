@@ -66,9 +66,8 @@ impl Drop for KillOnCancel {
 
 impl Service {
     /// To its end, also when the caller goes away meanwhile: it is launched and known by its id, or neither.
-    async fn launch(&self, request: pb::StartRequest) -> Result<Arc<Record>> {
+    async fn launch(&self, request: pb::StartRequest, kill_on_cancel: bool) -> Result<Arc<Record>> {
         let executions = self.executions.clone();
-        let kill_on_cancel = request.kill_on_cancel;
         let (caller, answer) = oneshot::channel();
         tokio::spawn(async move {
             let launched = executions.start(request).await;
@@ -155,7 +154,7 @@ impl Agent for Service {
     async fn run(&self, request: Request<pb::StartRequest>) -> Reply<pb::ExecutionResult> {
         let request = request.into_inner();
         let kill_on_cancel = request.kill_on_cancel;
-        let record = self.launch(request).await?;
+        let record = self.launch(request, kill_on_cancel).await?;
         let mut guard = KillOnCancel(kill_on_cancel.then(|| record.clone()));
         record.finish().await;
         guard.0 = None;
@@ -163,7 +162,7 @@ impl Agent for Service {
     }
 
     async fn start(&self, request: Request<pb::StartRequest>) -> Reply<pb::Execution> {
-        reply(self.launch(request.into_inner()).await?.describe())
+        reply(self.launch(request.into_inner(), false).await?.describe())
     }
 
     async fn wait(&self, request: Request<pb::ExecutionRef>) -> Reply<pb::ExecutionResult> {
