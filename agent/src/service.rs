@@ -1,7 +1,7 @@
 //! The contract's service: each call checks its message, then hands over to the module that does the work.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,7 +21,7 @@ use crate::upload::{self, Chunk, Parts};
 use crate::{auth::Token, clock, dial, identity, stats, tar, watch, workspace};
 
 pub const CONTRACT_MAJOR: u32 = 1;
-pub const CONTRACT_MINOR: u32 = 6;
+pub const CONTRACT_MINOR: u32 = 7;
 
 pub struct Service {
     pub programs: Arc<Programs>,
@@ -53,33 +53,41 @@ fn missing(what: &str) -> Status {
     )
 }
 
-/// Kills an execution whose caller has gone away, where that was asked for.
-struct KillOnCancel(Option<Arc<Record>>);
+/// How long a start that nobody waits for any more may still take.
+const LEFT_ALONE: Duration = Duration::from_secs(30);
 
-impl Drop for KillOnCancel {
+/// An execution on its way to who asked for it; killed where it does not arrive, if that was asked for.
+struct Launched {
+    record: Arc<Record>,
+    kill_on_cancel: bool,
+}
+
+impl Drop for Launched {
     fn drop(&mut self) {
-        if let Some(record) = &self.0 {
-            record.kill_soon();
+        if self.kill_on_cancel {
+            self.record.kill_soon();
         }
     }
 }
 
 impl Service {
     /// To its end, also when the caller goes away meanwhile: it is launched and known by its id, or neither.
-    async fn launch(&self, request: pb::StartRequest, kill_on_cancel: bool) -> Result<Arc<Record>> {
+    async fn launch(&self, request: pb::StartRequest, kill_on_cancel: bool) -> Result<Launched> {
         let executions = self.executions.clone();
-        let (caller, answer) = oneshot::channel();
+        let (mut caller, answer) = oneshot::channel();
         tokio::spawn(async move {
-            let launched = executions.start(request).await;
-            if let Err(Ok(record)) = caller.send(launched)
-                && kill_on_cancel
-            {
-                record.kill_soon();
-            }
+            let launched = tokio::select! {
+                launched = executions.start(request) => launched,
+                () = async { caller.closed().await; tokio::time::sleep(LEFT_ALONE).await } => return,
+            };
+            let launched = launched.map(|record| Launched {
+                record,
+                kill_on_cancel,
+            });
+            let _ = caller.send(launched);
         });
-        answer
-            .await
-            .unwrap_or_else(|_| Err(fail(Code::Internal, "the start of the execution broke off")))
+        let broke_off = |_| Err(fail(Code::Internal, "the start of the execution broke off"));
+        answer.await.unwrap_or_else(broke_off)
     }
 
     /// Blocking work that answers with one message.
@@ -154,15 +162,15 @@ impl Agent for Service {
     async fn run(&self, request: Request<pb::StartRequest>) -> Reply<pb::ExecutionResult> {
         let request = request.into_inner();
         let kill_on_cancel = request.kill_on_cancel;
-        let record = self.launch(request, kill_on_cancel).await?;
-        let mut guard = KillOnCancel(kill_on_cancel.then(|| record.clone()));
-        record.finish().await;
-        guard.0 = None;
-        reply(record.result())
+        let mut launched = self.launch(request, kill_on_cancel).await?;
+        launched.record.finish().await;
+        launched.kill_on_cancel = false;
+        reply(launched.record.result())
     }
 
     async fn start(&self, request: Request<pb::StartRequest>) -> Reply<pb::Execution> {
-        reply(self.launch(request.into_inner(), false).await?.describe())
+        let launched = self.launch(request.into_inner(), false).await?;
+        reply(launched.record.describe())
     }
 
     async fn wait(&self, request: Request<pb::ExecutionRef>) -> Reply<pb::ExecutionResult> {

@@ -646,27 +646,37 @@ fn descendants(pid: i32) -> Vec<i32> {
     found.split_off(1)
 }
 
+fn signal(pid: i32, signal: i32) {
+    // SAFETY: no memory is passed.
+    unsafe { libc::kill(pid, signal) };
+}
+
 /// They stand still while it lives.
 struct Stopped(Vec<i32>);
 
 impl Stopped {
-    fn all(pids: Vec<i32>) -> Stopped {
-        let stopped = Stopped(pids);
-        stopped.tell(libc::SIGSTOP);
-        stopped
-    }
-
-    fn tell(&self, signal: i32) {
-        for pid in &self.0 {
-            // SAFETY: no memory is passed.
-            unsafe { libc::kill(*pid, signal) };
+    /// All below `pid`, also those that are made meanwhile.
+    fn below(pid: i32) -> Stopped {
+        let mut stopped = Stopped(Vec::new());
+        loop {
+            let mut found = descendants(pid);
+            found.retain(|each| !stopped.0.contains(each));
+            if found.is_empty() {
+                return stopped;
+            }
+            for each in found {
+                signal(each, libc::SIGSTOP);
+                stopped.0.push(each);
+            }
         }
     }
 }
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        self.tell(libc::SIGCONT);
+        for pid in &self.0 {
+            signal(*pid, libc::SIGCONT);
+        }
     }
 }
 
@@ -676,7 +686,7 @@ async fn a_caller_that_goes_away_while_it_is_launched_loses_nothing() {
     let pid = agent.pid();
     for (id, kill_on_cancel) in [("kept", false), ("killed", true)] {
         eventually("a supervisor at hand", || descendants(pid).len() >= 2).await;
-        let stopped = Stopped::all(descendants(pid));
+        let stopped = Stopped::below(pid);
         let request = StartRequest {
             kill_on_cancel,
             ..shell(id, "echo ran; sleep 300")

@@ -30,7 +30,7 @@ from typing import Any, cast
 import structlog
 
 from roost import ids
-from roost.agent.client import AgentClient, Agents
+from roost.agent.client import UNARY_S, AgentClient, Agents
 from roost.agent.v1 import agent_pb2 as pb
 from roost.clock import Clock
 from roost.engine.roster import Running
@@ -54,7 +54,9 @@ MAX_TIMEOUT_MS = 604_800_000
 QUICK_S = 0.015  # an execution that ends within this has one write
 REATTACH = 3  # times in a row that a stream is asked for again without a byte between
 LOST_PATIENCE_S = 60.0
-ASK_AGAIN = 100  # times that a start which was hung up on is looked for, 20 ms apart
+ASK_AGAIN = 1500  # times that a start which was hung up on is looked for, 20 ms apart
+YOUNG_S = 5.0  # what was under way for longer was started, and an agent forgets the oldest that ended
+STARTS_TO_THE_END = 7  # the agent's contract from which it does so, whoever hangs up
 REACHED_S = 5.0  # a call that lasted for so long had a connection
 # What a started execution prints beyond what is kept waits this long for its first reader:
 READER_S = 2.0  # who may never come
@@ -157,6 +159,7 @@ class Executions:
         self._approvals = approvals
         approvals.listener = self._decided
         self._approved: dict[str, asyncio.Future[Process]] = {}  # who waits for an approval
+        self._asking: dict[str, asyncio.Event] = {}  # asked for once more, until that is over
         self._starting: set[str] = set()  # those approved of that the agent has not taken yet
         self._meeting = asyncio.Lock()
         self._closed = False
@@ -420,6 +423,7 @@ class Executions:
                 row = (await self._until_approved(row)).execution
         if row.status not in LIVE:
             return row
+        await self._asked(row)
         try:
             await self._overdue.kill(await self._reach(tenant, machine_id), row)
         except RoostError as failure:
@@ -528,7 +532,7 @@ class Executions:
             if not await self._rows.finish(row.id, now):
                 raise MachineError("It ended before it was started.")
             asked = True
-            said = await self._launched(live, row, request)
+            row, said = await self._launched(live, row, request)
         except RoostError as failure:
             if asked and failure.code in ("AGENT_LOST", "TIMEOUT"):
                 self._follow(live, row)
@@ -597,6 +601,7 @@ class Executions:
         self, live: Live, row: ExecutionRow, request: pb.StartRequest
     ) -> ExecutionRow:
         inserted = False
+        began = self._clock.monotonic()
         lost: RoostError | None = None
         values: Mapping[str, Any] = {}
         try:
@@ -628,11 +633,13 @@ class Executions:
             try:
                 if not inserted:
                     await self._rows.insert(row)
-                await self._anew(live, row, request)
+                if self._clock.monotonic() - began < YOUNG_S:
+                    row, _ = await self._anew(live, row, request) or (row, None)
             except RoostError as failure:
-                self._leave(row)
                 await self._refused(row, failure, inserted=True)
                 raise
+            finally:
+                self._leave(row)
             self._follow(live, row)
             if lost.code == "AGENT_LOST":  # a capture cuts connections, and no more
                 now = await self._ended(row)
@@ -657,7 +664,7 @@ class Executions:
         await self._rows.insert(row)
         self._count(row.machine_id)
         try:
-            said = await self._launched(live, row, request)
+            row, said = await self._launched(live, row, request)
         except RoostError as failure:
             if failure.code in ("AGENT_LOST", "TIMEOUT"):
                 self._follow(live, row)
@@ -670,7 +677,7 @@ class Executions:
 
     async def _begin(self, live: Live, row: ExecutionRow, request: pb.StartRequest) -> Process:
         try:
-            said = await self._launched(live, row, request)
+            row, said = await self._launched(live, row, request)
         except RoostError as failure:
             if failure.code in ("AGENT_LOST", "TIMEOUT"):
                 await self._rows.insert(row)
@@ -686,47 +693,90 @@ class Executions:
 
     async def _launched(
         self, live: Live, row: ExecutionRow, request: pb.StartRequest
-    ) -> pb.Execution:
+    ) -> tuple[ExecutionRow, pb.Execution]:
         """As the agent has it. Raises AGENT_LOST, TIMEOUT: it may run; anything else: it does not."""
         try:
-            return await live.agent.start(request)
+            return row, await live.agent.start(request)
         except RoostError as failure:
             if failure.code != "AGENT_LOST":
                 raise
             lost = MachineError(failure.message, code=failure.code, details=failure.details)
             _let_go(failure)
-        said = await self._anew(live, row, request)
-        if said is None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._live[row.id] = (row.machine_id, task)
+        try:
+            found = await self._anew(live, row, request)
+        finally:
+            self._leave(row)
+        if found is None:
             raise lost
-        return said
+        return found
 
     async def _anew(
         self, live: Live, row: ExecutionRow, request: pb.StartRequest
-    ) -> pb.Execution | None:
+    ) -> tuple[ExecutionRow, pb.Execution] | None:
         """What a capture hung up on while it was asked for is asked for once more when that is over: by its id, which
         an agent starts once, of the agent that was asked. None where that cannot be, and it is not known whether it
         runs. Raises what the agent refuses it for."""
-        hung_up = live.agent.hung_up
-        for _ in range(ASK_AGAIN):
-            try:
-                if not (hung_up and await self._again(row)):
+        if not live.agent.hung_up:
+            return None
+        over = self._asking[row.id] = asyncio.Event()
+        try:
+            for _ in range(ASK_AGAIN):
+                agent = await self._same(live, row)
+                if agent is None:
                     return None
+                try:
+                    return await self._once(agent, row, request)
+                except RoostError as failure:
+                    launching = failure.code == "ALREADY_EXISTS"
+                    if failure.code not in ("ALREADY_EXISTS", "AGENT_LOST", "TIMEOUT"):
+                        raise
+                    _let_go(failure)
+                if not launching and not agent.hung_up:
+                    return None
+                await asyncio.sleep(0.02)
+            return None
+        finally:
+            del self._asking[row.id]
+            over.set()
+
+    async def _same(self, live: Live, row: ExecutionRow) -> AgentClient | None:
+        """The agent that was asked, once it can be asked again; None where its machine runs no more, or anew. Nothing is
+        woken: it may have been the command that ended the machine."""
+        until = self._clock.monotonic() + LOST_PATIENCE_S
+        pause = 0.01
+        while self._clock.monotonic() < until:
+            try:
                 machine = await self._machines.get(row.tenant_id, row.machine_id)
-            except (ConflictError, NotFoundError):  # it was put to sleep, or is gone
+            except RoostError:
+                return None
+            if machine.phase != "running" or machine.generation != live.machine.generation:
                 return None
             agent = self._agents.peek(row.machine_id)
-            if agent is None or machine.generation != live.machine.generation:
-                return None
-            try:
-                return await _once(agent, row, request)
-            except RoostError as failure:
-                launching = failure.code == "ALREADY_EXISTS"
-                hung_up = launching or (failure.code == "AGENT_LOST" and agent.hung_up)
-                if failure.code not in ("ALREADY_EXISTS", "AGENT_LOST", "TIMEOUT"):
-                    raise
-                _let_go(failure)
-            await asyncio.sleep(0.02)
+            if agent is not None and not agent.hung_up:
+                return agent
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.1)
         return None
+
+    async def _once(
+        self, agent: AgentClient, row: ExecutionRow, request: pb.StartRequest
+    ) -> tuple[ExecutionRow, pb.Execution]:
+        """As it is, or started, its time counted from now. Raises ALREADY_EXISTS while its start is under way,
+        AGENT_LOST for an agent that may have dropped one half done, and as ``start``."""
+        try:
+            return row, await agent.get_execution(row.agents_id)
+        except NotFoundError as failure:
+            _let_go(failure)
+        hello = agent.hello or await agent.acquaint(UNARY_S)
+        if hello.contract_minor < STARTS_TO_THE_END:
+            raise MachineError("It is not known whether the command was started.")
+        row = dataclasses.replace(row, created_at=self._clock.now())
+        await self._rows.finish(row.id, {"created_at": row.created_at})
+        log.info("execution.asked_again", execution=row.id, machine_id=row.machine_id)
+        return row, await agent.start(request)
 
     async def _until_settled(self, live: Live, row: ExecutionRow) -> None:
         """Its one row where it ends within a moment; else as of any that is followed."""
@@ -1025,7 +1075,13 @@ class Executions:
         row = await self._row(tenant, machine_id, execution_id)
         if row.status not in (*LIVE, WAITING):
             raise ConflictError(f"The execution has ended: it {row.status}.")
+        await self._asked(row)
         return row
+
+    async def _asked(self, row: ExecutionRow) -> None:
+        """Once its agent knows of it, where a capture hung up on its start."""
+        if (over := self._asking.get(row.id)) is not None:
+            await over.wait()
 
     async def _settled(self, row: ExecutionRow, timeout_s: float | None) -> ExecutionRow:
         """The row once its follower has written the end, or as it is when that takes too long."""
@@ -1074,15 +1130,6 @@ async def _started(agent: AgentClient) -> str | None:
     others."""
     said = [each for each in await agent.list_executions() if _STARTED.fullmatch(each.execution_id)]
     return max(said, key=lambda each: each.started_at_unix_ms).execution_id if said else None
-
-
-async def _once(agent: AgentClient, row: ExecutionRow, request: pb.StartRequest) -> pb.Execution:
-    """As it is, or started. Raises ALREADY_EXISTS while its start is under way, and as ``start``."""
-    try:
-        return await agent.get_execution(row.agents_id)
-    except NotFoundError as failure:
-        _let_go(failure)
-    return await agent.start(request)
 
 
 def _let_go(failure: RoostError) -> None:

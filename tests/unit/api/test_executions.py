@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import signal
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 import pytest
@@ -239,25 +239,41 @@ async def test_another_tenants_execution_is_missing(served: Served) -> None:
         assert one.status_code == 404 and one.json()["error_code"] == "MACHINE_NOT_FOUND"
 
 
+class HangsUp:
+    """The first command that is asked for is hung up on, as by a capture: with ``sent`` once it runs."""
+
+    def __init__(self, served: Served, monkeypatch: pytest.MonkeyPatch, sent: bool = False) -> None:
+        self.served, self.patch, self.sent = served, monkeypatch, sent
+        self.meanwhile: Callable[[], object] = self.over
+        self.calls = {name: getattr(AgentClient, name) for name in ("run", "start")}
+        for name in self.calls:
+            monkeypatch.setattr(AgentClient, name, lambda c, request: self.hang_up(c, request))
+
+    async def hang_up(self, client: AgentClient, request: pb.StartRequest) -> pb.Execution:
+        for name, call in self.calls.items():
+            self.patch.setattr(AgentClient, name, call)
+        if self.sent:
+            await self.calls["start"](client, request)
+        [machine_id] = self.served.machines.machines
+        self.served.agents.drop(machine_id)
+        await until(lambda: client.hung_up)
+        self.meanwhile()
+        raise error("AGENT_LOST", "The connection was closed.")
+
+    def over(self) -> None:
+        """The capture: its agent can be asked again."""
+        [machine_id] = self.served.machines.machines
+        assert self.served.machines.target is not None
+        self.served.agents.get(machine_id, self.served.machines.target, TOKEN)
+
+
 @pytest.mark.parametrize("sent", [False, True])
 @pytest.mark.parametrize("way", ["wait", "start", "stream"])
 async def test_what_a_capture_hangs_up_on_as_it_is_asked_for_runs_once(
     served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str, sent: bool
 ) -> None:
     mid = served.machine()
-    calls = {name: getattr(AgentClient, name) for name in ("run", "start")}
-
-    async def hung_up_on(client: AgentClient, request: pb.StartRequest) -> None:
-        for name, call in calls.items():
-            monkeypatch.setattr(AgentClient, name, call)
-        if sent:
-            await calls["start"](client, request)
-        served.agents.drop(mid)
-        await until(lambda: client.hung_up)
-        raise error("AGENT_LOST", "The connection was closed.")
-
-    for name in calls:
-        monkeypatch.setattr(AgentClient, name, hung_up_on)
+    HangsUp(served, monkeypatch, sent)
     base = f"/v1/machines/{mid}/executions"
     body = {"command": f"echo ran >> {tmp_path}/log; sleep 0.2; echo done"}
     if way == "wait":
@@ -277,21 +293,36 @@ async def test_what_a_capture_hangs_up_on_as_it_is_asked_for_runs_once(
     assert (tmp_path / "log").read_text() == "ran\n"
     rows = (await served.http.get(base)).json()["items"]
     assert [row["status"] for row in rows] == ["succeeded"]
+    await until(lambda: served.executions.running == 0)
+
+
+async def test_one_that_is_still_being_launched_is_waited_for(
+    served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The agent has its id and no record yet; then another capture hangs up."""
+    mid = served.machine()
+    hangs_up = HangsUp(served, monkeypatch)
+    start, said = hangs_up.calls["start"], ["exists", "lost", "exists"]
+
+    async def asked_again(client: AgentClient, request: pb.StartRequest) -> pb.Execution:
+        if not said:
+            execution: pb.Execution = await start(client, request)
+            return execution
+        if said.pop(0) == "exists":
+            raise error("ALREADY_EXISTS", "it is launched")
+        return await hangs_up.hang_up(client, request)
+
+    hangs_up.calls["start"] = asked_again
+    done = await run(served, mid, command=f"echo ran >> {tmp_path}/log")
+    assert done["status"] == "succeeded" and not said
+    assert (tmp_path / "log").read_text() == "ran\n"
 
 
 async def test_what_is_refused_when_it_is_asked_for_again_says_why(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mid = served.machine()
-    call = AgentClient.run
-
-    async def hung_up_on(client: AgentClient, request: pb.StartRequest) -> None:
-        monkeypatch.setattr(AgentClient, "run", call)
-        served.agents.drop(mid)
-        await until(lambda: client.hung_up)
-        raise error("AGENT_LOST", "The connection was closed.")
-
-    monkeypatch.setattr(AgentClient, "run", hung_up_on)
+    HangsUp(served, monkeypatch)
     base = f"/v1/machines/{mid}/executions"
     answer = await served.http.post(base, json={"command": ["no-such-thing"]})
     assert answer.status_code == 422 and answer.json()["error_code"] == "COMMAND_NOT_FOUND"
@@ -300,25 +331,68 @@ async def test_what_is_refused_when_it_is_asked_for_again_says_why(
     assert served.executions.running == 0
 
 
-async def test_what_another_boot_was_asked_for_is_not_asked_for_again(
-    served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("why", ["another boot", "an agent that drops what it starts", "it ran"])
+async def test_what_may_have_run_is_not_asked_for_again(
+    served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, why: str
 ) -> None:
     mid = served.machine()
-    call = AgentClient.run
-
-    async def hung_up_on(client: AgentClient, request: pb.StartRequest) -> None:
-        monkeypatch.setattr(AgentClient, "run", call)
-        served.agents.drop(mid)
+    hangs_up = HangsUp(served, monkeypatch)
+    if why == "another boot":
         machine = served.machines.machines[mid]
-        served.machines.change(machine, generation=machine.generation + 1)
-        await until(lambda: client.hung_up)
-        raise error("AGENT_LOST", "The connection was closed.")
-
-    monkeypatch.setattr(AgentClient, "run", hung_up_on)
+        hangs_up.meanwhile = lambda: (
+            served.machines.change(machine, generation=machine.generation + 1),
+            hangs_up.over(),
+        )
+    elif why == "it ran":
+        monkeypatch.setattr("roost.services.executions.YOUNG_S", 0.0)
+    else:
+        monkeypatch.setattr("roost.services.executions.STARTS_TO_THE_END", 1000)
     base = f"/v1/machines/{mid}/executions"
     answer = await served.http.post(base, json={"command": f"echo ran >> {tmp_path}/log"})
     assert answer.status_code == 502 and answer.json()["error_code"] == "AGENT_LOST"
-    assert not (tmp_path / "log").exists()
+    row = (await served.http.get(f"{base}/{answer.json()['details']['execution_id']}")).json()
+    assert (row["status"], row["reason"]) in (("failed", "lost"), ("failed", "machine_stopped"))
+    assert not (tmp_path / "log").exists() and served.executions.running == 0
+
+
+@pytest.mark.parametrize("phase", ["sleeping", "failed"])
+async def test_a_command_that_ends_its_machine_does_not_wake_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """It powered it off: what was connected is closed first, then it is known why."""
+    mid = served.machine()
+    hangs_up, held = HangsUp(served, monkeypatch), asyncio.Event()
+    hangs_up.meanwhile = held.set
+    base = f"/v1/machines/{mid}/executions"
+    ending = asyncio.create_task(served.http.post(base, json={"command": "poweroff"}))
+    await held.wait()
+    await asyncio.sleep(0.1)
+    machine = served.machines.machines[mid]
+    served.machines.change(machine, phase=phase, tier="stopped")
+    assert (await ending).status_code == 502
+    assert served.machines.machines[mid].phase == phase
+    await until(lambda: served.executions.running == 0)
+
+
+async def test_what_was_hung_up_on_can_be_cancelled_and_has_all_its_time(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mid = served.machine()
+    hangs_up, held = HangsUp(served, monkeypatch), asyncio.Event()
+    hangs_up.meanwhile = held.set
+    base = f"/v1/machines/{mid}/executions"
+    body = {"command": "sleep 300", "timeout_ms": 300_000}
+    starting = asyncio.create_task(served.http.post(base, params={"wait": "false"}, json=body))
+    await held.wait()
+    [row] = (await served.http.get(base)).json()["items"]
+    ending = asyncio.create_task(served.http.delete(f"{base}/{row['execution_id']}"))
+    await asyncio.sleep(0.2)
+    assert not ending.done()
+    hangs_up.over()
+    assert (await starting).status_code == 201
+    cancelled = (await ending).json()
+    assert cancelled["status"] == "cancelled"
+    assert cancelled["created_at"] > row["created_at"]
 
 
 async def test_a_stopped_machine_fails_what_ran(served: Served) -> None:

@@ -233,7 +233,7 @@ class AgentServicer:
     def Run(self, request, context):
         """--- executions -------------------------------------------------------------------------------
         Start, wait for the end, return bounded output: the one-request path. If the caller goes away the
-        execution goes on, unless kill_on_cancel.
+        execution goes on, unless kill_on_cancel; from 1.7 also where it was still being launched.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

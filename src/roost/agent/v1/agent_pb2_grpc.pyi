@@ -57,7 +57,7 @@ class AgentStub:
     Run: _grpc.UnaryUnaryMultiCallable[_agent_pb2.StartRequest, _agent_pb2.ExecutionResult]
     """--- executions -------------------------------------------------------------------------------
     Start, wait for the end, return bounded output: the one-request path. If the caller goes away the
-    execution goes on, unless kill_on_cancel.
+    execution goes on, unless kill_on_cancel; from 1.7 also where it was still being launched.
     """
     Start: _grpc.UnaryUnaryMultiCallable[_agent_pb2.StartRequest, _agent_pb2.Execution]
     Wait: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ExecutionRef, _agent_pb2.ExecutionResult]
@@ -153,7 +153,7 @@ class AgentAsyncStub(AgentStub):
     Run: _aio.UnaryUnaryMultiCallable[_agent_pb2.StartRequest, _agent_pb2.ExecutionResult]  # type: ignore[assignment]
     """--- executions -------------------------------------------------------------------------------
     Start, wait for the end, return bounded output: the one-request path. If the caller goes away the
-    execution goes on, unless kill_on_cancel.
+    execution goes on, unless kill_on_cancel; from 1.7 also where it was still being launched.
     """
     Start: _aio.UnaryUnaryMultiCallable[_agent_pb2.StartRequest, _agent_pb2.Execution]  # type: ignore[assignment]
     Wait: _aio.UnaryUnaryMultiCallable[_agent_pb2.ExecutionRef, _agent_pb2.ExecutionResult]  # type: ignore[assignment]
@@ -258,7 +258,7 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_agent_pb2.ExecutionResult, _abc.Awaitable[_agent_pb2.ExecutionResult]]:
         """--- executions -------------------------------------------------------------------------------
         Start, wait for the end, return bounded output: the one-request path. If the caller goes away the
-        execution goes on, unless kill_on_cancel.
+        execution goes on, unless kill_on_cancel; from 1.7 also where it was still being launched.
         """
 
     @_abc_1.abstractmethod
