@@ -55,7 +55,9 @@ QUICK_S = 0.015  # an execution that ends within this has one write
 REATTACH = 3  # times in a row that a stream is asked for again without a byte between
 LOST_PATIENCE_S = 60.0
 ASK_AGAIN = 1500  # times that a start which was hung up on is looked for, 20 ms apart
-YOUNG_S = 5.0  # what was under way for longer was started, and an agent forgets the oldest that ended
+YOUNG_S = (
+    5.0  # what was under way for longer was started, and an agent forgets the oldest that ended
+)
 STARTS_TO_THE_END = 7  # the agent's contract from which it does so, whoever hangs up
 REACHED_S = 5.0  # a call that lasted for so long had a connection
 # What a started execution prints beyond what is kept waits this long for its first reader:
