@@ -22,7 +22,7 @@ from roost import RoostError
 from tests.system.conftest import Daemon
 
 from .record import case, escapes, untested
-from .rung import Rung, harm
+from .rung import Rung, harm, until
 
 SURFACE = Path(__file__).with_name("surface.py")
 SHARED = ("workspace", "user", "runc")  # the host's kernel
@@ -349,6 +349,7 @@ def test_nothing_of_it_is_left_on_the_host(rung: Rung) -> None:
     before = litter()
     with rung.another() as m:
         m.exec(LITTER, timeout=30)
+        until(lambda: m.exec("pgrep -fx 'sleep 765432'").ok)
         made = m.exec("ls -d /tmp/roost-litter && pgrep -fx 'sleep 765432'")
         assert len(made.check().stdout.split()) == 2, made
     assert litter() == before

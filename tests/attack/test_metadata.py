@@ -119,7 +119,7 @@ def test_an_answer_keeps_no_refused_address(rung: Rung) -> None:
                 for each in hidden
                 for how in ("at", "alias")
             ),
-            *({"do": "dns", "name": f"{each}.mixed.test"} for each in hidden),
+            *({"do": "dns", "name": f"{each}.mixed.test", "wait": 20.0} for each in hidden),
             *({"do": "names", "name": f"{each}.mixed.test"} for each in hidden),
         )
         for each in outcomes:

@@ -378,7 +378,7 @@ def test_a_removed_key_is_refused_and_its_sessions_end(
         (key,) = [k for k in http.get("/v1/ssh-keys").json()["items"] if k["public_key"] in public]
         assert http.delete(f"/v1/ssh-keys/{key['ssh_key_id']}").status_code == 204
         try:
-            assert process.wait(10) == 255
+            assert process.wait(60) == 255
             assert door.ssh("true").returncode == 255
         finally:
             http.post("/v1/ssh-keys", json={"public_key": public})
@@ -386,7 +386,7 @@ def test_a_removed_key_is_refused_and_its_sessions_end(
 
 def test_everything_is_in_the_audit_log(door: Door) -> None:
     door.ssh("true")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     seen: set[str] = set()
     with door.daemon.http() as http:
         while not {"ssh_connect", "ssh_exec"} <= seen:

@@ -22,10 +22,18 @@ from .conftest import Daemon
 pytestmark = pytest.mark.system
 # A process that holds a file of the volume open and writes on.
 COUNTS = """
-(exec 3>/data/log; i=0; while :; do i=$((i+1)); echo $i >&3; echo $i > /dev/shm/count; sleep 0.05; done) \
+(exec 3>/data/log; i=0; while :; do i=$((i+1)); echo $i >&3; echo $i > /dev/shm/.new; mv /dev/shm/.new /dev/shm/count; sleep 0.05; done) \
   >/dev/null 2>&1 </dev/null &
 echo $!
+until test -s /dev/shm/count; do sleep 0.05; done
 """
+
+
+def goes_on(m: Machine, before: int) -> None:
+    deadline = time.monotonic() + 60
+    while int(run(m, "tail -1 /data/log")) <= before:
+        assert time.monotonic() < deadline, "the file it has open goes on"
+        time.sleep(0.1)
 
 
 def create(driver: str, *volumes: str, **options: object) -> Machine:
@@ -79,9 +87,7 @@ def test_what_is_written_outlives_its_machine(driver: str, volume: Volume) -> No
         m.wake()
         assert run(m, "cat /data/note /data/theirs") == "mine\ntheirs"
         if m.to_json()["memory_kept"]:
-            before = int(run(m, f"kill -0 {pid}; cat /dev/shm/count"))
-            time.sleep(0.3)
-            assert int(run(m, "tail -1 /data/log")) > before, "the file it has open goes on"
+            goes_on(m, int(run(m, f"kill -0 {pid}; cat /dev/shm/count")))
         with pytest.raises(ConflictError):
             volume.delete()
         run(m, "echo last > /data/last")
@@ -190,9 +196,7 @@ def test_a_microvm_writes_and_no_container_mounts_it(daemon: Daemon, volume: Vol
         m.sleep()
         assert m.tier == "hibernated"
         m.wake()
-        before = int(run(m, f"kill -0 {pid}; cat /dev/shm/count"))
-        time.sleep(0.5)
-        assert int(run(m, "tail -1 /data/log")) > before, "the file it has open goes on"
+        goes_on(m, int(run(m, f"kill -0 {pid}; cat /dev/shm/count")))
         run(m, "echo last > /data/last")  # not synced: it is unmounted before the machine is gone
     assert volume.refresh().raw_written
     for mode in ("", ":ro"):

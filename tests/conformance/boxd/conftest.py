@@ -15,7 +15,7 @@ from tests.system.conftest import PORT, Daemon
 
 # Counts in memory, and the way to read it: a file that is just being written is empty.
 COUNTER = "i=0; while true; do i=$((i+1)); echo $i > /run/counter; sleep 0.05; done"
-READ = 'for i in 1 2 3 4 5; do c=$(cat /run/counter) && test -n "$c" && break; sleep 0.02; done; echo $c'
+READ = 'for i in $(seq 30); do c=$(cat /run/counter) && test -n "$c" && break; sleep 0.02; done; echo $c'
 
 V1, V2 = "0.1.9", "0.2.19"
 KINDS = ("sync", "async")

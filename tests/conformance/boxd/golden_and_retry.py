@@ -39,6 +39,10 @@ def main(boxd):
     machines.files.upload(golden.id, "/srv/note", "")
     machines.files.upload(golden.id, "/srv/plan", "no plan")
     run(golden, "nohup python3 /srv/server.py > /srv/log 2>&1 &")
+    run(
+        golden,
+        "for i in $(seq 300); do curl -fso /dev/null localhost:8000/ && exit 0; sleep .2; done; exit 1",
+    )
     machines.proxies.set_port(golden.name, 8000)
 
     # A fork for each task; the server runs on in each, where it was.

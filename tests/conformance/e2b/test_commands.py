@@ -43,7 +43,7 @@ def test_output_that_is_large_and_not_text(box: Sdk) -> None:  # noqa: F811
 def test_callbacks(box: Sdk) -> None:  # noqa: F811
     box.run("out, err, at = [], [], []")
     box.run(
-        "~box.commands.run('for i in 1 2 3; do echo $i; sleep .3; done; echo e >&2',"
+        "~box.commands.run('for i in 1 2 3; do echo $i; sleep 1; done; echo e >&2',"
         " on_stdout=lambda s: (out.append(s), at.append(time.monotonic())), on_stderr=err.append)"
     )
     assert box.value("(''.join(out), ''.join(err))") == ["1\n2\n3\n", "e\n"]
@@ -90,13 +90,13 @@ def test_kill(box: Sdk) -> None:  # noqa: F811
 
 
 def test_reconnect(box: Sdk) -> None:  # noqa: F811
-    script = "for i in $(seq 30); do echo $i; sleep .1; done; exit 7"
+    script = "for i in $(seq 100); do echo $i; sleep .1; done; exit 7"
     box.run("handle = ~box.commands.run(SCRIPT, background=True, timeout=0)", SCRIPT=script)
     box.run("~handle.disconnect()")
     box.run("again = ~box.commands.connect(handle.pid)")
     assert box.value("again.pid == handle.pid") is True
     failed = refused(lambda: box.run("~again.wait()"), "CommandExitException")
-    assert failed.fields["exit_code"] == 7 and failed.fields["stdout"].endswith("29\n30\n")
+    assert failed.fields["exit_code"] == 7 and failed.fields["stdout"].endswith("99\n100\n")
     refused(lambda: box.run("~box.commands.connect(handle.pid)"), "NotFoundException")
     box.records("Sandbox.commands.connect", "CommandHandle.disconnect")
 

@@ -32,8 +32,14 @@ return g.box.sandboxId;
         said = node.run("return (await g.box.commands.run('echo $A; whoami; pwd')).stdout;")
         assert said == "b\nuser\n/home/user\n"
         count = "return parseInt(await g[given.box].files.read('/tmp/count'));"
+        grown = (
+            "const read = async () => parseInt(await g[given.box].files.read('/tmp/count'));"
+            "for (const end = Date.now() + 30000; (await read()) <= given.than && Date.now() < end; ) await g.sleep(100);"
+            "return await read();"
+        )
         node.run(
-            "await g.box.commands.run(given.count, { background: true }); await g.sleep(500);",
+            "await g.box.commands.run(given.count, { background: true });"
+            "for (const end = Date.now() + 60000; !(await g.box.files.exists('/tmp/count')) && Date.now() < end; ) await g.sleep(100);",
             count=COUNT,
         )
         paused = node.run("return [await g.box.pause(), await g.box.pause()];")
@@ -50,14 +56,14 @@ return found;
         assert node.run("return await g.box.isRunning();") is False
         node.run("g.box = await e2b.Sandbox.connect(given.id, { timeoutMs: 600_000 });", id=id_)
         first = node.run(count, box="box")
-        assert node.run("await g.sleep(1500);" + count, box="box") > first
+        assert node.run(grown, box="box", than=first) > first
 
         kept = node.run("return (await g.box.createSnapshot()).snapshotId;")
         node.run(
             "g.again = await e2b.Sandbox.create(given.kept, { timeoutMs: 60_000 });", kept=kept
         )
         later = node.run(count, box="again")
-        assert node.run("await g.sleep(1500);" + count, box="again") > later
+        assert node.run(grown, box="again", than=later) > later
         node.run("await g.again.kill();")
         assert node.run("return await e2b.Sandbox.deleteSnapshot(given.kept);", kept=kept) is True
 

@@ -36,7 +36,7 @@ def count(sdk: Sdk, name: str) -> int:
 
 def grows(sdk: Sdk, name: str) -> int:
     """What the counter has come to, once it was seen to go on."""
-    first, deadline = count(sdk, name), time.monotonic() + 15
+    first, deadline = count(sdk, name), time.monotonic() + 60
     while (now := count(sdk, name)) <= first:
         assert time.monotonic() < deadline, "it stands still"
         time.sleep(0.1)
@@ -45,7 +45,7 @@ def grows(sdk: Sdk, name: str) -> int:
 
 def start_counting(sdk: Sdk, name: str) -> None:
     sdk.run(f"counting = ~{name}.commands.run(COUNT, background=True)", COUNT=COUNT)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not sdk.value(f"~{name}.files.exists('/tmp/count')"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -200,13 +200,14 @@ def test_a_pause_without_memory_starts_from_the_disk(sdk: Sdk) -> None:
 
 def test_its_end_pauses_and_traffic_resumes(sdk: Sdk) -> None:
     lifecycle = {"on_timeout": "pause", "auto_resume": True}
-    with sandbox(sdk, "box", timeout=3, lifecycle=lifecycle) as id_:
+    with sandbox(sdk, "box", timeout=300, lifecycle=lifecycle) as id_:
         assert sdk.value("(~box.get_info()).lifecycle") == {
             "on_timeout": "pause",
             "auto_resume": True,
         }
         start_counting(sdk, "box")
-        deadline = time.monotonic() + 30
+        sdk.run("~box.set_timeout(1)")
+        deadline = time.monotonic() + 60
         while sdk.value("(~Sandbox.get_info(ID)).state.value", ID=id_) != "paused":
             assert time.monotonic() < deadline
             time.sleep(0.2)

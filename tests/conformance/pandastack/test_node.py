@@ -147,9 +147,9 @@ def test_the_best_of_a_tree(node: Node) -> None:
 def test_ports_logs_and_who_asks(node: Node, box: str, at: dict[str, str]) -> None:
     node.run("g.client.previewHost = g.HOST", HOST=at["PANDASTACK_PREVIEW_HOST"])
     node.run("await g.b.exec('nohup python3 -m http.server 8124 >/dev/null 2>&1 &')")
-    for _ in range(50):
-        if "8124" in (urls := node.run("return await g.b.previewUrls()")):
-            break
+    deadline = time.monotonic() + 60
+    while "8124" not in (urls := node.run("return await g.b.previewUrls()")):
+        assert time.monotonic() < deadline, urls
         time.sleep(0.2)
     assert urls["8124"] == f"https://8124-{box}.{at['PANDASTACK_PREVIEW_HOST']}"
     assert node.run("return g.b.previewUrl(8124, 'http')") == urls["8124"].replace("https", "http")

@@ -85,14 +85,10 @@ def repository(internet: Internet, tmp_path: Path) -> Iterator[str]:
     )
     url = f"http://{INTERNET}:{PORT}/solver.git"
     try:
-        for _ in range(100):
-            if (
-                subprocess.run(
-                    ["curl", "-fsS", "-o", os.devnull, f"{url}/HEAD"], check=False
-                ).returncode
-                == 0
-            ):
-                break
+        ask = ["curl", "-fsS", "-o", os.devnull, f"{url}/HEAD"]
+        deadline = time.monotonic() + 60
+        while subprocess.run(ask, check=False).returncode:
+            assert time.monotonic() < deadline
             time.sleep(0.1)
         yield url
     finally:

@@ -217,11 +217,11 @@ r = p.explore(
 
 def test_ports_and_previews(sdk: Sdk, box: str, daemon: Daemon, at: dict[str, str]) -> None:
     sdk.run("b.exec('mkdir -p /srv; echo served >/srv/f'); b.exec(SERVER)", SERVER=SERVER)
-    for _ in range(50):
-        if 8123 in map(int, sdk.value("b.preview_urls()")):
-            break
+    deadline = time.monotonic() + 60
+    while "8123" not in (urls := sdk.value("b.preview_urls()")):
+        assert time.monotonic() < deadline, urls
         time.sleep(0.2)
-    url = sdk.value("b.preview_urls()")["8123"]
+    url = urls["8123"]
     assert url == sdk.value("b.preview_url(8123)")
     host = url.removeprefix("https://")
     assert host == f"8123-{box}.{at['PANDASTACK_PREVIEW_HOST']}"

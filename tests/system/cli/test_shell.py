@@ -92,9 +92,14 @@ def test_a_whole_session(daemon: Host, machine: Machine) -> None:
     assert "/dev/pts/" in shown
     s.size(120, 40)
     s.process.send_signal(signal.SIGWINCH)
-    time.sleep(0.5)
-    s.type("stty size\n")
-    s.until("40 120")
+    deadline = time.monotonic() + 60
+    while True:
+        s.type("stty size\n")
+        try:
+            s.until("40 120", timeout=3)
+            break
+        except AssertionError:
+            assert time.monotonic() < deadline
     s.type("echo ünïcode €\n")
     s.until("ünïcode €\n")
     s.type("sleep 600\n")

@@ -35,7 +35,7 @@ def database(daemon: Daemon) -> Iterator[sqlite3.Connection]:
         yield db
 
 
-def whole(daemon: Daemon, within_s: float = 20.0) -> None:
+def whole(daemon: Daemon, within_s: float = 60.0) -> None:
     """Nothing is wrong, at the latest then: the pool of slots refills, an ended process is reaped a moment later."""
     deadline = time.monotonic() + within_s
     while found := wrong(daemon):

@@ -103,7 +103,7 @@ class World:
         client = AgentClient(handle.agent_target, TOKEN)
         machine = Machine(spec.machine_id, driver, handle, spec.slot, spec.root.image, spec, client)
         self.machines[spec.machine_id] = machine
-        await client.wait_ready(10)
+        await client.wait_ready(60)
         return machine
 
     async def hang_up(self, machine: Machine) -> None:

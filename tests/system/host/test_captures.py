@@ -69,6 +69,13 @@ async def _log(machine: Machine) -> list[int]:
     return [int(line) for line in text.split()]
 
 
+async def _grown(machine: Machine, beyond: int) -> list[int]:
+    async with asyncio.timeout(30):
+        while len(log := await _log(machine)) <= beyond:
+            await asyncio.sleep(0.05)
+    return log
+
+
 def _contiguous(numbers: list[int]) -> bool:
     return numbers == list(range(1, len(numbers) + 1))
 
@@ -119,8 +126,7 @@ async def test_memory_goes_on_in_parent_and_children_apart(
     for machine in (parent, *children, grandchild):
         log = await _log(machine)
         assert _contiguous(log), log[-5:]
-        await asyncio.sleep(0.2)
-        assert len(await _log(machine)) > len(log)
+        await _grown(machine, len(log))
     waiting = asyncio.create_task(gvisor.wait(grandchild.handle))
     os.kill(grandchild.handle.pid, signal.SIGKILL)
     assert (await asyncio.wait_for(waiting, 15)).reason == "killed"
@@ -258,11 +264,7 @@ async def test_no_space_for_it_leaves_the_parent_running(
 async def _runs_on(machine: Machine) -> None:
     """It counts, it writes, its disk takes writes."""
     await _ask(machine)
-    seen = len(await _log(machine))
-    await asyncio.sleep(0.2)
-    log = await _log(machine)
-    assert len(log) > seen
-    assert _contiguous(log)
+    assert _contiguous(await _grown(machine, len(await _log(machine))))
     assert (await machine.run("echo x >/root/x; sync"))[0] == 0
 
 
@@ -432,14 +434,18 @@ async def test_a_file_that_is_open_but_has_no_name_cannot_be_saved(
 ) -> None:
     parent = await world.start(gvisor)
     await _start_counter(parent)
-    holding = "exec 5<>/root/gone; rm /root/gone; while [ ! -e /root/go ]; do sleep 0.05; done"
-    await parent.run(f"({holding}) >/dev/null 2>&1 </dev/null & sleep 0.3")
+    holding = (
+        "exec 5<>/root/gone; rm /root/gone; : >/root/held; "
+        "while [ ! -e /root/go ]; do sleep 0.05; done; exec 5>&-; : >/root/over"
+    )
+    held = "until [ -e /root/held ]; do sleep 0.05; done"
+    await parent.run(f"({holding}) >/dev/null 2>&1 </dev/null & {held}")
     with pytest.raises(RoostError) as caught:
         await world.capture(parent)
     assert caught.value.code == "MACHINE_FAILED"
     assert "gone" in caught.value.message, caught.value.message
     await _runs_on(parent)
-    await parent.run("touch /root/go; sleep 0.3")
+    await parent.run("touch /root/go; until [ -e /root/over ]; do sleep 0.05; done")
     kept = await world.capture(parent)
     await _runs_on(await world.child(kept, parent))
     await _drop(kept)

@@ -133,7 +133,7 @@ async def test_no_echo_ends_the_connection(tmp_path: Path) -> None:
 async def test_a_greeting_that_nobody_answers_is_given_up_for_another(tmp_path: Path) -> None:
     """On the stream opened anew: its other end may hold all back until it is closed."""
     pipe = Pipe()
-    dialler = Dialler(tmp_path / "d.sock", TOKEN, pipe.open, patience_s=0.05)
+    dialler = Dialler(tmp_path / "d.sock", TOKEN, pipe.open, patience_s=2.0)
     await dialler.start()
     try:
         reader, writer = await asyncio.open_unix_connection(dialler.path)

@@ -395,13 +395,15 @@ async def test_what_was_hung_up_on_can_be_cancelled_and_has_all_its_time(
     assert cancelled["created_at"] > row["created_at"]
 
 
-async def test_a_stopped_machine_fails_what_ran(served: Served) -> None:
+async def test_a_stopped_machine_fails_what_ran(served: Served, tmp_path: Path) -> None:
     mid = served.machine()
     base = f"/v1/machines/{mid}/executions"
     started = await served.http.post(base, params={"wait": "false"}, json={"command": "sleep 60"})
     eid = started.json()["execution_id"]
-    waiting = asyncio.create_task(served.http.post(base, json={"command": "sleep 61"}))
-    await asyncio.sleep(0.2)
+    waiting = asyncio.create_task(
+        served.http.post(base, json={"command": f"touch {tmp_path}/on; sleep 61"})
+    )
+    await until((tmp_path / "on").exists)
     await served.http.post(f"/v1/machines/{mid}/sleep")
     answer = await waiting
     assert answer.status_code == 502 and answer.json()["error_code"] == "AGENT_LOST"
@@ -412,14 +414,17 @@ async def test_a_stopped_machine_fails_what_ran(served: Served) -> None:
         assert (row["status"], row["reason"]) == ("failed", "machine_stopped")
 
 
-async def test_what_runs_goes_on_after_a_sleep_that_keeps_memory(served: Served) -> None:
+async def test_what_runs_goes_on_after_a_sleep_that_keeps_memory(
+    served: Served, tmp_path: Path
+) -> None:
     mid = served.machine()
     base = f"/v1/machines/{mid}/executions"
     body = {"command": "read x; echo got $x", "stdin_stream": True}
     started = await served.http.post(base, params={"wait": "false"}, json=body)
     eid = started.json()["execution_id"]
-    waiting = asyncio.create_task(served.http.post(base, json={"command": "sleep 1.5; echo late"}))
-    await asyncio.sleep(0.2)
+    late = f"touch {tmp_path}/on; until [ -e {tmp_path}/go ]; do sleep 0.1; done; echo late"
+    waiting = asyncio.create_task(served.http.post(base, json={"command": late}))
+    await until((tmp_path / "on").exists)
     await served.http.post(f"/v1/machines/{mid}/sleep", params={"tier": "hibernated"})
     answer = await waiting
     assert answer.status_code == 409 and answer.json()["error_code"] == "INVALID_STATE"
@@ -428,6 +433,7 @@ async def test_what_runs_goes_on_after_a_sleep_that_keeps_memory(served: Served)
         assert (await served.http.get(f"{base}/{each}")).json()["status"] == "running"
     assert served.executions.running == 2
     assert (await served.http.get(f"/v1/machines/{mid}")).json()["phase"] == "sleeping"
+    (tmp_path / "go").touch()
     await served.http.post(f"{base}/{eid}/stdin", content=b"it\n", params={"eof": "true"})
     await until(lambda: served.executions.running == 0)
     for each, said in ((eid, "got it\n"), (other, "late\n")):
@@ -450,10 +456,10 @@ async def test_what_runs_keeps_its_machine_awake_unless_it_says_otherwise(served
         await until(lambda: served.machines.users[mid] == 0)
 
 
-async def test_a_new_daemon_takes_up_what_runs(served: Served) -> None:
+async def test_a_new_daemon_takes_up_what_runs(served: Served, tmp_path: Path) -> None:
     mid = served.machine()
     base = f"/v1/machines/{mid}/executions"
-    body = {"command": "sleep 0.6; echo late"}
+    body = {"command": f"until [ -e {tmp_path}/go ]; do sleep 0.1; done; echo late"}
     eid = (await served.http.post(base, params={"wait": "false"}, json=body)).json()["execution_id"]
     lost = (await served.rows.get("tenant-a", mid, eid)) and "x" * 26
     from dataclasses import replace
@@ -466,6 +472,7 @@ async def test_a_new_daemon_takes_up_what_runs(served: Served) -> None:
     served.executions._live.clear()
     await served.executions.open()
     await until(lambda: served.executions.running == 1)
+    (tmp_path / "go").touch()
     await until(lambda: served.executions.running == 0)
     assert (await served.http.get(f"{base}/{eid}/output")).json()["stdout"] == "late\n"
     gone = (await served.http.get(f"{base}/{lost}")).json()

@@ -637,16 +637,17 @@ async def test_what_nobody_began_is_not_kept(bare: Served) -> None:
 
 
 async def test_while_the_first_runs(bare: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    go = asyncio.Event()
+    go, begun = asyncio.Event(), asyncio.Event()
     create = bare.machines.create
 
     async def slow(*a: Any, **k: Any) -> Any:
+        begun.set()
         await go.wait()
         return await create(*a, **k)
 
     monkeypatch.setattr(bare.machines, "create", slow)
     first = asyncio.create_task(bare.http.post("/v1/machines", json={}, headers=keyed("k4")))
-    await asyncio.sleep(0.2)
+    await asyncio.wait_for(begun.wait(), 30)
     second = await bare.http.post("/v1/machines", json={}, headers=keyed("k4"))
     assert second.json()["error_code"] == "IDEMPOTENCY_IN_PROGRESS" and second.json()["retryable"]
     go.set()

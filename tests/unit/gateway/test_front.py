@@ -285,10 +285,16 @@ async def test_stopping_ends_streams_with_a_word(tmp_path: Path) -> None:
             async for line in lines:
                 if line.startswith("event: stdout"):
                     break
-            quick = asyncio.create_task(served.http.post(base, json={"command": "sleep 0.3"}))
-            slow = asyncio.create_task(served.http.post(base, json={"command": "sleep 30"}))
-            await asyncio.sleep(0.1)
-            stopping = asyncio.create_task(served.front.stop(1.0))
+            quick = asyncio.create_task(
+                served.http.post(base, json={"command": f"touch {tmp_path}/q; sleep 0.3"})
+            )
+            slow = asyncio.create_task(
+                served.http.post(base, json={"command": f"touch {tmp_path}/s; sleep 30"})
+            )
+            async with asyncio.timeout(30):
+                while not ((tmp_path / "q").exists() and (tmp_path / "s").exists()):
+                    await asyncio.sleep(0.01)
+            stopping = asyncio.create_task(served.front.stop(4.0))
             rest = [line async for line in lines]
             assert any("SHUTTING_DOWN" in line for line in rest)
             assert (await quick).status_code == 200

@@ -117,10 +117,9 @@ async def test_who_leaves_has_it_interrupted() -> None:
         events = c.stream("t", "m", RunCode("x"))
         assert await anext(events) == Began()
         await events.aclose()
-        for _ in range(100):
-            if len(kernel.asked) > 1:
-                break
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(30):
+            while len(kernel.asked) < 2:
+                await asyncio.sleep(0.01)
         run = kernel.asked[0][1]["run"]
         assert kernel.asked[1][0] == f"/runs/{run}/interrupt"
 

@@ -185,7 +185,10 @@ async def test_a_daemon_killed_in_between(
     await kit.ports.create(TENANT, parent.id, 8080)
     preview = await kit.keys.issue(TENANT, parent.id, Role.PREVIEW, port=8080)
 
+    reached = asyncio.Event()
+
     async def dead(*_: object, **__: object) -> Machine:
+        reached.set()
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -194,7 +197,7 @@ async def test_a_daemon_killed_in_between(
     else:
         monkeypatch.setattr(type(d.store), "write", dead)
     asked = asyncio.ensure_future(kit.promotions.promote(TENANT, child.id, destroy=True))
-    await asyncio.sleep(0.1)
+    await asyncio.wait_for(reached.wait(), 30)
     await d.kill()
     asked.cancel()
     monkeypatch.undo()

@@ -80,8 +80,11 @@ async def test_an_image_a_failed_machine_needs_stays(tmp_path: Path) -> None:
 async def test_a_build_the_daemon_did_not_survive(tmp_path: Path) -> None:
     async with daemon(tmp_path, build=False) as d:
         d.host.recipes.hang("build")
+        before = d.host.recipes.calls["build"]
         building = asyncio.ensure_future(d.templates.build("base"))
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(30):
+            while d.host.recipes.calls["build"] == before:
+                await asyncio.sleep(0.01)
         await d.templates.close()
         await asyncio.gather(building, return_exceptions=True)
         later = Templates(d.store, d.host.storage, d.host.clock, d.host.recipes)
