@@ -1,9 +1,11 @@
 mod common;
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use common::*;
 use roost_agent::pb::*;
+use roost_agent::proctree;
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -626,57 +628,19 @@ async fn a_cancelled_run_kills_only_where_asked() {
     assert_eq!(state(kept), ExecutionState::Running);
 }
 
-/// Those below `pid`.
-fn descendants(pid: i32) -> Vec<i32> {
-    let parent = |pid: i32| -> Option<i32> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
-    };
-    let all: Vec<i32> = std::fs::read_dir("/proc")
-        .expect("/proc")
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
-    let mut found = vec![pid];
-    let mut at = 0;
-    while at < found.len() {
-        let above = Some(found[at]);
-        found.extend(all.iter().filter(|each| parent(**each) == above));
-        at += 1;
-    }
-    found.split_off(1)
-}
-
-fn signal(pid: i32, signal: i32) {
-    // SAFETY: no memory is passed.
-    unsafe { libc::kill(pid, signal) };
-}
-
-/// They stand still while it lives.
-struct Stopped(Vec<i32>);
+/// All below this process stand still while it lives.
+struct Stopped(i32);
 
 impl Stopped {
-    /// All below `pid`, also those that are made meanwhile.
     fn below(pid: i32) -> Stopped {
-        let mut stopped = Stopped(Vec::new());
-        loop {
-            let mut found = descendants(pid);
-            found.retain(|each| !stopped.0.contains(each));
-            if found.is_empty() {
-                return stopped;
-            }
-            for each in found {
-                signal(each, libc::SIGSTOP);
-                stopped.0.push(each);
-            }
-        }
+        proctree::signal(pid, libc::SIGSTOP, |_| true);
+        Stopped(pid)
     }
 }
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        for pid in &self.0 {
-            signal(*pid, libc::SIGCONT);
-        }
+        proctree::signal(self.0, libc::SIGCONT, |_| true);
     }
 }
 
@@ -685,7 +649,8 @@ async fn a_caller_that_goes_away_while_it_is_launched_loses_nothing() {
     let mut agent = Agent::start().await;
     let pid = agent.pid();
     for (id, kill_on_cancel) in [("kept", false), ("killed", true)] {
-        eventually("a supervisor at hand", || descendants(pid).len() >= 2).await;
+        let helpers = || proctree::descendants(pid, &HashSet::new());
+        eventually("a supervisor at hand", || helpers().len() >= 2).await;
         let stopped = Stopped::below(pid);
         let request = StartRequest {
             kill_on_cancel,

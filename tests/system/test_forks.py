@@ -37,6 +37,17 @@ def count(m: Machine) -> tuple[int, str]:
     return int(last[0]), last[1]
 
 
+def goes_on(m: Machine, digest: str) -> int:
+    """What it had counted, with what it holds; it counts on."""
+    first, same = count(m)
+    assert same == digest
+    deadline = time.monotonic() + 60
+    while count(m)[0] <= first:
+        assert time.monotonic() < deadline, "it stands still"
+        time.sleep(0.1)
+    return first
+
+
 def counting(m: Machine) -> None:
     m.files.write("/root/counter.py", COUNTER)
     m.start(["python3", "/root/counter.py"])
@@ -65,12 +76,7 @@ def test_memory_goes_on_in_parent_and_children(daemon: Daemon) -> None:
             seen = {kept}
             names = {parent.exec("cat /etc/machine-id; hostname").stdout}
             for m in (parent, *children):
-                first, same = count(m)
-                assert same == digest and first >= at
-                deadline = time.monotonic() + 60
-                while count(m)[0] <= first:
-                    assert time.monotonic() < deadline, "it stands still"
-                    time.sleep(0.1)
+                assert goes_on(m, digest) >= at
             for m in children:
                 seen.add(
                     m.exec(
@@ -90,12 +96,7 @@ def test_memory_goes_on_in_parent_and_children(daemon: Daemon) -> None:
             assert isinstance(grandchild, Machine)
             with grandchild:
                 children[0].destroy()
-                first, same = count(grandchild)
-                assert same == digest
-                deadline = time.monotonic() + 60
-                while count(grandchild)[0] <= first:
-                    assert time.monotonic() < deadline, "it stands still"
-                    time.sleep(0.1)
+                goes_on(grandchild, digest)
         finally:
             for m in children:
                 m.destroy()

@@ -16,6 +16,11 @@ from tests.system.conftest import PORT, Daemon
 # Counts in memory, and the way to read it: a file that is just being written is empty.
 COUNTER = "i=0; while true; do i=$((i+1)); echo $i > /run/counter; sleep 0.05; done"
 READ = 'for i in $(seq 30); do c=$(cat /run/counter) && test -n "$c" && break; sleep 0.02; done; echo $c'
+# Of a word and a port, at which it is served once this has ended.
+SERVE = (
+    "mkdir -p /srv/{0} && echo {0} > /srv/{0}/index.html && cd /srv/{0} && nohup python3 -m http.server {1} >/dev/null 2>&1 & "
+    "for i in $(seq 300); do curl -fso /dev/null localhost:{1}/ && exit 0; sleep .2; done; exit 1"
+)
 
 V1, V2 = "0.1.9", "0.2.19"
 KINDS = ("sync", "async")

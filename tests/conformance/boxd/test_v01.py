@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from .conftest import COUNTER, KINDS, READ, V1, Client, opened
+from .conftest import COUNTER, KINDS, READ, SERVE, V1, Client, opened
 
 STREAM = {
     "sync": """
@@ -137,11 +137,7 @@ def test_files(box: Client) -> None:
 
 def test_proxies(box: Client) -> None:
     wait = "await " if box.kind == "async" else ""
-    serve = (
-        "mkdir -p /srv && echo here > /srv/index.html && cd /srv && nohup python3 -m http.server 8000 >/dev/null 2>&1 & "
-        "for i in $(seq 300); do curl -fso /dev/null localhost:8000/ && exit 0; sleep .2; done; exit 1"
-    )
-    box.run(f"r = {wait}box.exec('sh', '-c', c)", c=serve)
+    box.run(f"r = {wait}box.exec('sh', '-c', c)", c=SERVE.format("here", 8000))
     assert box.value("r.exit_code") == 0
     box.run(f"found = {wait}box.proxies()")
     own, web = box.value("[[p.name, p.port, p.is_default, p.domain] for p in found]")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from .conftest import COUNTER, KINDS, READ, V2, Client, opened
+from .conftest import COUNTER, KINDS, READ, SERVE, V2, Client, opened
 
 SIZE = "vcpu=1, memory='512M', disk='4G'"
 # The snippets the two kinds cannot share.
@@ -225,12 +225,8 @@ def test_egress(boxd: Client, vm: str) -> None:
 
 def test_routes(boxd: Client, vm: str) -> None:
     name = f"one-{boxd.kind}"
-    serve = (
-        "mkdir -p /srv/{0} && echo {0} > /srv/{0}/index.html && cd /srv/{0} && nohup python3 -m http.server {1} >/dev/null 2>&1 & "
-        "for i in $(seq 300); do curl -fso /dev/null localhost:{1}/ && exit 0; sleep .2; done; exit 1"
-    )
     for each in (("eight", 8000), ("nine", 9000)):
-        said = boxd.value("boxd.machines.exec(id, c)", id=vm, c=serve.format(*each))
+        said = boxd.value("boxd.machines.exec(id, c)", id=vm, c=SERVE.format(*each))
         assert said["exit_code"] == 0, said
     made = boxd.value("boxd.machines.proxies.create(n, 'api', 9000)", n=name)
     assert made == {"name": "api", "port": 9000}

@@ -228,6 +228,15 @@ def test_ports_are_reached_by_host(sdk: Sdk, daemon: Daemon) -> None:
     def visit(host: str, **headers: str) -> httpx.Response:
         return httpx.get(daemon.url, headers={"host": host, **headers}, timeout=30, trust_env=False)
 
+    def text(host: str, **headers: str) -> str:
+        """Of its server, once that is up."""
+        deadline = time.monotonic() + 60
+        while (answer := visit(host, **headers)).status_code != 200:
+            assert time.monotonic() < deadline, answer.text
+            assert "port is not open" in answer.json()["message"]
+            time.sleep(0.1)
+        return answer.text
+
     with (
         sandbox(sdk, "box", timeout=300) as id_,
         sandbox(sdk, "shut", timeout=300, network={"allow_public_traffic": False}),
@@ -237,12 +246,7 @@ def test_ports_are_reached_by_host(sdk: Sdk, daemon: Daemon) -> None:
             sdk.run(f"~{name}.commands.run('python3 -m http.server 8123', background=True)")
         host, shut = sdk.value("(box.get_host(8123), shut.get_host(8123))")
         assert host.startswith(f"8123-{id_}.")
-        deadline = time.monotonic() + 60
-        while (answer := visit(host)).status_code != 200:
-            assert time.monotonic() < deadline, answer.text
-            assert "port is not open" in answer.json()["message"]
-            time.sleep(0.1)
-        assert answer.text == "hello box"
+        assert text(host) == "hello box"
         answer = visit(host.replace("8123-", "8124-"))
         assert answer.status_code == 502 and "port is not open" in answer.json()["message"]
         assert answer.json()["sandboxId"] == id_ and answer.json()["port"] == 8124
@@ -251,12 +255,7 @@ def test_ports_are_reached_by_host(sdk: Sdk, daemon: Daemon) -> None:
         token = sdk.value("shut.traffic_access_token")
         assert visit(shut).status_code == 403
         assert visit(shut, **{"e2b-traffic-access-token": "x" + token}).status_code == 403
-        allowed = {"e2b-traffic-access-token": token}
-        while (answer := visit(shut, **allowed)).status_code != 200:
-            assert time.monotonic() < deadline, answer.text
-            assert "port is not open" in answer.json()["message"]
-            time.sleep(0.1)
-        assert answer.text == "hello shut"
+        assert text(shut, **{"e2b-traffic-access-token": token}) == "hello shut"
         sdk.run("~box.kill()")
         answer = visit(host)
         assert answer.status_code == 502 and answer.json()["message"] == "The sandbox was not found"
