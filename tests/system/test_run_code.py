@@ -114,11 +114,11 @@ def test_time_runs_out_and_what_it_made_is_kept(m: Machine) -> None:
     assert caught.value.result.stdout == "before\n" and not caught.value.result.restarted
     assert m.run_code("kept").text == "5"
     found: list[str] = []
-    worker = threading.Thread(
-        target=lambda: found.append(m.run_code("while True: pass", timeout=60).status)
-    )
+    spins = "open('/tmp/spins', 'w').close()\nwhile True: pass"
+    worker = threading.Thread(target=lambda: found.append(m.run_code(spins, timeout=60).status))
     worker.start()
-    time.sleep(1)
+    while worker.is_alive() and not m.exec(["test", "-e", "/tmp/spins"]).ok:
+        time.sleep(0.1)
     m.code.interrupt()
     worker.join(60)
     assert found == ["interrupted"]

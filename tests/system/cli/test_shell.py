@@ -102,7 +102,8 @@ def test_a_whole_session(daemon: Host, machine: Machine) -> None:
             assert time.monotonic() < deadline
     s.type("echo ünïcode €\n")
     s.until("ünïcode €\n")
-    s.type("sleep 600\n")
+    s.type("echo asleep; sleep 600\n")
+    s.until("asleep\n")
     time.sleep(0.5)
     s.type("\x03")
     s.type("echo after=$?\n")

@@ -292,9 +292,9 @@ async def test_what_stops_its_supervisor_is_ended_from_the_host(
     world: World, driver: ContainerDriver
 ) -> None:
     machine = await world.start(driver)
-    stopped = machine.run("kill -STOP $PPID; sleep 60 & (sleep 60 &); wait", timeout_s=0.3)
+    stopped = machine.run("kill -STOP $PPID; sleep 60 & (sleep 60 &); wait", timeout_s=1.0)
     call = asyncio.create_task(stopped)
-    await asyncio.sleep(1)
+    await asyncio.sleep(2)
     if driver.name == "gvisor":  # the host does not see its processes
         with pytest.raises(UnsupportedError):
             await driver.end_tree(machine.handle, 2)

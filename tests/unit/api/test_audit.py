@@ -311,11 +311,14 @@ async def test_followed(bare: Served) -> None:
     await bare.http.post("/v1/machines", json={"name": "before"})
     (first,) = await log(bare.http)
 
+    begun = asyncio.Semaphore(0)
+
     async def follow(key: str, number: int, **kw: Any) -> list[Any]:
         found = []
         async with bare.client(key) as http:
             async with http.stream("GET", "/v1/audit/stream", **kw) as answer:
                 assert answer.status_code == 200
+                begun.release()
                 async for name, data in events(answer.aiter_lines()):
                     assert name == "entry"
                     found.append(data)
@@ -325,9 +328,11 @@ async def test_followed(bare: Served) -> None:
 
     live = asyncio.create_task(follow(bare.key, 2))
     every = asyncio.create_task(follow(bare.admin, 3))
+    async with asyncio.timeout(10):  # what is written from here on is theirs
+        await begun.acquire()
+        await begun.acquire()
     again = {"last-event-id": str(first["id"] - 1)}
     assert await asyncio.wait_for(follow(bare.key, 1, headers=again), 10) == [first]
-    await asyncio.sleep(0.5)
     async with bare.client(bare.other_key) as theirs:
         await bare.http.post("/v1/machines", json={})
         await theirs.post("/v1/machines", json={})

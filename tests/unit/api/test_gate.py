@@ -328,8 +328,11 @@ async def test_what_is_open_ends_with_its_key(served: Served, tmp_path: Path) ->
     made = await served.http.post(f"/v1/machines/{mid}/terminals", json={"command": ["/bin/cat"]})
     url = f"ws://127.0.0.1:{served.port}/v1/machines/{mid}/terminals/{made.json()['terminal_id']}/stream"
 
+    begun: list[str] = []
+
     async def socket(key: str) -> int:
         async with connect(url, additional_headers={"authorization": f"Bearer {key}"}) as ws:
+            begun.append("socket")
             with pytest.raises(ConnectionClosed) as closed:
                 while True:
                     await ws.recv()
@@ -342,6 +345,7 @@ async def test_what_is_open_ends_with_its_key(served: Served, tmp_path: Path) ->
                 "GET", f"/v1/machines/{mid}/files/watch", params=params
             ) as answer:
                 assert answer.status_code == 200
+                begun.append("stream")
                 try:
                     async for _ in answer.aiter_raw():
                         pass
@@ -354,6 +358,7 @@ async def test_what_is_open_ends_with_its_key(served: Served, tmp_path: Path) ->
     async def upload(key: str) -> int:
         async def body() -> Any:
             yield b"begun"
+            begun.append("upload")
             await over.wait()
 
         params = {"path": str(tmp_path / "revoked")}
@@ -364,7 +369,8 @@ async def test_what_is_open_ends_with_its_key(served: Served, tmp_path: Path) ->
     work = [asyncio.create_task(f(k)) for k in (revoked, expiring) for f in (socket, stream)]
     put = asyncio.create_task(upload(revoked))
     other = asyncio.create_task(stream(served.key))
-    await asyncio.sleep(1.0)
+    await until(lambda: len(begun) == 6 or any(task.done() for task in work))
+    await asyncio.sleep(0.5)  # the upload has no answer before its end
     assert not any(task.done() for task in work[:2])
     await served.keys.revoke(TENANT, (await served.keys.authenticate(revoked)).key_id)
     assert await asyncio.wait_for(asyncio.gather(*work[:2]), 10) == [1011, "cut"]
