@@ -323,7 +323,9 @@ class WorkspaceDriver(Driver):
             pid, ticks, boot = int(record["pid"]), int(record["pid_start_ticks"]), record["boot_id"]
             if processes.is_same(pid, ticks, str(boot)):
                 tops = {pid}
-        elif home:  # a daemon ended between the agent's start and its record
+        if home and not tops:
+            # Its agent was ended, and its helpers, which outlive it a moment, are called as it was; or a daemon ended
+            # between the agent's start and its record.
             tops = processes.called(*_listening(home))
         if home:
             ending.end_trees(tops, f"ROOST_WORKSPACE={home}", _KILL_TIMEOUT_S)

@@ -248,7 +248,9 @@ async def test_an_execution_that_takes_too_long_ends_with_all_it_started(place: 
     assert living(mark) == before
 
 
-@pytest.mark.parametrize("how", ["removed", "agent killed", "supervisors killed"])
+@pytest.mark.parametrize(
+    "how", ["removed", "agent killed", "agent killed, helpers stopped", "supervisors killed"]
+)
 async def test_nothing_is_left(place: Place, how: str) -> None:
     handle, agent = await place.start()
     mark = f"ROOST_WORKSPACE={place.storage.home('m')}"
@@ -260,7 +262,11 @@ async def test_nothing_is_left(place: Place, how: str) -> None:
             break
         await asyncio.sleep(0.05)
     assert len(living(mark)) >= 2
-    if how == "agent killed":
+    if how == "agent killed, helpers stopped":  # they would end what they watch over
+        for pid in processes.tree(handle.pid, processes.everyone()) - {handle.pid}:
+            if b"--workspace" in _line(pid):
+                os.kill(pid, signal.SIGSTOP)
+    if how.startswith("agent killed"):
         os.kill(handle.pid, signal.SIGKILL)
         assert (await place.driver.wait(handle)) == Exit("killed")
     if how == "supervisors killed":
