@@ -78,6 +78,7 @@ class SlotNetwork:
         self._next = int(self.plan.tag, 16) % self.plan.capacity
         self._foreign: set[int] = set()
         self._pool: deque[Slot] = deque()
+        self._making: set[asyncio.Task[Slot]] = set()
         self._fresh: dict[
             int, str
         ] = {}  # index -> text of the policy that stands in a frame of ours
@@ -140,11 +141,7 @@ class SlotNetwork:
         self._view, self._looked_at = view, time.monotonic()
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await self._make_no_more()
         pooled = list(self._pool)
         self._pool.clear()
         await asyncio.gather(*(self._demolish(slot) for slot in pooled), return_exceptions=True)
@@ -153,12 +150,17 @@ class SlotNetwork:
             await self._egress.close()
         await self._run(self._tables.close)
 
-    async def purge(self) -> None:
+    async def _make_no_more(self) -> None:
+        """What is half made is made to its end, and in the pool: unmade beside its making, a part of it would stay."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+        await asyncio.gather(*self._making, return_exceptions=True)
+
+    async def purge(self) -> None:
+        await self._make_no_more()
         self._pool.clear()
         self._used.clear()
         self._told.clear()
@@ -335,6 +337,8 @@ class SlotNetwork:
     async def _make_shielded(self) -> Slot:
         """A thread cannot be stopped half-way: where the caller goes away, the slot goes to the pool."""
         task = asyncio.create_task(self._make())
+        self._making.add(task)
+        task.add_done_callback(self._making.discard)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:

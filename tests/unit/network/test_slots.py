@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,29 @@ async def test_release_lets_go_of_both(network: SlotNetwork, process: Process, h
     assert await network.decisions("a") == []
     with pytest.raises(NotFoundError):
         await network.connection("a")
+
+
+@pytest.mark.parametrize("how", ["close", "purge"])
+async def test_a_slot_that_is_half_made_is_unmade_too(
+    host: Host, process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(slot: Slot, tables: Any, mtu: int) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        host.build(slot, tables, mtu)
+
+    monkeypatch.setattr(plumbing, "build", slow)
+    settings = Settings(run_dir=tmp_path, network_cidr="10.201.0.0/24", network_pool=1)
+    network = SlotNetwork(settings, process)
+    await network.open({})
+    assert await asyncio.to_thread(begun.wait, 10)
+    ending = asyncio.create_task(getattr(network, how)())
+    await asyncio.sleep(0.1)
+    go_on.set()
+    await asyncio.wait_for(ending, 10)
+    assert [what for what, _ in host.did].count("build") == 1 and not host.standing
 
 
 async def test_decisions_of_both(network: SlotNetwork) -> None:
