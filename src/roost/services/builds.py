@@ -106,6 +106,7 @@ class _Open:
     receiving: bool = False
     cancelled: bool = False
     ended: bool = False
+    made: dict[str, Any] | None = None  # of its end, when it ended well
     # Columns ahead of its row: what went by in a moment is not worth a sync each.
     progress: dict[str, Any] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
@@ -514,6 +515,9 @@ class Builds:
                 )
             assert isinstance(known, RoostError)
             await self._end(build_id, each, "failed", known, template_id, building)
+        finally:
+            if each.made is not None:  # told when nothing is held for it any more
+                self._shut(build_id, each, {"status": "succeeded", **each.made})
 
     async def _started(self, build_id: str, template_id: str, each: _Open, use: Use) -> Building:
         context = None
@@ -556,7 +560,7 @@ class Builds:
         )  # fmt: skip
 
     async def _finished(self, build_id: str, template_id: str, each: _Open, built: Built) -> None:
-        """It ends well: its template, or the one that is the same already, is named."""
+        """It ends well: its template, or the one that is the same already, is named. ``_shut`` remains."""
         now = self._engine.clock.now()
         digest = built.image.digest
         values = {
@@ -585,7 +589,7 @@ class Builds:
 
         found = await self._store.write(fn)
         each.ended = True
-        self._shut(build_id, each, {"status": "succeeded", "template_id": found, "digest": digest})
+        each.made = {"template_id": found, "digest": digest}
 
     async def _end(
         self,
