@@ -176,9 +176,17 @@ def test_windows_have_the_focus_one_at_a_time(m: Machine) -> None:
     for title in ("watcher", "Terminal", "watcher"):
         w = window(m, title)
         assert w is not None and w.width > 50 and w.height > 50
-        m.computer.focus(w)  # asked of the window manager, who does it in its own time
-        until(lambda title=w.title: [v.title for v in m.computer.windows() if v.focused] == [title])
+        m.computer.focus(w)
+        assert [v.title for v in m.computer.windows() if v.focused] == [w.title]
     assert refused(lambda: m.computer.focus(1)).code == "NOT_FOUND"
+    other = window(m, "Terminal")
+    assert other is not None
+    m.exec("pkill -STOP -x openbox", check=True)
+    try:
+        assert refused(lambda: m.computer.focus(other)).code == "DISPLAY_LOCKED"
+    finally:
+        m.exec("pkill -CONT -x openbox", check=True)
+    m.computer.focus(other)
 
 
 def test_the_clipboard(m: Machine) -> None:
