@@ -104,6 +104,8 @@ pub async fn watch(request: WatchRequest) -> Result<mpsc::Receiver<Result<WatchE
                 Duration::MAX
             };
             let ready = tokio::select! {
+                // What is there comes before the end of patience: the other half of a move may have waited with us.
+                biased;
                 ready = notifier.readable() => ready,
                 () = tokio::time::sleep(pause) => {
                     watch.settle_move();
