@@ -11,6 +11,24 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// What it has written, as soon as that is `enough`.
+async fn output_with(
+    agent: &mut Agent,
+    id: &str,
+    enough: impl Fn(&ExecutionResult) -> bool,
+) -> ExecutionResult {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let output = agent.client.output(reference(id)).await.expect("output");
+        let output = output.into_inner();
+        if enough(&output) {
+            return output;
+        }
+        assert!(Instant::now() < deadline, "{id} has not written enough");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[tokio::test]
 async fn run_returns_output_and_code() {
     let mut agent = Agent::start().await;
@@ -306,13 +324,11 @@ async fn background_output_is_kept_after_the_end() {
         .expect("run")
         .into_inner();
     assert_eq!(text(&result.stdout), "early\n");
-    tokio::time::sleep(Duration::from_millis(1000)).await;
-    let result = agent
-        .client
-        .output(reference("a"))
-        .await
-        .expect("output")
-        .into_inner();
+    let over = |result: &ExecutionResult| {
+        let execution = result.execution.as_ref().expect("a record");
+        !execution.has_live_descendants && result.stdout.len() > 300_000
+    };
+    let result = output_with(&mut agent, "a", over).await;
     assert!(result.stdout.starts_with(b"early\nlate\n"));
     assert_eq!(result.stdout.len(), 11 + 300_000);
     assert!(!result.execution.expect("a record").has_live_descendants);
@@ -602,30 +618,31 @@ async fn attach_tells_what_it_dropped() {
 #[tokio::test]
 async fn a_cancelled_run_kills_only_where_asked() {
     let mut agent = Agent::start().await;
-    for (id, kill_on_cancel) in [("killed", true), ("kept", false)] {
+    for (id, kill_on_cancel) in [("kept", false), ("killed", true)] {
         let request = StartRequest {
             kill_on_cancel,
-            ..shell(id, "sleep 300")
+            ..shell(id, "echo ran; sleep 300")
         };
         let run = tokio::time::timeout(Duration::from_millis(300), agent.client.run(request)).await;
         assert!(run.is_err());
     }
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let state = |execution: Execution| execution.state();
-    let killed = agent
-        .client
-        .get_execution(reference("killed"))
-        .await
-        .expect("get")
-        .into_inner();
-    assert_eq!(state(killed), ExecutionState::Killed);
-    let kept = agent
-        .client
-        .get_execution(reference("kept"))
-        .await
-        .expect("get")
-        .into_inner();
-    assert_eq!(state(kept), ExecutionState::Running);
+    assert_eq!(came_to(&mut agent, "killed").await, ExecutionState::Killed);
+    assert_eq!(came_to(&mut agent, "kept").await, ExecutionState::Running);
+}
+
+/// Its state: of "kept" when it wrote, of "killed" at its end.
+async fn came_to(agent: &mut Agent, id: &str) -> ExecutionState {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match agent.client.get_execution(reference(id)).await {
+            Ok(found) if id == "kept" && found.get_ref().stdout_bytes == 0 => {}
+            Ok(found) if id == "killed" && found.get_ref().exit_code.is_none() => {}
+            Ok(found) => return found.into_inner().state(),
+            Err(_) => {}
+        }
+        assert!(Instant::now() < deadline, "{id} is not known");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// All below this process stand still while it lives.
@@ -665,21 +682,8 @@ async fn a_caller_that_goes_away_while_it_is_launched_loses_nothing() {
         assert_eq!(code(twice.expect("an answer")), "EXECUTION_EXISTS");
         drop(stopped);
     }
-    let mut state = async |id: &str| {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            match agent.client.get_execution(reference(id)).await {
-                Ok(found) if id == "kept" && found.get_ref().stdout_bytes == 0 => {}
-                Ok(found) if id == "killed" && found.get_ref().exit_code.is_none() => {}
-                Ok(found) => return found.into_inner().state(),
-                Err(_) => {}
-            }
-            assert!(Instant::now() < deadline, "{id} is not known");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    assert_eq!(state("kept").await, ExecutionState::Running);
-    assert_eq!(state("killed").await, ExecutionState::Killed);
+    assert_eq!(came_to(&mut agent, "kept").await, ExecutionState::Running);
+    assert_eq!(came_to(&mut agent, "killed").await, ExecutionState::Killed);
 }
 
 #[tokio::test]
@@ -726,13 +730,7 @@ async fn killing_the_agents_helpers_is_survived() {
         .start(shell("a", "echo $PPID; exec sleep 300"))
         .await
         .expect("start");
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    let output = agent
-        .client
-        .output(reference("a"))
-        .await
-        .expect("output")
-        .into_inner();
+    let output = output_with(&mut agent, "a", |so_far| so_far.stdout.ends_with(b"\n")).await;
     let sleeper = output.execution.expect("a record").pid;
     let supervisor: i32 = text(&output.stdout).trim().parse().expect("a pid");
     roost_agent::proctree::kill(supervisor, 9);
@@ -745,11 +743,12 @@ async fn killing_the_agents_helpers_is_survived() {
     assert_eq!(result.execution.expect("a record").signal, Some(9));
     eventually("the sleeper is dead", || !alive(sleeper)).await;
     // The zygote, and every idle supervisor with it.
+    let helpers = || roost_agent::proctree::descendants(agent.pid(), &Default::default()).len();
+    eventually("a supervisor at hand", || helpers() >= 2).await;
     let children = roost_agent::proctree::descendants(agent.pid(), &Default::default());
     for child in &children {
         roost_agent::proctree::kill(child.pid, 9);
     }
-    assert!(children.len() >= 2);
     for id in ["b", "c"] {
         let result = agent
             .client
@@ -769,9 +768,10 @@ async fn nothing_outlives_a_killed_agent() {
         .start(shell("a", "setsid sleep 300 & sleep 300"))
         .await
         .expect("start");
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    let below = roost_agent::proctree::descendants(agent.pid(), &Default::default());
-    assert!(below.len() >= 4, "{below:?}");
+    let pid = agent.pid();
+    let descendants = || roost_agent::proctree::descendants(pid, &Default::default());
+    eventually("all have started", || descendants().len() >= 4).await;
+    let below = descendants();
     agent.process.kill().expect("kill");
     agent.process.wait().expect("wait");
     eventually("all are dead", || {

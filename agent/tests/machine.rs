@@ -1,6 +1,6 @@
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::*;
 use roost_agent::pb::*;
@@ -504,14 +504,17 @@ async fn shutdown_ends_what_was_started_and_nothing_else() {
     };
     agent.client.shutdown(shutdown).await.expect("shutdown");
     assert_eq!(std::fs::read_to_string(&note).unwrap_or_default(), "term\n");
-    let running = agent
-        .client
-        .stats(Empty {})
-        .await
-        .expect("stats")
-        .into_inner()
-        .executions_running;
-    assert_eq!(running, 0);
+    // Their supervisors tell it a moment after they are gone.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let stats = agent.client.stats(Empty {}).await.expect("stats");
+        let running = stats.into_inner().executions_running;
+        if running == 0 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{running} still run");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     assert!(alive(bystander.id() as i32));
     // It still works, until it is told to exit.
     agent.client.run(shell("again", "true")).await.expect("run");

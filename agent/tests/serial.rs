@@ -3,7 +3,7 @@
 mod common;
 
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Bearer, Scratch, TOKEN, shell};
 use hyper_util::rt::TokioIo;
@@ -155,14 +155,17 @@ async fn a_second_dial_cuts_the_first() {
     drop(first);
     let mut second = speak(dial(&line, [2; 16]).await).await;
     works(&mut second, "b").await;
-    tokio::time::sleep(Duration::from_millis(400)).await;
-    let kept = second
-        .output(ExecutionRef {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let kept = loop {
+        let long = ExecutionRef {
             execution_id: "long".into(),
-        })
-        .await
-        .expect("output")
-        .into_inner();
+        };
+        let kept = second.output(long).await.expect("output").into_inner();
+        if !kept.stdout.is_empty() || Instant::now() > deadline {
+            break kept;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
     assert_eq!(&kept.stdout[..], b"kept\n");
     drop(second);
     // A dialler that dies right after its preamble, and then one that does not.

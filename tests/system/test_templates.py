@@ -161,8 +161,8 @@ def test_browser_runs_when_it_is_made_and_after_each_sleep(
     m.sleep(tier="stopped")
     m.wake()
     assert "Chrome/" in run(m, version)
-    again = until(lambda: m.executions.get("start"))
-    assert again.id != start.id and again.running
+    again = until(lambda: (found := m.executions.get("start")).id != start.id and found)
+    assert again.running
 
 
 def test_a_script_for_playwright_runs_as_it_is(make: Callable[[str], Machine]) -> None:

@@ -44,9 +44,14 @@ END
 nohup python3 /root/counter.py >/dev/null 2>&1 &
 echo $! >/root/pid
 """
-COUNT = (
-    "kill -0 $(cat /root/pid) && until [ -e /root/n ]; do sleep 0.05; done; sleep 0.2; cat /root/n"
-)
+# Where it has come to, once it was seen to count on.
+COUNT = """
+kill -0 $(cat /root/pid) || exit
+until [ -e /root/n ]; do sleep 0.05; done
+was=$(cat /root/n)
+while [ "$(cat /root/n)" = "$was" ]; do sleep 0.05; done
+cat /root/n
+"""
 
 
 @dataclass

@@ -75,6 +75,10 @@ class Session:
                 data = os.read(self.master, 65536)
                 self.raw += data
                 self.stream.feed(data)
+        while select.select([self.master], [], [], 0)[0]:  # its last words
+            data = os.read(self.master, 65536)
+            self.raw += data
+            self.stream.feed(data)
         code = self.process.returncode
         assert termios.tcgetattr(self.slave) == self.before, "the terminal was not restored"
         os.close(self.master)

@@ -588,6 +588,8 @@ async def test_what_goes_to_the_proxy_counts_and_names_do_not(network: SlotNetwo
         got = 0
         while got < 50_000:
             got += len(await asyncio.to_thread(sock.recv, 65536))
+        sock.shutdown(socket.SHUT_WR)
+        assert await asyncio.to_thread(sock.recv, 1) == b""  # its last acknowledgement counts, too
     assert 50_000 < await sent() < 60_000
     before = await sent()
     await inside.refused(INTERNET, 5000)

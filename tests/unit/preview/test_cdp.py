@@ -120,11 +120,11 @@ async def test_a_link_ends_when_it_expires(plane: Served, monkeypatch: pytest.Mo
     machine = plane.machine()
     async with inside(echo) as server:
         monkeypatch.setattr(planes, "CDP_PORT", server.port)
-        link = await token(plane, machine, plane.key, 1)
+        link = await token(plane, machine, plane.key, 3)
         async with Raw(plane.port) as raw:
             await raw.say(
                 ask(f"/v1/machines/{machine}/browser/cdp/devtools/browser/A?token={link}", *WS)
             )
             assert (await raw.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
             assert plane.previews.connections()[1] == 1
-            await until(lambda: plane.previews.connections()[1] == 0, 10)
+            await until(lambda: plane.previews.connections()[1] == 0, 30)
