@@ -184,7 +184,7 @@ class Computer:
         return [_window(each) for each in said[:WINDOWS] if isinstance(each, dict)]
 
     async def focus(self, tenant: str, machine_id: str, window_id: int) -> None:
-        """Raised, and the keyboard its. Raises NOT_FOUND, DISPLAY_LOCKED (it did not take it)."""
+        """Raised, and the keyboard its: asked of the window manager, who is waited for, 3 s at most. Raises NOT_FOUND."""
         await self._do(tenant, machine_id, "focus", {"window": window_id})
 
     async def clipboard(self, tenant: str, machine_id: str) -> str:
@@ -278,12 +278,6 @@ def refused(said: Mapping[str, Any]) -> RoostError:
                 "DISPLAY_LOCKED",
                 "The display does not answer: a program in the machine has grabbed the server, or another call is slow. "
                 "Try again; if it stays so, end that program.",
-            )
-        case "focus":
-            return error(
-                "DISPLAY_LOCKED",
-                "The window did not take the keyboard: the window manager does not answer, or the window takes none. "
-                "See windows for the one that has it, and try again.",
             )
         case "clipboard":
             return HELPER.down("The program that has the clipboard does not give it.")
