@@ -13,6 +13,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 use crate::errors::{Code, Result, code_of_errno, fail};
+use crate::proctree;
 use crate::sync::lock;
 use crate::wire::{self, Event, Launch, Step};
 use crate::zygote;
@@ -234,6 +235,11 @@ impl Supervisor {
         self.pid
     }
 
+    /// Whoever is root in the machine may have stopped it, and it must hear what it is asked.
+    pub fn resume(&self) {
+        proctree::kill(self.pid, libc::SIGCONT);
+    }
+
     async fn launch(&mut self, payload: &[u8], fds: [BorrowedFd<'_>; 3]) -> io::Result<Event> {
         let mut message = Vec::with_capacity(wire::HEADER + payload.len());
         message.extend_from_slice(&wire::header(wire::LAUNCH, payload.len()));
@@ -270,11 +276,13 @@ impl Supervisor {
     pub async fn signal(&self, signal: i32, tree: bool) -> io::Result<()> {
         let mut message = wire::header(wire::SIGNAL, 8).to_vec();
         message.extend_from_slice(&wire::signal_payload(signal, tree));
+        self.resume();
         send_all(&self.stream, &message, &[]).await
     }
 
     /// Asks for the death of everything below; `empty` in an event says it is done.
     pub async fn kill_tree(&self) -> io::Result<()> {
+        self.resume();
         send_all(&self.stream, &wire::header(wire::KILL_TREE, 0), &[]).await
     }
 }

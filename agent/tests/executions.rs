@@ -662,6 +662,41 @@ impl Drop for Stopped {
 }
 
 #[tokio::test]
+async fn what_stops_its_supervisor_is_ended_all_the_same() {
+    let mut agent = Agent::start().await;
+    let stop = "kill -STOP $PPID";
+    let again = format!("(while {stop}; do sleep 0.01; done) &");
+    for (id, stop) in [("once", stop), ("again", &again)] {
+        let script = format!("{stop}\n(setsid sleep 300 &)\nsleep 300");
+        let request = StartRequest {
+            timeout_ms: 500,
+            ..shell(id, &script)
+        };
+        let run = tokio::time::timeout(Duration::from_secs(20), agent.client.run(request));
+        let result = run.await.expect("an end").expect("run").into_inner();
+        let execution = result.execution.expect("a record");
+        assert_eq!(execution.state(), ExecutionState::TimedOut, "{id}");
+        assert!(!execution.has_live_descendants, "{id}");
+    }
+    agent
+        .client
+        .start(shell("killed", "kill -STOP $PPID; sleep 300"))
+        .await
+        .expect("start");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let kill = agent.client.signal(SignalRequest {
+        execution_id: "killed".into(),
+        signal: libc::SIGKILL,
+        tree: true,
+    });
+    tokio::time::timeout(Duration::from_secs(20), kill)
+        .await
+        .expect("an end")
+        .expect("killed");
+    assert_eq!(came_to(&mut agent, "killed").await, ExecutionState::Killed);
+}
+
+#[tokio::test]
 async fn a_caller_that_goes_away_while_it_is_launched_loses_nothing() {
     let mut agent = Agent::start().await;
     let pid = agent.pid();

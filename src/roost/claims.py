@@ -101,6 +101,10 @@ _QUOTA = _Says(
 _DISK = _Says("filling the host's disk: its own is of the size asked for", _RESOURCES)
 _FILES = _Says("a path or link that leads the files API out of it", "tests/attack/test_files.py")
 _TREE = _Says("what a command leaves behind: its timeout ends the whole tree", _RESOURCES)
+_HELPERS = _Says(
+    "a command whose root keeps the agent's helpers from their work: it may outlive its timeout, until the machine sleeps or ends",
+    untried="it depends on who is faster",
+)
 _OTHERS = _Says("seeing or ending processes and files of the host or of others", _KERNEL)
 _HOSTS_KERNEL = _Says(
     "flaws of the host's kernel, which its programs call themselves",
@@ -224,6 +228,7 @@ _RUNGS = {
         (
             _Says("flaws of gVisor and of the calls it makes", untried="not tried"),
             _SIDE,
+            _HELPERS,
             _Says(
                 "a memory bomb or fork bomb ending the machine itself; its disk is whole",
                 "tests/system/host/test_drivers.py",
@@ -265,6 +270,7 @@ _RUNGS = {
                 untried="not tried",
             ),
             _SIDE,
+            _HELPERS,
         ),
     ),
 }

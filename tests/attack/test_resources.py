@@ -298,6 +298,16 @@ def test_a_timeout_ends_all_of_it(rung: Rung) -> None:
     assert rung.machine.exec("ps -eo args | grep '[s]leep 6543'").stdout == ""
 
 
+@case(8)
+def test_what_stops_the_agents_helper_ends_all_the_same(rung: Rung) -> None:
+    """Which is the process above it; one that goes on stopping it is beyond this on gVisor and microVM."""
+    begun = time.monotonic()
+    with pytest.raises(ExecTimeout):
+        rung.machine.exec("kill -STOP $PPID; (setsid sleep 6544 &); sleep 6544", timeout=3)
+    assert time.monotonic() - begun < 20
+    assert rung.machine.exec("ps -eo args | grep '[s]leep 6544'").stdout == ""
+
+
 @case(9)
 def test_zombies_by_the_thousand_are_reaped(rung: Rung) -> None:
     """Children of parents that are gone, and that nobody but the agent is left to bury."""

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -11,6 +11,9 @@ use crate::memory;
 use crate::pool::{Pool, Supervisor};
 use crate::sync::lock;
 use crate::wire::Event;
+
+/// How often a supervisor that is to kill is woken, should it have been stopped again.
+const RESUME_EVERY: Duration = Duration::from_millis(50);
 
 pub struct Follow {
     pub(super) record: Arc<Record>,
@@ -24,6 +27,7 @@ pub struct Follow {
 impl Follow {
     pub async fn run(mut self, mut supervisor: Supervisor) {
         let mut waiting: VecDeque<oneshot::Sender<i32>> = Default::default();
+        let mut killing = false;
         loop {
             let deadline = self.deadline.filter(|_| !self.record.is_over());
             tokio::select! {
@@ -58,13 +62,16 @@ impl Follow {
                         self.mark(Ending::Killed);
                         lock(&self.record.awaited).take();
                         let _ = supervisor.kill_tree().await;
+                        killing = true;
                     }
                 },
                 () = until(deadline) => {
                     self.deadline = None;
                     self.mark(Ending::TimedOut);
                     let _ = supervisor.kill_tree().await;
+                    killing = true;
                 }
+                () = tokio::time::sleep(RESUME_EVERY), if killing => supervisor.resume(),
             }
         }
         self.pool.give_back(supervisor);
