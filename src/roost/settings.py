@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -213,6 +214,13 @@ class Settings(BaseSettings):
         given.setdefault("data_dir", defaults.data_dir())
         given.setdefault("run_dir", defaults.run_dir())
         return given
+
+    @field_validator("dns")
+    @classmethod
+    def _dns(cls, value: str) -> str:
+        if value:
+            ipaddress.ip_address(value)
+        return value
 
     @field_validator("prices")
     @classmethod

@@ -128,13 +128,14 @@ class Upstream:
             with contextlib.suppress(OSError):
                 stamp = self._file.stat().st_mtime_ns
                 if stamp != self._stamp:
-                    self._host = _of_host(self._file.read_text(errors="replace"))
+                    self._host = of_host(self._file)
                     self._stamp = stamp
         return self._host
 
 
-def _of_host(text: str) -> tuple[Server, ...]:
-    words = [line.split() for line in text.splitlines()]
+def of_host(file: Path = _HOSTS_FILE) -> tuple[Server, ...]:
+    """Those that it names, as many as a C library asks. Raises OSError."""
+    words = [line.split() for line in file.read_text(errors="replace").splitlines()]
     return tuple((w[1], 53) for w in words if len(w) >= 2 and w[0] == "nameserver")[:3]
 
 

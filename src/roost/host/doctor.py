@@ -25,6 +25,7 @@ from roost.settings import Settings
 _KERNEL = (5, 15)  # openat2, cgroup.kill, idmapped mounts, nftables' wildcards
 _MIN_FREE_GIB = 5
 _MIN_MEMORY_MIB = 1024
+_DNS = "ROOST_DNS=ADDRESS"
 _WITHOUT_ROOT = ("root", "kernel", "pool", "disk", "memory")
 _TOOLS = {
     "nft": "nftables",
@@ -202,12 +203,18 @@ def _memory(settings: Settings) -> Check:
 
 
 def _resolver(settings: Settings) -> Check:
-    from roost.network import resolver
+    from roost.egress import upstream
 
-    try:
-        return Check("resolver", True, f"machines ask {resolver.choose(settings.dns)}")
-    except RoostError as exc:
-        return Check("resolver", False, exc.message, exc.details.get("remedy"))
+    if settings.dns:
+        asked = [settings.dns]
+    else:
+        try:
+            asked = [address for address, _ in upstream.of_host()]
+        except OSError as failure:
+            return Check("resolver", False, f"/etc/resolv.conf: {failure}", _DNS)
+    if not asked:
+        return Check("resolver", False, "/etc/resolv.conf names no resolver", _DNS)
+    return Check("resolver", True, f"machines' names are asked of {', '.join(asked)}")
 
 
 def _range(settings: Settings) -> Check:

@@ -17,7 +17,7 @@ import dns.message
 import dns.rcode
 import dns.rdatatype
 
-from roost.network import resolver as hosts
+from roost.egress import upstream
 from tests.system.internet.names import Zone
 from tests.system.internet.record import Record
 
@@ -32,7 +32,7 @@ class Upstream(asyncio.DatagramProtocol):
     @staticmethod
     def dial() -> socket.socket | None:
         """To be called on the host's side."""
-        for address in hosts.nameservers("/etc/resolv.conf"):
+        for address, _ in upstream.of_host():
             with contextlib.suppress(OSError):
                 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
                 sock.connect((address, 53))
