@@ -4,14 +4,16 @@ and nothing of it is left on the host."""
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from roost.drivers.interface import Exit
-from roost.engine.journal import TRIES
+from roost.engine.journal import TRIES, Journal
 from roost.errors import MachineError, RoostError
 from roost.services.models import Attach, CreateMachine, ForkMachine
 from roost.store import snapshots
@@ -197,9 +199,11 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
-async def _act(d: Daemon, act: Callable[[Daemon, str], Awaitable[Any]], machine_id: str) -> None:
+async def _act(
+    d: Daemon, act: Callable[[Daemon, str], Awaitable[Any]], machine_id: str, limit_s: float = 10
+) -> None:
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(limit_s):
             await act(d, machine_id)
     except (RoostError, Killed, asyncio.CancelledError):
         pass
@@ -363,6 +367,73 @@ async def test_a_step_never_works(host: Host, name: str) -> None:
         await _accept(d, allowed | {"destroyed", "sleeping"})
     await d.stop()
     assert stuck_somewhere
+
+
+# Waited for as long as they take: nothing is written down yet, or what comes next would write to the same place.
+WAITED_FOR = {"prepare", "require", "delete_memory"}
+
+
+class Never(asyncio.Event):
+    """What the next call of a method waits for, and no later one."""
+
+    def __init__(self, hangs: dict[str, asyncio.Event], method: str) -> None:
+        super().__init__()
+        self._forget = functools.partial(hangs.pop, method, None)
+
+    async def wait(self) -> Literal[True]:
+        self._forget()
+        return await super().wait()
+
+
+def _calls(d: Daemon) -> Counter[tuple[str, str]]:
+    return Counter({(p, m): n for p, at in _parts(d).items() for m, n in at.calls.items()})
+
+
+def _parts(d: Daemon) -> dict[str, Any]:
+    """What a daemon calls on its host and in its machines."""
+    host = d.host
+    return {
+        "driver": host.driver, "storage": host.storage, "network": host.network, "agents": d.agents
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [each for each in SCENARIOS if each != "delete in create"])
+async def test_a_call_never_answers(host: Host, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each that the operation makes of driver, storage, network and agent: it is given up in the step's time."""
+    prepare, act, allowed = SCENARIOS[name]
+    d = await Daemon.start(host, operation_timeout_s=0.5)
+    timed, patience = Journal._timed, [0.0]
+
+    async def soon(
+        self: Journal, step: str, work: Awaitable[None], timeout_s: float | None = None
+    ) -> None:
+        await timed(self, step, work, patience[0] or timeout_s)
+
+    monkeypatch.setattr(Journal, "_timed", soon)
+    machine_id = await prepare(d)
+    before = _calls(d)
+    await _act(d, act, machine_id)
+    made = _calls(d) - before
+    await _accept(d, allowed)
+    for part, method in made:
+        machine_id = await prepare(d)
+        at = _parts(d)[part]
+        hangs = getattr(at, "script", at).hangs
+        never = hangs[method] = Never(hangs, method)
+        patience[0] = 0.05
+        try:
+            await _act(d, act, machine_id, 0.5 if method in WAITED_FOR else 10)
+        except TimeoutError:
+            assert method in WAITED_FOR, (part, method)
+            never.set()
+        await _quiet(d)
+        assert method not in hangs, (part, method)
+        patience[0] = 0.0
+        if method == "delete_snapshot":  # swept at the next start
+            await d.stop()
+            d = await Daemon.start(host, operation_timeout_s=0.5)
+        await _accept(d, allowed)
+    await d.stop()
 
 
 async def _quiet(d: Daemon) -> None:

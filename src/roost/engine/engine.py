@@ -1035,9 +1035,14 @@ class Engine:
         await self.store.write(fn)
 
     async def collect(self) -> None:
-        """Snapshots of forks that no machine needs any more."""
+        """Snapshots of forks that no machine needs any more. Whoever made the last of them has his machine, whatever
+        comes of this: what fails, or takes longer than a step may, is swept at the next start."""
         for snapshot_id in await self.store.read(snapshots.of_forks):
-            await self.delete_snapshot(snapshot_id)
+            try:
+                async with asyncio.timeout(self.parts.agent_timeout_s):
+                    await self.delete_snapshot(snapshot_id)
+            except (RoostError, OSError, TimeoutError) as error:
+                log.warning("the snapshot %s could not be deleted: %r", snapshot_id, error)
 
     async def flush_activity(self) -> None:
         active = self.roster.active()

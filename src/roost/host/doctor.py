@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from roost.errors import RoostError
 from roost.host import advisories, files, idmaps, mounts, run, syscalls
 from roost.settings import Settings
 
