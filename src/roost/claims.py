@@ -130,7 +130,7 @@ _RUNGS = {
             _FILES,
             _TREE,
             _Says(
-                "mistakes that write outside its directory, /tmp and /var/tmp (a guardrail: it can be led around)",
+                "mistakes that write outside its directory, /tmp, /var/tmp and /dev (a guardrail: it can be led around)",
                 fact="landlock",
                 otherwise="mistakes that write outside its directory: the kernel has no Landlock",
             ),
@@ -146,6 +146,10 @@ _RUNGS = {
                 _WORKSPACE,
             ),
             _Says("other workspaces: their programs are one user's, side by side", _KERNEL),
+            _Says(
+                "what it writes outside its directory, to /tmp, /var/tmp or /dev/shm: that stays when it is gone",
+                untried="not tried: nothing takes it away",
+            ),
         ),
     ),
     "user": _Rung(

@@ -84,7 +84,9 @@ class Settings(BaseSettings):
         "open",
         description="What new machines may reach unless they say: `open`, `off`, or an allowlist's entries with blanks between.",
     )
-    dns: str = Field("", description="Resolver machines are led to; empty: the host's own.")
+    dns: str = Field(
+        "", description="Resolver that Roost's own asks for machines; empty: the host's."
+    )
     egress_proxy: SecretStr = Field(
         SecretStr(""),
         description="HTTP proxy that proven names are dialled by, `http://[USER:PASSWORD@]HOST:PORT`; empty: straight out.",

@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "computer": ("computer", "Mouse, keyboard, windows and clipboard of a machine with a screen."),
     "run-code": ("run_code", "Run code in a machine's Jupyter kernel, which keeps its names."),
     "logs": ("logs", "A machine's life, or the daemon's log."),
+    "watch": ("machines", "What a machine comes to be, as it happens."),
     "metrics": ("machines", "What a machine used while it ran: CPU, memory, disk."),
     "ps": ("machines", "Commands that run in a machine."),
     "usage": ("usage", "What was used and what it costs; or what one machine uses now."),

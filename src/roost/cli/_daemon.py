@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -99,17 +100,56 @@ def _candidates() -> list[int]:
 def _is_daemon(pid: int) -> bool:
     try:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        environment = _environment(pid)
         ours = Path(f"/proc/{pid}").stat().st_uid == os.geteuid()
     except OSError:
         return False
     if b"roost.daemon" not in arguments:
         return False
-    theirs = next((v[15:] for v in environment if v.startswith(b"ROOST_DATA_DIR=")), None)
+    theirs = environment.get("ROOST_DATA_DIR")
     if not (theirs or ours):
         return False  # unless it is told, it keeps its things in its user's home, not in ours
-    where = os.fsdecode(theirs) if theirs else defaults.data_dir()
-    return os.path.realpath(where) == os.path.realpath(data_dir())
+    return os.path.realpath(theirs or defaults.data_dir()) == os.path.realpath(data_dir())
+
+
+def _environment(pid: int) -> dict[str, str]:
+    """As it was started with: the ROOST_ variables."""
+    found = os.fsdecode(Path(f"/proc/{pid}/environ").read_bytes()).split("\0")
+    return dict(each.split("=", 1) for each in found if each.startswith("ROOST_") and "=" in each)
+
+
+def unheard() -> list[str]:
+    """Settings of this environment that the daemon of this data directory runs without, or with another value of."""
+    mine = {name: value for name, value in os.environ.items() if name.startswith("ROOST_")}
+    pid = next(filter(_is_daemon, _candidates()), None) if mine else None
+    if pid is None:
+        return []
+    try:
+        theirs = _environment(pid)
+    except OSError:  # it ended
+        return []
+    differ = [name for name in mine if mine[name] != theirs.get(name)]
+    return sorted(name for name in differ if not _means_the_same(name, mine[name], theirs))
+
+
+def _means_the_same(name: str, value: str, theirs: Mapping[str, str]) -> bool:
+    """What is no setting of a daemon's does, too."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from roost.settings import Settings
+
+    field = Settings.model_fields.get(name.removeprefix("ROOST_").lower())
+    if field is None or name == "ROOST_DATA_DIR":  # by which it was found
+        return True
+    if name == "ROOST_RUN_DIR":
+        other = theirs.get(name) or defaults.run_dir()
+        return os.path.realpath(value) == os.path.realpath(other)
+    read = TypeAdapter(field.annotation).validate_python
+    try:
+        other = read(theirs[name]) if name in theirs else field.default
+        return bool(read(value) == other)
+    except ValidationError:
+        return False
 
 
 def start() -> None:
@@ -216,6 +256,13 @@ def _systemd() -> bool:
         and Path("/run/systemd/system").is_dir()
         and os.path.realpath(data_dir()) == SYSTEM_DATA_DIR
     )
+
+
+def restart_hint() -> str:
+    """How a setting comes to be heard."""
+    if _systemd():
+        return "set them in /etc/roost/roost.env, then: systemctl restart roost"
+    return "roost down && roost up"
 
 
 def install_service() -> None:

@@ -11,7 +11,10 @@ import typer
 from roost.cli._out import usage_error
 
 MODES = ["off", "ask", "deny"]
-RULE = "As called: git, 'git status ...', 'cat src/**'; '...' last is any more arguments. Or a rule in JSON. Repeatable."
+RULE = (
+    "As called: git (any arguments), 'git status ...', 'cat src/**'; '...' last is any more arguments. Or a rule in JSON:"
+    ' {"program": "git", "args": []} is git without any; env and users are said there. Repeatable.'
+)
 
 
 def complete_mode() -> list[str]:

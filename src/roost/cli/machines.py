@@ -1,4 +1,4 @@
-"""Machines: create ensure ls show ps metrics sleep wake rm."""
+"""Machines: create ensure ls show ps metrics watch sleep wake reboot rm."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from roost.cli._connect import MachineArg, MachineArgs, complete_machine, find, pairs
 from roost.cli._egress import Allow, Mode, Observe, asked
+from roost.cli._inert import plain
 from roost.cli._inside import AllowInside, allowed
 from roost.cli._ladder import Driver, Isolation
 from roost.cli._out import Json, age, fields, note, print_json, say, size, table, usage_error
@@ -437,13 +438,12 @@ def reboot(machines: MachineArgs, json: Json = False) -> None:
 def watch(machine: MachineArg, json: Json = False) -> None:
     """Tell what a machine comes to be, as it happens, until it is destroyed or Ctrl-C."""
     for m in find(machine).states():
-        status = m.to_json()["status"]
         if json:
-            say(dumps(m.to_json()))
-        else:
-            say(
-                f"{status['last_progress_at']}  {_phase(m):22}  {status.get('reason') or ''}".rstrip()
-            )
+            print(dumps(m.to_json()), flush=True)
+            continue
+        status = m.to_json()["status"]
+        line = f"{status['last_progress_at']}  {_phase(m):22}  {status.get('reason') or ''}"
+        print(plain(line.rstrip()), flush=True)
 
 
 @app.command()

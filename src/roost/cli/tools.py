@@ -33,7 +33,7 @@ def tools(
     machine: MachineArg,
     mode: Annotated[
         str | None,
-        typer.Option(help="off, ask or deny.", autocompletion=complete_mode),
+        typer.Option(help="off (drops the list), ask or deny.", autocompletion=complete_mode),
     ] = None,
     allow: Annotated[list[str], typer.Option(metavar="CALL", help=f"Add. {RULE}")] = [],  # noqa: B006
     remove: Annotated[
@@ -79,5 +79,7 @@ def _changed(
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    names = ("program", "args", "env", "users")
+    if one.get("args") != other.get("args"):  # none, and any, are two
+        return False
+    names = ("program", "env", "users")
     return all((one.get(name) or None) == (other.get(name) or None) for name in names)

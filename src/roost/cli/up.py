@@ -50,6 +50,11 @@ def up(
         _daemon.start()
     else:
         _ours(url)
+    if unheard := _daemon.unheard():
+        note(
+            f"The daemon runs with another value of {', '.join(unheard)} than is set here, or without: settings are "
+            f"read when it starts. To change them: {_daemon.restart_hint()}"
+        )
     if not json:
         took = f"started in {time.monotonic() - begun:.1f} s" if started else "runs already"
         say(f"daemon    {took}, {url}")

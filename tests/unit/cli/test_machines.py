@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command_name
 
 from roost.cli._app import app
-from roost.cli._commands import COMMANDS
+from roost.cli._commands import COMMANDS, GROUPS
 from roost.cli._connect import complete_machine
 from tests.unit.cli.conftest import EXECUTIONS
 from tests.unit.client.stub import (
@@ -371,6 +373,37 @@ def test_every_command_is_there_and_has_help(roost: Roost, capsys: Out) -> None:
     assert all(f"  {name} " in out for name in COMMANDS)
     assert roost("nonsense") == 2
     assert roost() == 2
+
+
+def test_every_command_of_a_module_is_listed() -> None:
+    """One that is not is no command: only the list is looked at."""
+    for module in {module for name, (module, _) in COMMANDS.items() if name not in GROUPS}:
+        made = import_module(f"roost.cli.{module}").app
+        names = {
+            each.name or get_command_name(each.callback.__name__)
+            for each in made.registered_commands
+        }
+        names |= {each.name for each in made.registered_groups}
+        assert names == {name for name, (where, _) in COMMANDS.items() if where == module}
+
+
+def test_watch_tells_each_state(stub: Stub, roost: Roost, capsys: Out) -> None:
+    at = "2026-11-21T01:00:00.000Z"
+    states = [
+        machine(phase=phase, status={"phase": phase, "reason": why, "last_progress_at": at})
+        for phase, why in (("failed", "crashed"), ("destroyed", None))
+    ]
+    stub.on(
+        "GET",
+        f"/v1/machines/{MACHINE_ID}/status/stream",
+        lambda _: iter([sse("machine", each) for each in states]),
+    )
+    assert roost("watch", "user-42") == 0
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert said == [[at, "failed", "crashed"], [at, "destroyed"]]
+    assert roost("watch", "user-42", "--json") == 0
+    whole = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["phase"] for each in whole] == ["failed", "destroyed"]
 
 
 def test_json_everywhere(roost: Roost, capsys: Out) -> None:

@@ -98,6 +98,18 @@ def test_the_list_is_changed(stub: Stub, roost: Roost, capsys: Capture) -> None:
     assert roost("tools", MACHINE_ID, "--mode", "open") == 2
 
 
+def test_no_arguments_are_not_any(stub: Stub, roost: Roost) -> None:
+    stub.on("PUT", PATH, lambda r: r.json)
+    listed = machine(tools={"mode": "ask", "allow": [RULES[3]]})
+    stub.on("GET", f"/v1/machines/{MACHINE_ID}", lambda _: listed)
+    none = {"program": "make", "args": []}
+    assert roost("tools", MACHINE_ID, "--allow", json.dumps(none)) == 0
+    assert stub.seen[-1].json["allow"] == [RULES[3], none]
+    listed["tools"]["allow"].append(none)
+    assert roost("tools", MACHINE_ID, "--remove", "make") == 0
+    assert stub.seen[-1].json["allow"] == [none]
+
+
 def test_said_when_it_is_made(stub: Stub, roost: Roost) -> None:
     stub.on("POST", "/v1/machines", lambda _: Answer(machine(), 201))
     assert roost("create", "--tools", "deny", "--allow-tool", "make") == 0

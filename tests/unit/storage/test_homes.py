@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import tracemalloc
 from pathlib import Path
@@ -18,6 +19,7 @@ from roost.storage import PoolStorage, trees
 from roost.storage.interface import Holder
 from tests.attack.record import case
 
+SPECIFICATION = Path(__file__).parents[3] / "SPECIFICATION.md"
 MANY = 5000
 ME = (os.geteuid(), os.getegid())
 
@@ -76,6 +78,21 @@ def test_a_tree_too_deep_is_not_copied_and_leaves_nothing(tmp_path: Path) -> Non
     with pytest.raises(InvalidRequestError, match="too deep"):
         trees.copy(tmp_path / "source", tmp_path / "copy", ME)
     assert not (tmp_path / "copy").exists()
+
+
+def test_how_deep_a_tree_may_be_is_as_the_specification_says(tmp_path: Path) -> None:
+    said = re.search(r"deeper than (\d+) levels", SPECIFICATION.read_text())
+    assert said is not None
+    most = int(said[1])
+    deep(tmp_path / "deepest", most)
+    trees.copy(tmp_path / "deepest", tmp_path / "copy", ME, durable=False)
+    at = tmp_path / "copy"
+    assert sum(len(names) for _, names, _, _ in os.fwalk(at)) == most
+    deep(tmp_path / "deeper", most + 1)
+    with pytest.raises(InvalidRequestError, match="too deep"):
+        trees.copy(tmp_path / "deeper", tmp_path / "second", ME, durable=False)
+    for each in ("deepest", "copy", "deeper"):
+        trees.remove(tmp_path / each)
 
 
 def test_any_tree_can_be_removed(tmp_path: Path) -> None:

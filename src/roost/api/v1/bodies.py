@@ -334,7 +334,9 @@ class PatchMachine(Body):
     ttl: Duration | None = None
     vcpu: float = 1.0
     memory_mib: int = 1024
-    storage_gib: int = Field(10, description="May only grow.")
+    storage_gib: int = Field(
+        10, description="A larger one is UNSUPPORTED until disks can grow, a smaller one refused."
+    )
     expiry: Literal["destroy", "sleep"] = "destroy"
     autowake: bool = True
     run_as: RunAs = None

@@ -480,7 +480,7 @@ class AsyncMachine:
         inside_forks: int | None = None,
         if_revision: int | None = None,
     ) -> Self:
-        """Changes what is given; ``ttl=None`` takes the end away; storage only grows; ``allow_inside`` replaces what
+        """Changes what is given; ``ttl=None`` takes the end away; a disk cannot grow yet; ``allow_inside`` replaces what
         was allowed; ``run_as=""``: the template's user again.
 
         Raises ConflictError REVISION_MISMATCH where ``if_revision`` is no longer the machine's.
