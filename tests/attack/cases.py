@@ -56,7 +56,7 @@ CASES: dict[str, str] = {
     "49": "A canary secret is where it was declared and nowhere else",
     "50": "Fifty forks draw fifty different numbers, before any command",
     "51": "machine-id, host name, token of a copy are its own; its MAC is every machine's, for no two share a link",
-    "52": "The clock after a long sleep",
+    "52": "The clock at the first command after a sleep",
     "53": "Connections from before a pause end cleanly",
     "F1": "The daemon killed in create, exec, sleep, snapshot, fork, wake, delete",
     "F2": "Monitor, agent or proxy killed",
@@ -79,7 +79,13 @@ RUNGS = {
 }
 # What has nothing to be tried on, and why.
 MEANINGLESS: dict[str, dict[str, str]] = {
-    "45": dict.fromkeys(("workspace", "user", "runc", "gvisor"), "no monitor's options are made"),
+    "45": {
+        "workspace": "it has no monitor",
+        **dict.fromkeys(
+            ("user", "runc", "gvisor"),
+            "its command line has ids and paths of our own alone; what is asked for stands in its bundle",
+        ),
+    },
     "F5": dict.fromkeys(("workspace", "user", "runc"), "no memory is saved there"),
 }
 # What of a case that held no test tries there, and why.
@@ -88,7 +94,11 @@ _KILLED_IN = (
 )
 IN_PART: dict[str, dict[str, str]] = {
     "1": {"qemu": "its memory is the limit: its own kernel counts its processes, the host one"},
+    "9": {"gvisor": "three hundred of them", "qemu": "five hundred of them"},
+    "24": dict.fromkeys(RUNGS, "a thousand entries, not a million"),
+    "50": {"qemu": "ten of them; fifty by hand (`--long`)"},
     "51": {"user": "SSH host keys of an image stay as they are: only root could read them"},
+    "52": dict.fromkeys(RUNGS, "a sleep of seconds"),
     "F1": {
         **dict.fromkeys(("workspace", "user", "runc"), _KILLED_IN),
         "gvisor": "snapshot, and most boundaries of the others, by hand (`--long`)",

@@ -50,8 +50,8 @@ def _outside(process: Path, words: dict[str, str], masked: Collection[str]) -> t
     apart = [n for n in NAMESPACES if os.readlink(process / "ns" / n) != os.readlink(host / n)]
     uid_map, gid_map = ((process / name).read_text() for name in ("uid_map", "gid_map"))
     return status["Name"], {
-        "uid": _number(_effective(status["Uid"]), uid_map),
-        "gid": _number(_effective(status["Gid"]), gid_map),
+        "uid": _ids(status["Uid"], uid_map),
+        "gid": _ids(status["Gid"], gid_map),
         "groups": sorted(_number(each, gid_map) for each in _supplementary(status)),
         "uid_map": _map(uid_map),
         "gid_map": _map(gid_map),
@@ -74,19 +74,19 @@ def _place(path: Path) -> tuple[int, int]:
 
 
 def inside(
-    told: str, names: set[str], words: dict[str, str], masked: Collection[str] = ()
+    told: str, names: set[str] | None, words: dict[str, str], masked: Collection[str] = ()
 ) -> Posture:
-    """What ``TELL`` printed in the machine, of processes of these names; the rest as in ``outside``. What a kernel of
+    """What ``TELL`` printed in the machine, of processes of these names (None: of all); the rest as in ``outside``. What a kernel of
     another kind does not tell is left out. Namespaces are those that are not the looking program's."""
     found: Posture = {}
     for line in told.splitlines():
         said = json.loads(line)
         status = _status(said["status"])
-        if status["Name"] not in names:
+        if names is not None and status["Name"] not in names:
             continue
         facts = {
-            "uid": status["Uid"].split()[1],
-            "gid": status["Gid"].split()[1],
+            "uid": _ids(status["Uid"]),
+            "gid": _ids(status["Gid"]),
             **{name: _map(said[name]) for name in ("uid_map", "gid_map") if name in said},
             **{key: status[key] for key in _STATUS if key in status},
             "descriptors": sorted({_descriptor(each) for each in said["fds"]}),
@@ -130,13 +130,14 @@ def _status(text: str) -> dict[str, str]:
     return {key: value.strip() for key, value in pairs}
 
 
-def _effective(line: str) -> int:
-    return int(line.split()[1])
-
-
 def _supplementary(status: dict[str, str]) -> set[int]:
     """The groups that it is in beside its own."""
-    return {int(each) for each in status["Groups"].split()} - {_effective(status["Gid"])}
+    return {int(each) for each in status["Groups"].split()} - {int(status["Gid"].split()[1])}
+
+
+def _ids(line: str, mapped: str = "") -> str:
+    """Real, effective, saved and of the file system: one where they are the same."""
+    return "/".join(dict.fromkeys(_number(int(each), mapped) for each in line.split()))
 
 
 def _number(number: int, mapped: str) -> str:

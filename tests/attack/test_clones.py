@@ -24,7 +24,7 @@ ELSEWHERE = "tests/system/test_instant.py does it there, with memory"
 @untested("gvisor", "qemu", reason=ELSEWHERE)
 def test_copies_draw_apart(rung: Rung) -> None:
     parent = rung.machine
-    children = parent.fork(count=3)
+    children = parent.fork(count=50)
     try:
         drawn = [
             m.exec("od -An -tx8 -N16 /dev/urandom; cat /proc/sys/kernel/random/uuid").stdout.split()

@@ -58,6 +58,22 @@ def outside(rung: Rung, led: Daemon, machine: Machine) -> Posture:
     return steady(lambda: posture.outside(members(led, machine.id), words, masked))
 
 
+def inside(rung: Rung, led: Daemon, machine: Machine) -> Posture:
+    """Of every process that the machine shows; a workspace shows the host's."""
+    words, masked = words_of(led, machine), masked_on(rung)
+    names = {"sleep", "python3"} if rung.name == "workspace" else None
+
+    def look() -> Posture:
+        told = machine.exec(["python3", "-c", posture.TELL], timeout=60).check()
+        return posture.inside(told.stdout, names, words, masked)
+
+    seen = steady(look)
+    if rung.name == "workspace":  # whose mounts and bounds are the host's
+        for each in (facts for ways in seen.values() for facts in ways):
+            del each["mounts"], each["CapBnd"]
+    return seen
+
+
 def steady(look: Callable[[], Posture]) -> Posture:
     """Once two looks agree: a moment after an execution its agent may still have a pipe of it open."""
     seen = [look()]
@@ -84,17 +100,7 @@ def stood(rung: Rung, led: Daemon, alone: Machine) -> dict[str, Posture]:
     """While a program runs in it that an execution started."""
     alone.start(["sleep", "345"])
     until(lambda: "sleep 345" in alone.exec("ps -eo args").stdout)
-
-    def look() -> Posture:
-        told = alone.exec(["python3", "-c", posture.TELL], timeout=60).check()
-        words, masked = words_of(led, alone), masked_on(rung)
-        return posture.inside(told.stdout, {"sleep", "python3"}, words, masked)
-
-    seen = steady(look)
-    if rung.name == "workspace":  # whose mounts and bounds are the host's
-        for each in (facts for ways in seen.values() for facts in ways):
-            del each["mounts"], each["CapBnd"]
-    return {"outside": outside(rung, led, alone), "inside": seen}
+    return {"outside": outside(rung, led, alone), "inside": inside(rung, led, alone)}
 
 
 def test_they_stand_as_recorded(rung: Rung, stood: dict[str, Posture]) -> None:
@@ -106,9 +112,9 @@ def test_they_stand_as_recorded(rung: Rung, stood: dict[str, Posture]) -> None:
 
 
 def test_an_execution_leaves_them_as_they_were(rung: Rung, led: Daemon, alone: Machine) -> None:
-    before = outside(rung, led, alone)
+    before = outside(rung, led, alone), inside(rung, led, alone)
     alone.exec("sleep 0.2 & wait; python3 -c 'import ctypes'", timeout=30)
-    until(lambda: outside(rung, led, alone) == before, 20)
+    until(lambda: (outside(rung, led, alone), inside(rung, led, alone)) == before, 30)
 
 
 def test_no_process_of_it_could_do_more_than_it_must(rung: Rung, stood: dict[str, Posture]) -> None:

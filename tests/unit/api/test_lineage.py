@@ -132,6 +132,9 @@ async def test_an_unrestricted_machine_is_warned_of_and_in_the_audit_log_as_one(
     noted = [e["machine_id"] for e in entries if e["action"] == "machines_unrestricted"]
     assert len(noted) == 2
     assert made["machine_id"] in noted
+    await http.post(f"/v1/machines/{made['machine_id']}/fork", json={})
+    entries = (await http.get("/v1/audit")).json()["items"]
+    assert sum(e["action"] == "machines_unrestricted" for e in entries) == 3, "and of its fork"
     told = (await http.get(f"/v1/machines/{made['machine_id']}/logs")).json()["items"]
     assert "unrestricted" in [each["event"] for each in told]
 

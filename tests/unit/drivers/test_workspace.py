@@ -27,6 +27,7 @@ from roost.errors import RoostError
 from roost.host import account, processes, syscalls
 from roost.settings import Settings
 from roost.storage import PoolStorage
+from tests.attack.record import case
 
 TOKEN = "the-token"
 SIZE = Size(1, 512, 1)
@@ -390,6 +391,19 @@ async def test_a_socket_path_that_is_too_long_is_told(place: Place) -> None:
     with pytest.raises(RoostError, match="ROOST_RUN_DIR"):
         await place.start("m" * 100)
     assert not await place.driver.list_ids()
+
+
+@case(31, rung="workspace")
+@pytest.mark.skipif(os.geteuid() != 0, reason="programs and daemon are one user")
+async def test_the_agents_socket_is_not_theirs_to_replace(place: Place) -> None:
+    handle, agent = await place.start()
+    socket = Path(handle.agent_target.removeprefix("unix:"))
+    before = socket.stat().st_ino
+    for attempt in ("mv {0} {0}.away", "ln -sfn /tmp {0}", "rm -f {0}", "ls {1}"):
+        result = await run(agent, attempt.format(socket, socket.parent))
+        assert result.execution.exit_code != 0, attempt
+    assert socket.stat().st_ino == before
+    assert await said(agent, "echo on") == "on"
 
 
 async def test_no_swap_leads_out(place: Place) -> None:

@@ -189,6 +189,8 @@ def router(s: Services) -> APIRouter:
             key=body.key,
         )
         made = await s.machines.fork(tenant(request), machine_id, wanted)
+        if any(each.unrestricted for each in made):
+            caller(request).remark = UNRESTRICTED
         return Json({"items": [shapes.machine(each) for each in made]}, 201)
 
     @r.post("/{machine_id}/rollback", response_model=answers.Machine)
@@ -247,7 +249,7 @@ def _machine(found: Machine, status: int = 200) -> Response:
     return Json(shapes.machine(found), status, {"etag": f'"{found.revision}"'})
 
 
-UNRESTRICTED = "machines_unrestricted"  # in the audit log, beside the create
+UNRESTRICTED = "machines_unrestricted"  # in the audit log, beside the create or fork
 
 
 def _create(
