@@ -42,6 +42,7 @@ _OWN_MOUNTS = (
     "each machine starts from a disk of its own and without a terminal, shares no mount that another writes, and its root "
     "may not write the host's /proc"
 )
+_NOBODYS = "the runtime makes files as a user that owns nothing on the host"
 _NO_SOCKET = "machines can open no sockets of that family (seccomp)"
 
 ADVISORIES = (
@@ -51,6 +52,14 @@ ADVISORIES = (
         "a descriptor of the host's file system is left open in the container",
         ("1.1.12",),
         debian=("1.1.5+ds1-1+deb12u1",),
+        drivers=_RUNC,
+    ),
+    Advisory(
+        "CVE-2024-45310",
+        "runc",
+        "containers that share a volume have the runtime make empty files on the host",
+        ("1.1.14", "1.2.0-rc.3"),
+        here=f"a volume that is written is one machine's alone, and {_NOBODYS}",
         drivers=_RUNC,
     ),
     Advisory(
@@ -82,8 +91,7 @@ ADVISORIES = (
         "runc",
         "an image whose /dev is a link has the runtime make files on the host",
         ("1.3.6", "1.4.3", "1.5.0"),
-        here="/dev, /proc, /sys and /run are made directories before each start, and the runtime makes files as a user "
-        "that owns nothing on the host",
+        here=f"/dev, /proc, /sys and /run are made directories before each start, and {_NOBODYS}",
         drivers=_RUNC,
     ),
     Advisory(

@@ -64,6 +64,47 @@ def test_each_series_is_mended_by_its_own_version(version: str, state: State) ->
 
 
 @pytest.mark.parametrize(
+    ("id_", "version", "state"),
+    [
+        ("CVE-2025-31133", "1.4.0-rc.1", State.AFFECTED),
+        ("CVE-2025-31133", "1.4.0~rc1", State.AFFECTED),
+        ("CVE-2025-31133", "1.5.0-rc.1", State.MENDED),
+        ("CVE-2024-21626", "1.1.12-beta.1", State.AFFECTED),
+        ("CVE-2024-45310", "1.1.13", State.AFFECTED),
+        ("CVE-2024-45310", "1.1.14", State.MENDED),
+        ("CVE-2024-45310", "1.2.0-rc2", State.AFFECTED),
+        ("CVE-2024-45310", "1.2.0-beta.5", State.AFFECTED),
+        ("CVE-2024-45310", "1.2.0-rc.3", State.MENDED),
+        ("CVE-2024-45310", "1.2.0-rc.10", State.MENDED),
+        ("CVE-2024-45310", "1.2.0", State.MENDED),
+        ("CVE-2022-0847", "5.17.0-rc5", State.AFFECTED),
+        ("CVE-2022-0847", "5.17.0", State.MENDED),
+    ],
+)
+def test_a_pre_release_is_below_its_release(id_: str, version: str, state: State) -> None:
+    it = next(each for each in ADVISORIES if each.id == id_)
+    assert judge(it, Installed(version), _order) is state
+
+
+@pytest.mark.parametrize(
+    ("says", "version"),
+    [
+        ("runc version 1.4.0-rc.1\ncommit: v1.4.0-rc.1", "1.4.0-rc.1"),
+        ("runc version 1.0.0~rc93+ds1", "1.0.0~rc93"),
+        ("runc version 1.1.0+dev", "1.1.0"),
+        ("runc version 1.1.12-0ubuntu2", "1.1.12"),
+        ("QEMU emulator version 8.2.0-rc1 (v8.2.0-rc1)", "8.2.0-rc1"),
+        ("runsc version release-20240729.0-4-gabc", "20240729.0"),
+    ],
+)
+def test_a_program_says_of_what_it_is_a_pre_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, version: str
+) -> None:
+    _host(monkeypatch, tmp_path, "odd", "1-1", says)
+    assert packages.told("it") == Installed(version)
+
+
+@pytest.mark.parametrize(
     ("end", "state"),
     [
         ("", State.AFFECTED),
@@ -224,6 +265,10 @@ def test_what_was_found_out_is_looked_at_again_after_an_upgrade(
         ("0.0~20240729.0-4~bpo12+2", "20240729.0"),
         ("1.1.5+ds1-1+deb12u1", "1.1.5"),
         ("6.1.140-1", "6.1.140"),
+        ("6.1.140-1~bpo11+1", "6.1.140"),
+        ("10.0.2~dfsg-1", "10.0.2"),
+        ("1.4.0~rc1+ds1-1", "1.4.0~rc1"),
+        ("6.1~rc3-1~exp1", "6.1~rc3"),
     ],
 )
 def test_what_a_revision_is_a_revision_of(revision: str, version: str) -> None:
@@ -236,7 +281,15 @@ def test_kernels_tell_what_they_are_or_that_they_do_not() -> None:
     assert judge(PIPE, debian, _order) is State.MENDED
     ubuntu = packages.kernel("5.15.0-60-generic", "#66-Ubuntu SMP")
     assert judge(PIPE, ubuntu, _order) is State.UNKNOWN
-    assert judge(PIPE, packages.kernel("5.15.24", "#1 SMP"), _order) is State.AFFECTED
+    for release, state in (
+        ("5.15.24", State.AFFECTED),
+        ("5.17.0-rc5-custom", State.AFFECTED),
+        ("5.17.0-0.rc5.102.fc36.x86_64", State.UNKNOWN),
+        ("5.17.0-preempt", State.MENDED),
+    ):
+        assert judge(PIPE, packages.kernel(release, "#1 SMP"), _order) is state
+    early = packages.kernel("5.17.0-trunk-amd64", "#1 SMP PREEMPT Debian 5.17~rc5-1~exp1 (2022)")
+    assert judge(PIPE, early, _order) is State.AFFECTED
 
 
 def test_every_line_can_be_judged_and_says_enough() -> None:
