@@ -38,6 +38,7 @@ class Advisory:
 
 REMEDY = "apt-get update && apt-get upgrade"
 _RUNC = ("runc", "user")
+_CONFINED = (*_RUNC, "systemd")  # whose machines call the host's kernel themselves
 _OWN_MOUNTS = (
     "each machine starts from a disk of its own and without a terminal, shares no mount that another writes, and its root "
     "may not write the host's /proc"
@@ -129,7 +130,7 @@ ADVISORIES = (
         "linux",
         "Dirty Pipe: whoever may read a file writes its cached pages",
         ("5.10.102", "5.15.25", "5.16.11", "5.17"),
-        drivers=_RUNC,
+        drivers=_CONFINED,
     ),
     Advisory(
         "CVE-2025-21756",
@@ -137,7 +138,7 @@ ADVISORIES = (
         "vsock: a use after free",
         ("5.10.235", "5.15.179", "6.1.131", "6.6.79", "6.12.16", "6.13.4", "6.14"),
         here=_NO_SOCKET,
-        drivers=_RUNC,
+        drivers=_CONFINED,
     ),
     Advisory(
         "CVE-2026-31431",
@@ -148,15 +149,15 @@ ADVISORIES = (
             "7.0",
         ),
         here=_NO_SOCKET,
-        drivers=_RUNC,
+        drivers=_CONFINED,
     ),
     Advisory(
         "CVE-2026-43284",
         "linux",
         "Dirty Frag, ESP: the same, by whoever administers a network",
         ("5.10.255", "5.15.206", "6.1.172", "6.6.138", "6.12.87", "6.18.28", "7.0.5", "7.1"),
-        here="machines have neither CAP_NET_ADMIN nor the netlink protocol for it, and make no namespaces",
-        drivers=_RUNC,
+        here="machines have no CAP_NET_ADMIN, and make no namespaces to have it in",
+        drivers=_CONFINED,
     ),
     Advisory(
         "CVE-2026-43500",
@@ -164,7 +165,7 @@ ADVISORIES = (
         "Dirty Frag, AF_RXRPC: the same",
         ("6.18.29", "7.0.6", "7.1"),
         here=_NO_SOCKET,
-        drivers=_RUNC,
+        drivers=_CONFINED,
     ),
 )
 
