@@ -96,7 +96,10 @@ def found(program: str) -> Installed | None:
 
 def installed(program: str) -> Installed | None:
     """Of the package that has the program; None where it is from none, or there is no dpkg."""
-    return _installed(program, state(program))
+    try:
+        return _installed(program, state(program))
+    except TimeoutError:  # not remembered: the next look may tell
+        return None
 
 
 @functools.lru_cache(maxsize=16)
@@ -105,28 +108,38 @@ def _installed(program: str, _: State) -> Installed | None:
     if path is None or shutil.which("dpkg-query") is None:
         return None
     for each in dict.fromkeys((path, os.path.realpath(path), path.removeprefix("/usr"))):
-        with contextlib.suppress(OSError, TimeoutError):
+        try:
             owner = run.run(["dpkg-query", "-S", each], timeout_s=_TIMEOUT_S).stdout
             package = owner.partition(":")[0].partition(",")[0].strip()
             asked = ["dpkg-query", "-W", "-f=${Version}", package]
             revision = run.run(asked, timeout_s=_TIMEOUT_S).stdout.strip()
-            mended, trimmed = _changelog(package)
-            return Installed(upstream(revision), revision, mended, trimmed, patched=True)
+        except TimeoutError:
+            raise
+        except OSError:
+            continue
+        mended, trimmed = _changelog(package)
+        return Installed(upstream(revision), revision, mended, trimmed, patched=True)
     return None
 
 
 def told(program: str) -> Installed | None:
     """By what the program itself says; None where there is none."""
-    return _told(program, state(program))
+    try:
+        return _told(program, state(program))
+    except TimeoutError:
+        return None
 
 
 @functools.lru_cache(maxsize=16)
 def _told(program: str, _: State) -> Installed | None:
-    with contextlib.suppress(OSError, TimeoutError):
+    try:
         said = run.run([program, "--version"], timeout_s=_TIMEOUT_S).stdout
-        found = _TOLD.search(said)
-        return Installed(found[1] if found else "")
-    return None
+    except TimeoutError:
+        raise
+    except OSError:
+        return None
+    found = _TOLD.search(said)
+    return Installed(found[1] if found else "")
 
 
 def kernel(release: str | None = None, version: str | None = None) -> Installed:

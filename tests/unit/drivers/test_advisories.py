@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from roost.host import advisories, packages
+from roost.drivers import apparmor, gvisor, runc
+from roost.host import advisories, idmaps, packages
 from roost.host.advisories import ADVISORIES, Advisory, Finding, State, judge
 from roost.host.packages import Installed
 from roost.host.run import Done
@@ -256,6 +258,43 @@ def test_what_was_found_out_is_looked_at_again_after_an_upgrade(
     assert packages.told("odd-runc") == Installed("1.3")
     program.unlink()
     assert packages.state("odd-runc")
+
+
+def test_what_could_not_be_asked_in_time_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a busy host: else a package that has it mended would be refused until it is renewed."""
+    revision = "1.1.5+ds1-1+deb12u1"
+    _host(monkeypatch, tmp_path, "slow", revision, "slow version 1.1.5")
+    answers = packages.run.run
+
+    def late(argv: list[str], **_: object) -> Done:
+        raise TimeoutError(argv[0])
+
+    monkeypatch.setattr(packages.run, "run", late)
+    assert packages.found("slow") is None
+    monkeypatch.setattr(packages.run, "run", answers)
+    known = packages.found("slow")
+    assert known is not None and known.revision == revision
+
+
+@pytest.mark.parametrize(("driver", "program"), [(runc, "runc"), (gvisor, "runsc")])
+def test_a_driver_that_was_not_available_is_probed_anew(
+    monkeypatch: pytest.MonkeyPatch, driver: ModuleType, program: str
+) -> None:
+    """As it may be with no package renewed; one that is available is remembered."""
+    why: list[str | None] = ["it is refused", None]
+    monkeypatch.setattr(packages, "state", lambda _: ((id(why), 0),))
+    monkeypatch.setattr(driver.shutil, "which", lambda _: f"/usr/bin/{program}")
+    monkeypatch.setattr(driver.run, "run", lambda *_, **__: Done(0, f"{program} version 1", ""))
+    monkeypatch.setattr(idmaps, "why_not", lambda: None)
+    monkeypatch.setattr(apparmor, "why_not", lambda: None)
+    monkeypatch.setattr(gvisor, "_honours_setuid", lambda: True)
+    monkeypatch.setattr(driver.advisories, "refusal", lambda _: why.pop(0))
+    assert driver._probed().reason == "it is refused"
+    assert driver._probed().available
+    assert driver._probed().available
+    driver._probe.cache_clear()
 
 
 @pytest.mark.parametrize(
