@@ -234,16 +234,26 @@ _FULL = {
     "CAPACITY_EXCEEDED": "This host has no room for it now: let a machine sleep or delete one, or retry later.",
     "STORAGE_FULL": "This host's disks are full now: delete machines or snapshots, or retry later.",
 }
+# By the detail that names it.
+_RUNG = {
+    "asked": "No driver for {} can be used on this host: ask for another, or for none.",
+    "driver": "Machines of the driver {} cannot be started on this host now. One that sleeps keeps all it has; promote "
+    "takes it up the ladder.",
+}
 _OWN = ("machine_id", "snapshot_id", "execution_id")
 
 
 def discreet(failure: RoostError) -> RoostError:
-    """The same, for any tenant to read: how full the host is, and with how many machines, is the admin's to know."""
+    """The same, for any tenant to read: how full the host is, with how many machines, and why it cannot offer a rung,
+    is the admin's to know."""
     cause = failure.details.get("cause")
     if isinstance(cause, Mapping) and cause.get("error_code") in _FULL:
         known = {**failure.details, "cause": {"error_code": cause["error_code"]}}
         failure = error(failure.code, failure.message, details=known, retryable=failure.retryable)
     text = _FULL.get(failure.code) if failure.retryable else None
+    if failure.code == "RUNG_UNAVAILABLE":
+        about = failure.details
+        text = next((said.format(about[n]) for n, said in _RUNG.items() if n in about), None)
     if text is None:
         return failure
     details = {name: failure.details[name] for name in _OWN if name in failure.details}

@@ -78,6 +78,7 @@ class FakeDriver(Driver):
         self.target = target
         self._memory = memory_snapshot
         self._available = available
+        self.refused: Probe | None = None  # what ``probe`` says instead
         self.bakes = bakes
         self.first_token = first_token
         self.depends: dict[str, Any] = {}  # ``traits``
@@ -111,6 +112,8 @@ class FakeDriver(Driver):
 
     async def probe(self) -> Probe:
         await self._enter("probe")
+        if self.refused is not None:
+            return self.refused
         return Probe(
             self._available, version="1", reason=None if self._available else "scripted to be away"
         )

@@ -234,7 +234,11 @@ def _honours_setuid() -> bool:
 
 
 def _probed() -> Probe:
-    return _probe(packages.state("runsc"))
+    """What is not available now may be so tomorrow with no package renewed."""
+    found = _probe(packages.state("runsc"))
+    if not found.available:
+        _probe.cache_clear()
+    return found
 
 
 @functools.lru_cache(maxsize=1)

@@ -34,7 +34,7 @@ class RuncDriver(ContainerDriver):
     own_users = True
 
     async def probe(self) -> Probe:
-        return await self._run(_probe, packages.state("runc"))
+        return await self._run(_probed)
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -118,6 +118,14 @@ def _end_tree(groups: cgroups.Cgroups, group: str, init: int, pid: int) -> bool:
         return bool(victims)
     finally:
         groups.freeze(group, was)
+
+
+def _probed() -> Probe:
+    """What is not available now may be so tomorrow with no package renewed."""
+    found = _probe(packages.state("runc"))
+    if not found.available:
+        _probe.cache_clear()
+    return found
 
 
 @functools.lru_cache(maxsize=1)

@@ -20,7 +20,7 @@ from roost.drivers import account, oci, user_unit
 from roost.drivers.interface import Capabilities, Handle, Probe, Size, StartSpec
 from roost.drivers.user import UserDriver
 from roost.errors import InternalError, MachineError
-from roost.host import cgroups, console, run, syscalls
+from roost.host import advisories, cgroups, console, run, syscalls
 from roost.network.addresses import instance_tag
 from roost.settings import Settings
 
@@ -188,4 +188,6 @@ def _probe() -> Probe:
     version = words[1] if len(words) > 1 else ""
     if not version.isdigit() or int(version) < _OLDEST:
         return Probe(False, reason=f"systemd {version} is older than {_OLDEST}", version=version)
+    if why := advisories.refusal(SystemdDriver.name):
+        return Probe(False, reason=why, remedy=advisories.REMEDY)
     return Probe(True, version=version, details={"tested": False})

@@ -1,6 +1,6 @@
 """Up the ladder: the same machine, with its id, disk, key and ports, of another driver. Down is refused.
 
-    in its line:  hibernated -> woken, so that its programs end as at any stop
+    in its line:  hibernated -> woken, so that its programs end as at any stop; not where its driver is refused
                   runs, frozen -> stopped
                   climb   disk (of one that was a directory: a template's, and what was in it packed beside it)
                           -> row                                         undone when it fails
@@ -23,7 +23,7 @@ from roost.drivers.interface import Capabilities
 from roost.engine import egress
 from roost.engine.flows import TREE_S, Parts, image_of
 from roost.engine.journal import Context, Plan, Stage, Step
-from roost.engine.lifecycle import Phase, restartable
+from roost.engine.lifecycle import Phase, Tier, restartable
 from roost.engine.machine import Machine, capabilities_to_json
 from roost.engine.transitions import amend, load
 from roost.errors import ConflictError, RoostError, UnsupportedError
@@ -119,6 +119,11 @@ def plan(climb: Climb, onto: Onto | None) -> Plan:
             for each in now.volumes:
                 if not each.read_only:
                     volumes.update(connection, each.volume_id, {"raw_written": True})
+        if now.phase == Phase.SLEEPING:
+            values["tier"] = Tier.STOPPED.value
+        if now.tier == Tier.HIBERNATED:  # it could not be woken
+            said = f"its programs ended as at a power cut: the driver {now.driver} cannot be used"
+            machines.record(connection, context.machine_id, context.now, "memory_lost", said)
         told = (
             f"from {_standing(now.driver, now.capabilities)} to "
             f"{_standing(onto.driver, onto.capabilities)}, with its disk and without its memory"

@@ -203,7 +203,8 @@ class Engine:
         a machine whose reservation is this one's as long, since it waits for it. ``also`` writes in the transaction of
         its row, whose id it is given.
 
-        Raises RUNG_REFUSED, QUOTA_EXCEEDED, CAPACITY_EXCEEDED; sqlalchemy's IntegrityError for a key in use.
+        Raises RUNG_UNAVAILABLE, RUNG_REFUSED, QUOTA_EXCEEDED, CAPACITY_EXCEEDED; sqlalchemy's IntegrityError for a key
+        in use.
         """
         self.desk.check()
         placing = self._starts.free and not find_source
@@ -213,7 +214,8 @@ class Engine:
             host = self.host()  # each time: room may have been made
 
             def fn(connection: sa.Connection) -> tuple[Machine, Operation]:
-                # It may be held to more since its driver was chosen: a bake takes its time.
+                # It may be held to more since its driver was chosen, or that refused: a bake takes its time.
+                self.rungs.require(values["driver"])
                 least = self.least(connection, tenant, bool(values.get("unrestricted")))
                 ladder.check(least, isolation, "A new machine", "Ask for another isolation.")
                 return admission.reserve(
@@ -339,7 +341,8 @@ class Engine:
         )
 
     async def wake(self, machine_id: str, from_failed: bool = True) -> Machine:
-        """Running. With ``from_failed=False``, for what needs it and nobody asked to be woken, a failed machine raises
+        """Running, or as it was: RUNG_UNAVAILABLE where its driver may start none now (one that is frozen goes on: it
+        is not started). With ``from_failed=False``, for what needs it and nobody asked to be woken, a failed machine raises
         MACHINE_FAILED instead, and one asleep that is not to be woken so MACHINE_SLEEPING."""
         kind = "wake" if from_failed else "awake"
         return await asyncio.shield(
@@ -573,6 +576,8 @@ class Engine:
                 least = self.least(connection, before.tenant_id, before.unrestricted)
                 remedy = "It keeps its disk: take it up with promote."
                 ladder.check(least, before.capabilities.isolation, "The machine", remedy)
+            if before.phase != Phase.RUNNING and not before.frozen:
+                self.rungs.require(before.driver)
             change = advance(connection, machine_id, WakeAsked(), self.clock.now(), values)
             if not change.commands:
                 return change, None, {}
@@ -751,6 +756,8 @@ class Engine:
             row = snapshots.get(connection, snapshot_id)
             if row is None or row["machine_id"] != machine_id or row["status"] != "ready":
                 raise keeping.not_found(snapshot_id)
+            if before.phase == Phase.RUNNING:
+                self.rungs.require(before.driver)  # it would not come back
             change = advance(connection, machine_id, RollbackAsked(), self.clock.now())
             if row["machine"]["capabilities"]["disk_image"] != before.capabilities.disk_image:
                 raise UnsupportedError(
@@ -787,7 +794,8 @@ class Engine:
             await self.store.read(
                 lambda c: quotas.check(c, before.tenant_id, asked, without=machine_id)
             )
-        if before.phase == Phase.SLEEPING and before.tier == Tier.HIBERNATED:
+        hibernated = before.phase == Phase.SLEEPING and before.tier == Tier.HIBERNATED
+        if hibernated and self.rungs.available(before.driver):
             try:
                 await self._wake(machine_id, True, interrupt, climbing=True)
             except RoostError as error:
@@ -1012,6 +1020,7 @@ class Engine:
                 await self.collect()
                 await self.settle_left_overs()
                 await self.reconciler.look()
+                await self.rungs.look_again()
             except RoostError as error:
                 log.warning("housekeeping: %s", error)
             except Exception:

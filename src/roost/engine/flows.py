@@ -149,6 +149,7 @@ class Start:
 
     async def boot(self, context: Context) -> None:
         machine = self.machine
+        self.parts.rungs.require(machine.driver)  # it may be refused since this was begun
         env = {**dict(self.config.get("env") or {}), **machine.env}
         spec = StartSpec(
             machine_id=machine.id,
@@ -370,6 +371,7 @@ def wake(start: Start) -> Plan:
         start.set_aside(connection)
         waking = load(connection, context.machine_id).phase == Phase.WAKING
         unlucky = isinstance(error, CapacityError | InternalError | Interrupted)
+        unlucky = unlucky or error.code == "RUNG_UNAVAILABLE"
         if not (waking and unlucky):
             _failed(connection, context, error, values)
             return

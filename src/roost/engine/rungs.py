@@ -37,10 +37,20 @@ class Rungs:
 
     async def probe(self) -> None:
         """Looks at the host again; at the start and when host() asks."""
-        for name, driver in self.drivers.items():
-            self.probes[name] = await _probed(driver)
-            if self.probes[name].available:
-                self._capabilities[name] = driver.capabilities()
+        for name in self.drivers:
+            await self._probe(name)
+
+    async def look_again(self) -> None:
+        """At drivers that could not be used: what was missing may be there, and what was refused renewed."""
+        for name in self.drivers:
+            if not self.available(name):
+                await self._probe(name)
+
+    async def _probe(self, name: str) -> None:
+        driver = self.drivers[name]
+        self.probes[name] = await _probed(driver)
+        if self.probes[name].available:
+            self._capabilities[name] = driver.capabilities()
 
     def driver(self, name: str) -> Driver:
         """Raises DEPENDENCY_UNAVAILABLE for a driver this daemon was not built or set up with."""
@@ -91,6 +101,17 @@ class Rungs:
     def available(self, name: str) -> bool:
         probe = self.probes.get(name)
         return probe is not None and probe.available
+
+    def require(self, name: str) -> None:
+        """That machines of the driver may be started, as far as was looked last. Raises RUNG_UNAVAILABLE (with reason
+        and remedy), DEPENDENCY_UNAVAILABLE."""
+        self.driver(name)
+        if not self.available(name):
+            raise _unavailable(
+                f"Machines of the driver {name} cannot be started on this host now. {self._why(name)} One that sleeps "
+                "keeps all it has; promote takes it up the ladder (roost promote ID --isolation microvm).",
+                driver=name,
+            )
 
     @property
     def default(self) -> str | None:

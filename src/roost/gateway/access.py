@@ -11,7 +11,7 @@ is, is the services' question, and a foreign one answers as a missing one.
 
 from __future__ import annotations
 
-from roost.errors import ForbiddenError, RoostError, discreet, error
+from roost.errors import ForbiddenError, RoostError, discreet
 from roost.gateway.dispatch import Target
 from roost.services import asking
 from roost.services.models import Principal, Role
@@ -45,13 +45,5 @@ def check(who: Principal, method: str, path: str, target: Target | None) -> None
 
 
 def told(failure: RoostError, who: Principal | None) -> RoostError:
-    """What the caller hears of a failure: how full the host is, and why it cannot offer a rung, is the admin's to
-    know."""
-    if who is not None and who.role is Role.ADMIN:
-        return failure
-    if failure.code == "RUNG_UNAVAILABLE" and "asked" in failure.details:
-        return error(
-            failure.code,
-            f"No driver for {failure.details['asked']} can be used on this host: ask for another, or for none.",
-        )
-    return discreet(failure)
+    """What the caller hears of a failure."""
+    return failure if who is not None and who.role is Role.ADMIN else discreet(failure)

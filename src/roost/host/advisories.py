@@ -38,10 +38,12 @@ class Advisory:
 
 REMEDY = "apt-get update && apt-get upgrade"
 _RUNC = ("runc", "user")
+_CONFINED = (*_RUNC, "systemd")  # whose machines call the host's kernel themselves
 _OWN_MOUNTS = (
     "each machine starts from a disk of its own and without a terminal, shares no mount that another writes, and its root "
     "may not write the host's /proc"
 )
+_NOBODYS = "the runtime makes files as a user that owns nothing on the host"
 _NO_SOCKET = "machines can open no sockets of that family (seccomp)"
 
 ADVISORIES = (
@@ -51,6 +53,14 @@ ADVISORIES = (
         "a descriptor of the host's file system is left open in the container",
         ("1.1.12",),
         debian=("1.1.5+ds1-1+deb12u1",),
+        drivers=_RUNC,
+    ),
+    Advisory(
+        "CVE-2024-45310",
+        "runc",
+        "containers that share a volume have the runtime make empty files on the host",
+        ("1.1.14", "1.2.0-rc.3"),
+        here=f"a volume that is written is one machine's alone, and {_NOBODYS}",
         drivers=_RUNC,
     ),
     Advisory(
@@ -82,8 +92,7 @@ ADVISORIES = (
         "runc",
         "an image whose /dev is a link has the runtime make files on the host",
         ("1.3.6", "1.4.3", "1.5.0"),
-        here="/dev, /proc, /sys and /run are made directories before each start, and the runtime makes files as a user "
-        "that owns nothing on the host",
+        here=f"/dev, /proc, /sys and /run are made directories before each start, and {_NOBODYS}",
         drivers=_RUNC,
     ),
     Advisory(
@@ -121,7 +130,7 @@ ADVISORIES = (
         "linux",
         "Dirty Pipe: whoever may read a file writes its cached pages",
         ("5.10.102", "5.15.25", "5.16.11", "5.17"),
-        drivers=_RUNC,
+        drivers=_CONFINED,
     ),
     Advisory(
         "CVE-2025-21756",
@@ -129,7 +138,7 @@ ADVISORIES = (
         "vsock: a use after free",
         ("5.10.235", "5.15.179", "6.1.131", "6.6.79", "6.12.16", "6.13.4", "6.14"),
         here=_NO_SOCKET,
-        drivers=_RUNC,
+        drivers=_CONFINED,
     ),
     Advisory(
         "CVE-2026-31431",
@@ -140,15 +149,15 @@ ADVISORIES = (
             "7.0",
         ),
         here=_NO_SOCKET,
-        drivers=_RUNC,
+        drivers=_CONFINED,
     ),
     Advisory(
         "CVE-2026-43284",
         "linux",
         "Dirty Frag, ESP: the same, by whoever administers a network",
         ("5.10.255", "5.15.206", "6.1.172", "6.6.138", "6.12.87", "6.18.28", "7.0.5", "7.1"),
-        here="machines have neither CAP_NET_ADMIN nor the netlink protocol for it, and make no namespaces",
-        drivers=_RUNC,
+        here="machines have no CAP_NET_ADMIN, and make no namespaces to have it in",
+        drivers=_CONFINED,
     ),
     Advisory(
         "CVE-2026-43500",
@@ -156,7 +165,7 @@ ADVISORIES = (
         "Dirty Frag, AF_RXRPC: the same",
         ("6.18.29", "7.0.6", "7.1"),
         here=_NO_SOCKET,
-        drivers=_RUNC,
+        drivers=_CONFINED,
     ),
 )
 

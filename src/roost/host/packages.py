@@ -17,8 +17,12 @@ from roost.host import run
 _DOC = Path("/usr/share/doc")
 _STATUS = Path("/var/lib/dpkg/status")
 _CVE = re.compile(r"CVE-\d{4}-\d{4,}")
-_UPSTREAM = re.compile(r"\d+(?:\.\d+)*")
-_TOLD = re.compile(r"version (?:release-|0\.0~)?(\d+(?:\.\d+)*)")
+# With what makes it a pre-release: 1.4.0-rc.1, 1.4.0~rc1+ds1, 5.17.0-0.rc5.102.fc36.
+_UPSTREAM = re.compile(
+    r"(\d+(?:\.\d+)*)(?:[-~](?:0\.)?(rc|alpha|beta|pre|dev)[.-]?(\d*)(?![a-z]))?", re.I
+)
+_TOLD = re.compile(rf"version (?:release-|0\.0~)?({_UPSTREAM.pattern})", re.I)
+_PARTS = 4  # of a version, at most
 # What distributions write below a changelog of which they left out the old end.
 _TRIMMED = re.compile(r"^# (?:Older entries have been removed|For older changelog entries)", re.M)
 _DEBIAN_KERNEL = re.compile(r"\bDebian (\d\S*)")
@@ -30,8 +34,8 @@ _MOST = 8 << 20  # of a changelog
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """``version`` is what its makers count by: numbers with dots between. ``revision`` is the package's own, where it
-    is from one; ``mended`` the CVEs that its changelog says are, None where there is no changelog."""
+    """``version`` is what its makers count by: numbers with dots between, and which pre-release it is of those.
+    ``revision`` is the package's own, where it is from one; ``mended`` the CVEs that its changelog says are, None where there is no changelog."""
 
     version: str
     revision: str | None = None
@@ -45,12 +49,20 @@ class Installed:
 
 
 def numbers(version: str) -> tuple[int, ...]:
+    """In the order of versions: a pre-release is below what it is one of, and above what was before that. Empty where
+    there are none."""
     found = _UPSTREAM.search(version)
-    return tuple(map(int, found[0].split("."))) if found else ()
+    if found is None:
+        return ()
+    parts = [*map(int, found[1].split(".")), *[0] * _PARTS][:_PARTS]
+    if (kind := found[2]) is None:
+        return (*parts, 0)
+    return (*parts, -1, int(found[3] or 0) if kind.lower() == "rc" else 0)
 
 
 def upstream(revision: str) -> str:
-    """Of a Debian version: ``1:10.0.2+ds-2+deb13u1`` is 10.0.2, ``0.0~20240729.0-4`` is 20240729.0."""
+    """Of a Debian version: ``1:10.0.2+ds-2+deb13u1`` is 10.0.2, ``0.0~20240729.0-4`` is 20240729.0,
+    ``1.4.0~rc1+ds1-1`` is 1.4.0~rc1."""
     bare = revision.partition(":")[2] or revision
     found = _UPSTREAM.match(bare.removeprefix("0.0~"))
     return found[0] if found else bare
@@ -84,7 +96,10 @@ def found(program: str) -> Installed | None:
 
 def installed(program: str) -> Installed | None:
     """Of the package that has the program; None where it is from none, or there is no dpkg."""
-    return _installed(program, state(program))
+    try:
+        return _installed(program, state(program))
+    except TimeoutError:  # not remembered: the next look may tell
+        return None
 
 
 @functools.lru_cache(maxsize=16)
@@ -93,28 +108,38 @@ def _installed(program: str, _: State) -> Installed | None:
     if path is None or shutil.which("dpkg-query") is None:
         return None
     for each in dict.fromkeys((path, os.path.realpath(path), path.removeprefix("/usr"))):
-        with contextlib.suppress(OSError, TimeoutError):
+        try:
             owner = run.run(["dpkg-query", "-S", each], timeout_s=_TIMEOUT_S).stdout
             package = owner.partition(":")[0].partition(",")[0].strip()
             asked = ["dpkg-query", "-W", "-f=${Version}", package]
             revision = run.run(asked, timeout_s=_TIMEOUT_S).stdout.strip()
-            mended, trimmed = _changelog(package)
-            return Installed(upstream(revision), revision, mended, trimmed, patched=True)
+        except TimeoutError:
+            raise
+        except OSError:
+            continue
+        mended, trimmed = _changelog(package)
+        return Installed(upstream(revision), revision, mended, trimmed, patched=True)
     return None
 
 
 def told(program: str) -> Installed | None:
     """By what the program itself says; None where there is none."""
-    return _told(program, state(program))
+    try:
+        return _told(program, state(program))
+    except TimeoutError:
+        return None
 
 
 @functools.lru_cache(maxsize=16)
 def _told(program: str, _: State) -> Installed | None:
-    with contextlib.suppress(OSError, TimeoutError):
+    try:
         said = run.run([program, "--version"], timeout_s=_TIMEOUT_S).stdout
-        found = _TOLD.search(said)
-        return Installed(found[1] if found else "")
-    return None
+    except TimeoutError:
+        raise
+    except OSError:
+        return None
+    found = _TOLD.search(said)
+    return Installed(found[1] if found else "")
 
 
 def kernel(release: str | None = None, version: str | None = None) -> Installed:

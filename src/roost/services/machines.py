@@ -186,8 +186,8 @@ class Machines:
         """``count`` machines that go on from this one's instant, with memory where its rung can; all or none.
         The parent runs on.
 
-        Raises before the parent is stopped VALIDATION_FAILED, UNSUPPORTED, INVALID_STATE, ALREADY_EXISTS (the key),
-        QUOTA_EXCEEDED, CAPACITY_EXCEEDED, STORAGE_FULL; else what a capture or a start raises.
+        Raises before the parent is stopped VALIDATION_FAILED, UNSUPPORTED, RUNG_UNAVAILABLE, INVALID_STATE,
+        ALREADY_EXISTS (the key), QUOTA_EXCEEDED, CAPACITY_EXCEEDED, STORAGE_FULL; else what a capture or a start raises.
         """
         if not 1 <= req.count <= MAX_CHILDREN:
             raise limits.bad("count", f"is from 1 to {MAX_CHILDREN}")
@@ -198,7 +198,9 @@ class Machines:
         parent = await self.get(tenant, machine_id)
         captured.require_fork(parent)
         row = None
-        if req.snapshot is not None:
+        if req.snapshot is None:
+            self.require_start(parent)
+        else:
             row = await captured.find(self._store, tenant, req.snapshot)
             captured.require_sound(row)
             captured.require_of(row, parent)
@@ -629,10 +631,15 @@ class Machines:
         await self.get(tenant, machine_id)
         return await self._engine.wake(machine_id)
 
+    def require_start(self, machine: Machine) -> None:
+        """Before what ends it to start it again. Raises RUNG_UNAVAILABLE."""
+        self._engine.rungs.require(machine.driver)
+
     async def reboot(self, tenant: str, machine_id: str) -> Machine:
         """Running again from its disk, whatever it was doing: its processes are gone. Raises as ``sleep`` and
         ``wake``."""
         machine = await self.get(tenant, machine_id)
+        self.require_start(machine)
         if machine.phase == Phase.SLEEPING and machine.tier == Tier.HIBERNATED:
             await self._engine.wake(
                 machine_id
@@ -691,8 +698,8 @@ class Machines:
         """The machine running, woken if it slept; counts as activity. Microseconds when it runs.
 
         Raises INVALID_STATE (being destroyed, ...), MACHINE_SLEEPING (and it is not to be woken but by ``wake``), MACHINE_FAILED (wake it to start it from its disk), FORBIDDEN
-        (it sleeps, and who asks may only read) and what a wake raises (CAPACITY_EXCEEDED, QUOTA_EXCEEDED,
-        MACHINE_FAILED, TIMEOUT).
+        (it sleeps, and who asks may only read) and what a wake raises (RUNG_UNAVAILABLE, CAPACITY_EXCEEDED,
+        QUOTA_EXCEEDED, MACHINE_FAILED, TIMEOUT).
         """
         roster = self._engine.roster
         running = roster.peek(machine_id)

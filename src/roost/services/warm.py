@@ -229,7 +229,12 @@ class Warm:
                 await asyncio.sleep(left)
                 self._wanted.set()
                 continue
-            lacking = (s for s in reversed(self._shelves.values()) if len(s.ready) < self._each)
+            available = self._engine.rungs.available
+            lacking = (
+                shelf
+                for kind, shelf in reversed(self._shelves.items())
+                if len(shelf.ready) < self._each and available(kind.driver)
+            )
             if (shelf := next(lacking, None)) is None:
                 continue
             adding = self._adding = asyncio.create_task(self._add(shelf))

@@ -242,13 +242,22 @@ async def test_why_a_rung_cannot_be_had_is_the_admins_to_know(
 ) -> None:
     probes = whole.engine.engine.rungs.probes
     name, found = next(iter(probes.items()))
-    probes[name] = replace(found, available=False, reason="no /dev/thing", remedy="load it")
     async with await tenant(whole, admin, "acme") as acme:
+        asleep = {}
+        for http in (admin, acme):
+            asleep[http] = f"/v1/machines/{(await made(http, '/v1/machines', SMALL))['machine_id']}"
+            assert (await http.post(f"{asleep[http]}/sleep")).status_code == 200
+        probes[name] = replace(found, available=False, reason="no /dev/thing", remedy="load it")
         for http, known in ((admin, True), (acme, False)):
             refused = await http.post("/v1/machines", json={**SMALL, "driver": name})
             assert (refused.status_code, refused.json()["error_code"]) == (422, "RUNG_UNAVAILABLE")
             assert f"No driver for {name}" in refused.json()["message"]
             assert ("/dev/thing" in refused.text) == ("load it" in refused.text) == known
+            refused = await http.post(f"{asleep[http]}/wake")
+            assert (refused.status_code, refused.json()["error_code"]) == (422, "RUNG_UNAVAILABLE")
+            assert "promote" in refused.json()["message"]
+            assert ("/dev/thing" in refused.text) == ("load it" in refused.text) == known
+            assert (await http.get(asleep[http])).json()["phase"] == "sleeping"
 
 
 async def test_revoked_and_expired_at_once(whole: Served, admin: httpx.AsyncClient) -> None:

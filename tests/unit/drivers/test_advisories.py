@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from roost.host import advisories, packages
+from roost.drivers import apparmor, gvisor, runc
+from roost.host import advisories, idmaps, packages
 from roost.host.advisories import ADVISORIES, Advisory, Finding, State, judge
 from roost.host.packages import Installed
 from roost.host.run import Done
@@ -61,6 +63,47 @@ def test_a_version_has_it_or_not_or_it_cannot_be_told(has: Installed, state: Sta
 )
 def test_each_series_is_mended_by_its_own_version(version: str, state: State) -> None:
     assert judge(MASKED, Installed(version), _order) is state
+
+
+@pytest.mark.parametrize(
+    ("id_", "version", "state"),
+    [
+        ("CVE-2025-31133", "1.4.0-rc.1", State.AFFECTED),
+        ("CVE-2025-31133", "1.4.0~rc1", State.AFFECTED),
+        ("CVE-2025-31133", "1.5.0-rc.1", State.MENDED),
+        ("CVE-2024-21626", "1.1.12-beta.1", State.AFFECTED),
+        ("CVE-2024-45310", "1.1.13", State.AFFECTED),
+        ("CVE-2024-45310", "1.1.14", State.MENDED),
+        ("CVE-2024-45310", "1.2.0-rc2", State.AFFECTED),
+        ("CVE-2024-45310", "1.2.0-beta.5", State.AFFECTED),
+        ("CVE-2024-45310", "1.2.0-rc.3", State.MENDED),
+        ("CVE-2024-45310", "1.2.0-rc.10", State.MENDED),
+        ("CVE-2024-45310", "1.2.0", State.MENDED),
+        ("CVE-2022-0847", "5.17.0-rc5", State.AFFECTED),
+        ("CVE-2022-0847", "5.17.0", State.MENDED),
+    ],
+)
+def test_a_pre_release_is_below_its_release(id_: str, version: str, state: State) -> None:
+    it = next(each for each in ADVISORIES if each.id == id_)
+    assert judge(it, Installed(version), _order) is state
+
+
+@pytest.mark.parametrize(
+    ("says", "version"),
+    [
+        ("runc version 1.4.0-rc.1\ncommit: v1.4.0-rc.1", "1.4.0-rc.1"),
+        ("runc version 1.0.0~rc93+ds1", "1.0.0~rc93"),
+        ("runc version 1.1.0+dev", "1.1.0"),
+        ("runc version 1.1.12-0ubuntu2", "1.1.12"),
+        ("QEMU emulator version 8.2.0-rc1 (v8.2.0-rc1)", "8.2.0-rc1"),
+        ("runsc version release-20240729.0-4-gabc", "20240729.0"),
+    ],
+)
+def test_a_program_says_of_what_it_is_a_pre_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, version: str
+) -> None:
+    _host(monkeypatch, tmp_path, "odd", "1-1", says)
+    assert packages.told("it") == Installed(version)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +260,43 @@ def test_what_was_found_out_is_looked_at_again_after_an_upgrade(
     assert packages.state("odd-runc")
 
 
+def test_what_could_not_be_asked_in_time_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a busy host: else a package that has it mended would be refused until it is renewed."""
+    revision = "1.1.5+ds1-1+deb12u1"
+    _host(monkeypatch, tmp_path, "slow", revision, "slow version 1.1.5")
+    answers = packages.run.run
+
+    def late(argv: list[str], **_: object) -> Done:
+        raise TimeoutError(argv[0])
+
+    monkeypatch.setattr(packages.run, "run", late)
+    assert packages.found("slow") is None
+    monkeypatch.setattr(packages.run, "run", answers)
+    known = packages.found("slow")
+    assert known is not None and known.revision == revision
+
+
+@pytest.mark.parametrize(("driver", "program"), [(runc, "runc"), (gvisor, "runsc")])
+def test_a_driver_that_was_not_available_is_probed_anew(
+    monkeypatch: pytest.MonkeyPatch, driver: ModuleType, program: str
+) -> None:
+    """As it may be with no package renewed; one that is available is remembered."""
+    why: list[str | None] = ["it is refused", None]
+    monkeypatch.setattr(packages, "state", lambda _: ((id(why), 0),))
+    monkeypatch.setattr(driver.shutil, "which", lambda _: f"/usr/bin/{program}")
+    monkeypatch.setattr(driver.run, "run", lambda *_, **__: Done(0, f"{program} version 1", ""))
+    monkeypatch.setattr(idmaps, "why_not", lambda: None)
+    monkeypatch.setattr(apparmor, "why_not", lambda: None)
+    monkeypatch.setattr(gvisor, "_honours_setuid", lambda: True)
+    monkeypatch.setattr(driver.advisories, "refusal", lambda _: why.pop(0))
+    assert driver._probed().reason == "it is refused"
+    assert driver._probed().available
+    assert driver._probed().available
+    driver._probe.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("revision", "version"),
     [
@@ -224,6 +304,10 @@ def test_what_was_found_out_is_looked_at_again_after_an_upgrade(
         ("0.0~20240729.0-4~bpo12+2", "20240729.0"),
         ("1.1.5+ds1-1+deb12u1", "1.1.5"),
         ("6.1.140-1", "6.1.140"),
+        ("6.1.140-1~bpo11+1", "6.1.140"),
+        ("10.0.2~dfsg-1", "10.0.2"),
+        ("1.4.0~rc1+ds1-1", "1.4.0~rc1"),
+        ("6.1~rc3-1~exp1", "6.1~rc3"),
     ],
 )
 def test_what_a_revision_is_a_revision_of(revision: str, version: str) -> None:
@@ -236,7 +320,15 @@ def test_kernels_tell_what_they_are_or_that_they_do_not() -> None:
     assert judge(PIPE, debian, _order) is State.MENDED
     ubuntu = packages.kernel("5.15.0-60-generic", "#66-Ubuntu SMP")
     assert judge(PIPE, ubuntu, _order) is State.UNKNOWN
-    assert judge(PIPE, packages.kernel("5.15.24", "#1 SMP"), _order) is State.AFFECTED
+    for release, state in (
+        ("5.15.24", State.AFFECTED),
+        ("5.17.0-rc5-custom", State.AFFECTED),
+        ("5.17.0-0.rc5.102.fc36.x86_64", State.UNKNOWN),
+        ("5.17.0-preempt", State.MENDED),
+    ):
+        assert judge(PIPE, packages.kernel(release, "#1 SMP"), _order) is state
+    early = packages.kernel("5.17.0-trunk-amd64", "#1 SMP PREEMPT Debian 5.17~rc5-1~exp1 (2022)")
+    assert judge(PIPE, early, _order) is State.AFFECTED
 
 
 def test_every_line_can_be_judged_and_says_enough() -> None:

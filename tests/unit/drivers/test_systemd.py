@@ -12,7 +12,9 @@ from roost.drivers import systemd, user_unit
 from roost.drivers.interface import Handle, NetworkSlot, Size
 from roost.drivers.systemd import SystemdDriver
 from roost.errors import MachineError
+from roost.host import advisories, packages
 from roost.host.console import Console
+from roost.host.packages import Installed
 from roost.settings import Settings
 
 from .test_user import START
@@ -106,3 +108,19 @@ async def test_where_systemd_is_not_the_init_it_is_not_offered(driver: SystemdDr
         pytest.skip("it is here")
     probe = await driver.probe()
     assert not probe.available and probe.reason is not None and "systemd" in probe.reason
+
+
+async def test_it_is_judged_by_the_kernel_its_machines_call_and_by_no_runtime(
+    driver: SystemdDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Host(monkeypatch)
+    monkeypatch.setattr(systemd.Path, "is_dir", lambda _: True)
+    monkeypatch.setattr(systemd.Path, "exists", lambda _: True)
+    monkeypatch.setattr(packages, "found", lambda _: Installed("0.1"))
+    monkeypatch.setattr(packages, "kernel", lambda: Installed("5.16.10"))
+    probe = await driver.probe()
+    assert not probe.available and probe.remedy == advisories.REMEDY
+    assert probe.reason is not None and "CVE-2022-0847" in probe.reason
+    assert {each.advisory.program for each in advisories.look("systemd")} == {"linux"}
+    monkeypatch.setattr(packages, "kernel", lambda: Installed("9.0"))
+    assert (await driver.probe()).available

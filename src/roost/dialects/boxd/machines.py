@@ -250,6 +250,7 @@ class Machines:
         except RoostError as failure:
             if failure.code != "UNSUPPORTED" or shapes.status(machine) != "running":
                 raise
+            self._s.machines.require_start(machine)
             await self._s.machines.sleep(call.tenant, machine.id, Tier.STOPPED)
             try:
                 now = await self._s.machines.patch(call.tenant, machine.id, patch)

@@ -192,6 +192,7 @@ class Sandboxes:
     async def _wake(self, machine: Machine, memory: bool) -> Machine:
         machines = self._s.machines
         if not memory:
+            machines.require_start(machine)
             await machines.sleep(machine.tenant_id, machine.id, "stopped")
         woken = await machines.wake(machine.tenant_id, machine.id)
         await self._exposure.begin(machine.tenant_id, machine.id, None)
