@@ -178,7 +178,7 @@ async def test_nothing_is_left_of_it(world: World, driver: ContainerDriver) -> N
     await machine.client.close()
     await driver.remove(machine.id)
     assert not any(Path(f"/proc/{pid}").exists() and _is_of(pid, uids) for pid in running)
-    assert processes.of_users(uids) == set()
+    assert processes.numbered(uids) == {}
     assert shared() - before == set()
     assert not any("roost-left" in each for each in set(os.listdir("/tmp")) - tmp)
     for place in ("/var/spool/cron/crontabs", "/var/lib/systemd/linger"):
