@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from roost.drivers import container
 from roost.host import ending, idmaps, processes
 
 INDEX = idmaps.capacity() - 2 - os.getpid() % 100  # not that of another such test at work
@@ -93,6 +96,30 @@ def test_nobody_is_ended_for_the_number_of_a_process_that_was(
         monkeypatch.setattr(ending, "_AGAIN_S", 0.01)
         ending.end_users(BLOCK, 10)
         assert stranger.poll() is None
+
+
+def test_what_is_left_of_a_machine_ends_before_its_numbers_are_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside its group, of which nothing is left."""
+    monkeypatch.setattr(ending, "end_group", lambda *_: None)
+    record = {"disk": str(tmp_path / "m.ext4"), "users": [BLOCK.first, BLOCK.count]}
+    (tmp_path / "machine.json").write_text(json.dumps(record))
+    driver: Any = SimpleNamespace(
+        _directory=lambda _: tmp_path,
+        _group=lambda _: "group",
+        cgroups=SimpleNamespace(remove=lambda _: None),
+    )
+    with _of_a_machine(1000) as left:
+        freed: list[bool] = []
+        monkeypatch.setattr(
+            container.mounting,
+            "wait_free",
+            lambda _: freed.append(processes.start_ticks(left.pid) is None),
+        )
+        container.ContainerDriver._remove(driver, "m", None)
+        assert freed == [True]
+    assert not tmp_path.exists()
 
 
 def test_a_block_of_which_somebody_runs_is_told() -> None:
