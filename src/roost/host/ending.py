@@ -23,9 +23,10 @@ def end_group(groups: Cgroups, name: str, timeout_s: float) -> None:
 
 
 def end_user(uid: int, timeout_s: float) -> None:
-    """All that runs as a user that is one machine's own."""
-    is_one = functools.partial(processes.runs_as, uid=uid)
-    _end(lambda: processes.of_user(uid), lambda pids: _kill(pids, is_one), f"user {uid}", timeout_s)
+    """All in a jail of a user that is one machine's own. Who runs under the number as everybody on the host, or in a
+    user namespace, is a directory's user who has the same."""
+    is_one = functools.partial(processes.is_jailed, uid=uid)
+    _end(lambda: processes.jailed(uid), lambda pids: _kill(pids, is_one), f"user {uid}", timeout_s)
 
 
 def end_users(of: idmaps.Block, timeout_s: float) -> None:

@@ -137,19 +137,29 @@ async def ended(fd: int) -> None:
         loop.remove_reader(fd)
 
 
-def of_user(uid: int) -> set[int]:
-    """Live processes that run as that user, but for those of machines' groups: root in a container without a user
-    namespace can be whomever it likes."""
-    return {pid for pid in everyone() if runs_as(pid, uid)}
+def jailed(uid: int) -> set[int]:
+    """Live processes that run as that user with numbers of processes of their own, but for those of machines' groups:
+    root in a container without a user namespace can be whomever it likes."""
+    return {pid for pid in everyone() if is_jailed(pid, uid)}
 
 
-def runs_as(pid: int, uid: int) -> bool:
-    """Whether it is one ``of_user``."""
+def is_jailed(pid: int, uid: int) -> bool:
+    """Whether it is one of the ``jailed``."""
     with contextlib.suppress(OSError):
         # Not the directory's owner, which a process can have hidden.
         status = Path(f"/proc/{pid}/status").read_text(errors="replace")
-        return f"\nUid:\t{uid}\t" in status and not _ended(status) and not is_grouped(pid)
+        return (
+            f"\nUid:\t{uid}\t" in status
+            and not _ended(status)
+            and not is_grouped(pid)
+            and not _shares(pid, "pid")
+            and _shares(pid, "user")
+        )
     return False
+
+
+def _shares(pid: int, namespace: str) -> bool:
+    return os.path.samestat(*(os.stat(f"/proc/{each}/ns/{namespace}") for each in (pid, "self")))
 
 
 def numbered(numbers: range) -> dict[int, int]:

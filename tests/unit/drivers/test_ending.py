@@ -87,6 +87,21 @@ def test_nobody_is_ended_for_a_number_alone() -> None:
         assert [each.poll() for each in them] == [None] * 3
 
 
+def test_of_a_monitors_user_only_what_is_jailed_is_ended() -> None:
+    """Its processes are in no user namespace, but begin from 1."""
+    as_it = ("setpriv", f"--reuid={NUMBERS[7]}", "--clear-groups", "--")
+    with (
+        _running("unshare", "--pid", "--fork", "--kill-child", *as_it) as monitor,
+        _as(NUMBERS[7]) as stranger,
+        _running(*as_it, "unshare", "--user", "--pid", "--fork", "--kill-child") as other,
+    ):
+        assert len(processes.jailed(NUMBERS[7])) == 1
+        ending.end_user(NUMBERS[7], 10)
+        assert processes.jailed(NUMBERS[7]) == set()
+        assert monitor.wait(10) != 0
+        assert (stranger.poll(), other.poll()) == (None, None)
+
+
 def test_nobody_is_ended_for_the_number_of_a_process_that_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
