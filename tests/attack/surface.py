@@ -90,6 +90,11 @@ def sock(family, kind=socket.SOCK_RAW, protocol=0):
     socket.socket(family, kind, protocol).close()
 
 
+def pair(family, kind=socket.SOCK_STREAM):
+    for each in socket.socketpair(family, kind):
+        each.close()
+
+
 def handle():
     given = (ctypes.c_char * 24)()
     ctypes.memmove(given, (8).to_bytes(4, "little") + (1).to_bytes(4, "little"), 8)
@@ -183,6 +188,14 @@ PROBES = {
     "can": lambda: sock(29),
     "tipc": lambda: sock(30, socket.SOCK_SEQPACKET),
     "xdp": lambda: sock(44),
+    "pair_of_unix": lambda: pair(1),
+    "pair_of_packet": lambda: pair(17, socket.SOCK_RAW),
+    "pair_of_alg": lambda: pair(38, socket.SOCK_SEQPACKET),
+    "pair_of_vsock": lambda: pair(40),
+    "pair_of_bluetooth": lambda: pair(31, socket.SOCK_RAW),
+    "pair_of_can": lambda: pair(29, socket.SOCK_RAW),
+    "pair_of_tipc": lambda: pair(30, socket.SOCK_SEQPACKET),
+    "pair_of_xdp": lambda: pair(44, socket.SOCK_RAW),
     # 16
     "init_module": lambda: call("init_module", 0, 0, b""),
     "finit_module": lambda: call("finit_module", 0, b"", 0),

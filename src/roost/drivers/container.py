@@ -526,7 +526,7 @@ class ContainerDriver(Driver):
             mounting.thaw(disk)  # a frozen one is never unmounted
         ending.end_group(self.cgroups, group, _KILL_TIMEOUT_S)
         if users := (record or {}).get("users"):  # before they are anybody's again
-            ending.end_users(range(users[0], users[0] + users[1]), _KILL_TIMEOUT_S)
+            ending.end_users(idmaps.Block(*users), _KILL_TIMEOUT_S)
         if disk is not None:
             mounting.wait_free(disk)
         for volume in (record or {}).get("volumes", ()):  # or the next machine would find it in use

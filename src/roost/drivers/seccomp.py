@@ -3,7 +3,9 @@
 Left out on purpose: loading code into the kernel or watching it (modules, bpf, perf, kexec), new mounts
 and namespaces, the clock, swap, quotas, accounting, keyrings, io_uring, userfaultfd, handles to files by
 number, and sockets other than unix, IP, and netlink for routes and sockets: its other protocols tell of
-the host's devices (uevent, connector) or write to its audit log.
+the host's devices (uevent, connector) or write to its audit log. Pairs of sockets are unix's alone: of any
+other family the kernel loads the module and makes the sockets before it asks whether that has pairs.
+Arguments that lie in memory no filter sees: so there is no socketcall, which 64-bit systems do without.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ _EPERM = 1
 _ENOSYS = 38
 _CLONE_NEW = 0x7E020000  # every CLONE_NEW* flag of clone(2)
 _EPROTONOSUPPORT = 93
-_FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
+_AF_UNIX = 1
+_FAMILIES = (_AF_UNIX, 2, 10)  # and AF_INET, AF_INET6
 _AF_NETLINK = 16
 _NETLINK = (0, 4)  # NETLINK_ROUTE, NETLINK_SOCK_DIAG
 _NETLINK_AUDIT = 9
@@ -62,13 +65,12 @@ send sendfile sendfile64 sendmmsg sendmsg sendto set_mempolicy set_robust_list s
 set_tid_address setfsgid setfsgid32 setfsuid setfsuid32 setgid setgid32 setgroups setgroups32
 sethostname setitimer setpgid setpriority setregid setregid32 setresgid setresgid32 setresuid
 setresuid32 setreuid setreuid32 setrlimit setsid setsockopt setuid setuid32 setxattr shmat shmctl
-shmdt shmget shutdown sigaltstack signalfd signalfd4 sigpending sigprocmask sigreturn socketcall
-socketpair splice stat stat64 statfs statfs64 statx symlink symlinkat sync sync_file_range
-sync_file_range2 syncfs sysinfo tee tgkill time timer_create timer_delete timer_getoverrun
-timer_gettime timer_gettime64 timer_settime timer_settime64 timerfd_create timerfd_gettime
-timerfd_gettime64 timerfd_settime timerfd_settime64 times tkill truncate truncate64 ugetrlimit
-umask uname unlink unlinkat utime utimensat utimensat_time64 utimes vfork vmsplice wait4 waitid
-waitpid write writev
+shmdt shmget shutdown sigaltstack signalfd signalfd4 sigpending sigprocmask sigreturn splice stat
+stat64 statfs statfs64 statx symlink symlinkat sync sync_file_range sync_file_range2 syncfs
+sysinfo tee tgkill time timer_create timer_delete timer_getoverrun timer_gettime timer_gettime64
+timer_settime timer_settime64 timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime
+timerfd_settime64 times tkill truncate truncate64 ugetrlimit umask uname unlink unlinkat utime
+utimensat utimensat_time64 utimes vfork vmsplice wait4 waitid waitpid write writev
 """
 ALLOWED = _ALLOWED.split()
 
@@ -105,6 +107,11 @@ def profile(allowed: Sequence[str] = ALLOWED) -> dict[str, Any]:
                 }
                 for family in _FAMILIES
             ),
+            {
+                "names": ["socketpair"],
+                "action": "SCMP_ACT_ALLOW",
+                "args": [{"index": 0, "value": _AF_UNIX, "op": "SCMP_CMP_EQ"}],
+            },
             *(_netlink(protocol, "SCMP_ACT_ALLOW") for protocol in _NETLINK),
             # useradd and their like give up on any other error than that of a kernel without auditing.
             _netlink(_NETLINK_AUDIT, "SCMP_ACT_ERRNO") | {"errnoRet": _EPROTONOSUPPORT},

@@ -265,10 +265,15 @@ def _numbers(settings: Settings) -> Check:
         return Check(
             "numbers of users",
             False,
-            f"machines' users are {told} on the host, where {', '.join(taken[:5])} are, too",
+            f"machines' users are {told} on the host, where {', '.join(taken[:5])} are, too; no "
+            "machine is given a block of such",
             "set ROOST_UID_BASE to numbers that are nobody's",
         )
-    return Check("numbers of users", True, f"{told}, are nobody else's")
+    return Check(
+        "numbers of users",
+        True,
+        f"{told}; nobody else has any by /etc and by what runs here (LDAP and the like are not asked)",
+    )
 
 
 def _escapes(settings: Settings) -> Check:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
 from collections.abc import Callable, Collection
 
 from roost.errors import InternalError
-from roost.host import processes
+from roost.host import idmaps, processes
 from roost.host.cgroups import Cgroups
 
 _AGAIN_S = 1.0
@@ -22,14 +23,24 @@ def end_group(groups: Cgroups, name: str, timeout_s: float) -> None:
 
 
 def end_user(uid: int, timeout_s: float) -> None:
-    """All that runs as a user that is one machine's own."""
-    _end(lambda: processes.of_user(uid), _kill, f"user {uid}", timeout_s)
+    """All in a jail of a user that is one machine's own. Who runs under the number as everybody on the host, or in a
+    user namespace, is a directory's user who has the same."""
+    is_one = functools.partial(processes.is_jailed, uid=uid)
+    _end(lambda: processes.jailed(uid), lambda pids: _kill(pids, is_one), f"user {uid}", timeout_s)
 
 
-def end_users(uids: range, timeout_s: float) -> None:
-    """All that still runs as any of a block of users that were one machine's own, once its group is empty."""
-    what = f"users {uids.start} to {uids.stop - 1}"
-    _end(lambda: processes.of_users(uids), _kill, what, timeout_s)
+def end_users(of: idmaps.Block, timeout_s: float) -> None:
+    """All that still runs in the user namespace of a block that was one machine's own, once its group is empty: first steps
+    of a runtime whose daemon died before they were put into the group.
+
+    By the namespace, not by the number: under a number of the block a directory's user may run, or a container that came
+    upon the same, in the host's own user namespace or in one that somebody else made. A machine's programs are in the one
+    that was made for its slot, which a runtime joins before it becomes any of its numbers, and which they can neither
+    leave nor make another in. Of a unit of systemd's, in none of ours, its group is all there is. Where somebody runs on
+    under a number all the same, the block is given to no machine (``idmaps.others``)."""
+    is_one = functools.partial(idmaps.is_member, of=of)
+    what = f"users {of.first} to {of.first + of.count - 1}"
+    _end(lambda: idmaps.members(of), lambda pids: _kill(pids, is_one), what, timeout_s)
 
 
 def _end(
@@ -57,12 +68,13 @@ def _end(
             )
 
 
-def _kill(pids: Collection[int]) -> None:
+def _kill(pids: Collection[int], is_one: Callable[[int], bool]) -> None:
     for pid in pids:
         fd = _pidfd(pid)
         if fd is not None:
             try:
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
+                if is_one(pid):  # and nobody who got its number since
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
             except ProcessLookupError:
                 pass
             finally:

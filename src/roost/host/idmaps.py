@@ -1,9 +1,9 @@
 """Numbers of users and groups that a machine's own stand for on the host.
 
 A machine whose kernel is the host's counts its users from 0, as every system does; on the host these are the
-numbers of a block that is nobody else's. Its user namespace says so for its processes, and mounts that are shown by
-the same namespace say so for its files: on disk there are only the machine's own numbers, so a disk is any machine's
-and nothing is ever chowned.
+numbers of a block that is nobody else's, as far as the host tells. Its user namespace says so for its processes, and
+mounts that are shown by the same namespace say so for its files: on disk there are only the machine's own numbers, so a
+disk is any machine's and nothing is ever chowned.
 
 The namespace is made by the block's first number, not by root, since the kernel counts what a namespace uses of
 limits per user (inotify, pending signals, message queues, ...) for its maker, too: these are the machine's own then.
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from roost.host import syscalls
+from roost.host import processes, syscalls
 
 COUNT = 65536  # what distributions count on: 65534 is nobody
 DEFAULT_BASE = 0x2000_0000
@@ -57,8 +57,35 @@ def capacity(base: int = DEFAULT_BASE) -> int:
     return max(0, LAST - base) // COUNT
 
 
+def others(base: int) -> set[int]:
+    """Indices of the blocks from ``base`` of which somebody has a number by now, machines' own programs among them: by
+    files that give out numbers, or by running under one. Whom a directory alone knows (LDAP, SSSD) is seen once
+    he runs something. Blocking: 25 µs a process."""
+    if why_not() is not None:  # then no machine is given any
+        return set()
+    last = base + COUNT * capacity(base) - 1
+    held = [(begin, end) for _, begin, end in _given_out(base, last)]
+    held += [(each, each) for each in processes.numbered(range(base, last + 1)).values()]
+    found: set[int] = set()
+    for begin, end in held:
+        found.update(
+            range((max(begin, base) - base) // COUNT, (min(end, last) - base) // COUNT + 1)
+        )
+    return found
+
+
 def taken(first: int, last: int) -> list[str]:
-    """Who else on this host has numbers of that range, as the files that give them away say."""
+    """Who else on this host has numbers of that range, as the files that give them out and processes say."""
+    found = [text for text, _, _ in _given_out(first, last)]
+    for pid, number in processes.numbered(range(first, last + 1)).items():
+        with contextlib.suppress(OSError):
+            if not processes.is_grouped(pid):
+                found.append(f"{number} (process {pid})")
+    return found
+
+
+def _given_out(first: int, last: int) -> list[tuple[str, int, int]]:
+    """Whose, from, to."""
     found = []
     for path, number, count in (
         ("/etc/passwd", 2, None),
@@ -73,8 +100,33 @@ def taken(first: int, last: int) -> list[str]:
                     begin = int(fields[number])
                     end = begin if count is None else begin + int(fields[count]) - 1
                     if begin <= last and end >= first:
-                        found.append(f"{fields[0]}'s {begin}-{end} ({path})")
+                        found.append((f"{fields[0]}'s {begin}-{end} ({path})", begin, end))
     return found
+
+
+def members(of: Block) -> set[int]:
+    """Live processes in a user namespace of that block, but for those of machines' groups: another daemon of this host
+    may have given the same to one of its own."""
+    return {pid for pid in processes.everyone() if is_member(pid, of)}
+
+
+def is_member(pid: int, of: Block) -> bool:
+    """Whether it is one of the ``members``. The map alone does not tell: who else takes blocks of 65,536 (systemd-nspawn)
+    may have come upon the same. The maker does: ours are made by the block's own first number, theirs by root, and a user
+    of that number may not map so many."""
+    process = Path(f"/proc/{pid}")
+    try:
+        if (process / "uid_map").read_text().split() != ["0", str(of.first), str(of.count)]:
+            return False
+        with open(process / "ns/user") as namespace:
+            made_by = maker_of(namespace.fileno())
+        return (
+            made_by == of.first
+            and processes.start_ticks(pid) is not None
+            and not processes.is_grouped(pid)
+        )
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

@@ -137,34 +137,43 @@ async def ended(fd: int) -> None:
         loop.remove_reader(fd)
 
 
-def of_user(uid: int) -> set[int]:
-    """Live processes that run as that user, but for those of machines' groups: root in a container without a user
-    namespace can be whomever it likes."""
-    mark = f"\nUid:\t{uid}\t"
-    found = set()
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                # Not the directory's owner, which a process can have hidden.
-                status = Path(entry.path, "status").read_text(errors="replace")
-                if mark in status and not _ended(status) and not _grouped(entry.path):
-                    found.add(int(entry.name))
-    return found
+def jailed(uid: int) -> set[int]:
+    """Live processes that run as that user with numbers of processes of their own, but for those of machines' groups:
+    root in a container without a user namespace can be whomever it likes."""
+    return {pid for pid in everyone() if is_jailed(pid, uid)}
 
 
-def of_users(uids: range) -> set[int]:
-    """Live processes of which any number (real, effective, saved, of files) is one of these, but for those of machines'
-    groups: another daemon of this host may have given the same to one of its own."""
-    found = set()
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                status = Path(entry.path, "status").read_text(errors="replace")
-                numbers = status.partition("\nUid:\t")[2].partition("\n")[0].split()
-                if not any(int(each) in uids for each in numbers) or _ended(status):
-                    continue
-                if not _grouped(entry.path):
-                    found.add(int(entry.name))
+def is_jailed(pid: int, uid: int) -> bool:
+    """Whether it is one of the ``jailed``."""
+    with contextlib.suppress(OSError):
+        # Not the directory's owner, which a process can have hidden.
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+        return (
+            f"\nUid:\t{uid}\t" in status
+            and not _ended(status)
+            and not is_grouped(pid)
+            and not _shares(pid, "pid")
+            and _shares(pid, "user")
+        )
+    return False
+
+
+def _shares(pid: int, namespace: str) -> bool:
+    return os.path.samestat(*(os.stat(f"/proc/{each}/ns/{namespace}") for each in (pid, "self")))
+
+
+def numbered(numbers: range) -> dict[int, int]:
+    """Live processes of which any user or group (real, effective, saved, of files) is one of these: which."""
+    found = {}
+    for pid in everyone():
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+            told = status.partition("\nUid:\t")[2].partition("\nFDSize:")[0]
+            number = next(
+                (n for n in map(int, told.replace("Gid:", "").split()) if n in numbers), None
+            )
+            if number is not None and not _ended(status):
+                found[pid] = number
     return found
 
 
@@ -172,8 +181,9 @@ def _ended(status: str) -> bool:
     return "\nState:\tZ" in status and "\nThreads:\t1\n" in status
 
 
-def _grouped(process: str) -> bool:
-    return "/roost-" in Path(process, "cgroup").read_text(errors="replace")
+def is_grouped(pid: int) -> bool:
+    """Whether it is in a machine's group, of whichever daemon. Raises OSError."""
+    return "/roost-" in Path(f"/proc/{pid}/cgroup").read_text(errors="replace")
 
 
 def reap(pid: int) -> tuple[int | None, int | None] | None:

@@ -31,7 +31,7 @@ from roost.errors import (
     RoostError,
     UnavailableError,
 )
-from roost.host import files, netns
+from roost.host import files, idmaps, netns
 from roost.network import plumbing, ranges, rules, tried
 from roost.network.addresses import Plan, Slot
 from roost.network.interface import SlotCounts
@@ -41,6 +41,7 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 _LOOK_AGAIN_S = 60.0  # how long a new address of the host may go unprotected
+_NUMBERS_AGAIN_S = 30.0  # the same of numbers of users
 _RETRY_S = 5.0
 # After the last slot was taken, while there are more: a machine that is being made has the processors to itself.
 REFILL_AFTER_S = 1.0
@@ -77,6 +78,10 @@ class SlotNetwork:
         # Daemons that share a range by mistake or in tests begin apart from each other.
         self._next = int(self.plan.tag, 16) % self.plan.capacity
         self._foreign: set[int] = set()
+        self._uid_base = settings.uid_base
+        self._others: set[int] = set()  # indices of whose numbers somebody else has any
+        self._unseen: set[int] = set()  # given back since that was looked at
+        self._asked_at = -_NUMBERS_AGAIN_S
         self._pool: deque[Slot] = deque()
         self._making: set[asyncio.Task[Slot]] = set()
         self._fresh: dict[
@@ -185,7 +190,11 @@ class SlotNetwork:
     ) -> NetworkSlot:
         if machine_id in self._used:
             return await self.reattach(machine_id, self._used[machine_id], policy, intercept)
-        slot = self._pool.popleft() if self._pool else await self._make_shielded()
+        if ready := self._ready():
+            slot = ready[0]
+            self._pool.remove(slot)
+        else:
+            slot = await self._make_shielded()
         self._used[machine_id] = slot.index
         self._taken_at = time.monotonic()
         self._wanted.set()
@@ -282,8 +291,8 @@ class SlotNetwork:
             raise NotFoundError(f"The network of machine {machine_id} is gone.") from exc
 
     def counts(self) -> SlotCounts:
-        free = self.plan.capacity - len(self._reserved)
-        return SlotCounts(used=len(self._used), ready=len(self._pool), free=free)
+        free = self.plan.capacity - len(self._reserved | self._others)
+        return SlotCounts(used=len(self._used), ready=len(self._ready()), free=free)
 
     async def egress(self, machine_ids: Iterable[str]) -> dict[str, int]:
         slots = {m: self.plan.slot(self._used[m]) for m in machine_ids if m in self._used}
@@ -305,26 +314,57 @@ class SlotNetwork:
         if index is None:
             return
         await self._demolish(self.plan.slot(index))
+        self._unseen.add(index)
         self._used.pop(machine_id, None)
 
     # --- making --------------------------------------------------------------------------------
 
-    def _reserve(self) -> int:
+    async def _reserve(self) -> int:
+        await self._look_for_others()
+        while (index := self._free()) in self._unseen:
+            await self._look_for_others(again=True)
+        self._reserved.add(index)
+        self._next = index + 1
+        return index
+
+    def _free(self) -> int:
         for step in range(self.plan.capacity):
             index = (self._next + step) % self.plan.capacity
-            if index not in self._reserved:
-                self._reserved.add(index)
-                self._next = index + 1
+            if index not in self._reserved and index not in self._others:
                 return index
+        others = (
+            f" The users of {len(self._others)} of them are somebody else's (`roost doctor`)."
+            if self._others
+            else ""
+        )
         raise CapacityError(
             f"All {self.plan.capacity} network slots of {self.plan.network} are in use. Destroy or sleep "
-            "machines, or set a larger ROOST_NETWORK_CIDR.",
+            f"machines, or set a larger ROOST_NETWORK_CIDR.{others}",
             details={"slots": self.plan.capacity},
         )
 
+    def _ready(self) -> list[Slot]:
+        """Of the pool; others stay there while somebody has a number of their users."""
+        return [slot for slot in self._pool if slot.index not in self._others]
+
+    async def _look_for_others(self, again: bool = False) -> None:
+        """Who has numbers of users that the next machine would have."""
+        if not again and time.monotonic() - self._asked_at < _NUMBERS_AGAIN_S:
+            return
+        ours, unseen = self._ours(), set(self._unseen)
+        found = await self._run(idmaps.others, self._uid_base)
+        found &= set(range(self.plan.capacity))
+        self._others = found - ours - self._ours()  # what was begun meanwhile neither
+        self._unseen -= unseen
+        self._asked_at = time.monotonic()
+
+    def _ours(self) -> set[int]:
+        """In which programs of ours run, or may just now."""
+        return self._reserved - self._foreign - {slot.index for slot in self._pool}
+
     async def _make(self) -> Slot:
         while True:
-            slot = self.plan.slot(self._reserve())
+            slot = self.plan.slot(await self._reserve())
             try:
                 await self._build(slot)
                 return slot
@@ -449,10 +489,9 @@ class SlotNetwork:
             try:
                 if time.monotonic() - self._looked_at >= _LOOK_AGAIN_S:
                     await self._protect()
-                while len(self._pool) < self._pool_size:
-                    if (
-                        busy := self._taken_at + REFILL_AFTER_S - time.monotonic()
-                    ) > 0 and self._pool:
+                await self._look_for_others()
+                while len(ready := self._ready()) < self._pool_size:
+                    if (busy := self._taken_at + REFILL_AFTER_S - time.monotonic()) > 0 and ready:
                         await asyncio.sleep(busy)
                     else:
                         self._pool.append(await self._make_shielded())

@@ -105,26 +105,34 @@ async def test_its_users_are_nobody_on_the_host(world: World, runc: ContainerDri
 async def test_nothing_runs_under_its_numbers_when_they_are_free_again(
     world: World, name: str
 ) -> None:
-    """Not even what left the machine's group, as nothing in it can."""
+    """Not even what left the machine's group, as nothing in it can. Who only has one of its numbers is left alone, and
+    keeps the block from being given out."""
     driver = world.driver(name)
     if not (await driver.probe()).available:
         pytest.skip("not available")
     machine = await world.start(driver)
     assert machine.slot.users is not None
     number = str(machine.slot.users.first + 1000)
-    left = subprocess.Popen(
+    users = f"--user=/proc/{machine.handle.pid}/ns/user"
+    left = subprocess.Popen(["nsenter", users, "-S", "1000", "-G", "1000", "sleep", "600"])
+    other = subprocess.Popen(
         ["setpriv", "--reuid", number, "--regid", number, "--clear-groups", "sleep", "600"]
     )
     try:
-        while _status(left.pid, "Uid")[0] != number:
-            await asyncio.sleep(0.01)
-        assert left.pid not in _members(machine)
+        for each in (left, other):
+            while _status(each.pid, "Uid")[0] != number:
+                await asyncio.sleep(0.01)
+            assert each.pid not in _members(machine)
         await machine.client.close()
         await driver.remove(machine.id)
         assert left.pid not in processes.everyone()
+        assert other.poll() is None
+        assert machine.slot.index in idmaps.others(world.settings.uid_base)
     finally:
-        left.kill()
-        left.wait()
+        for each in (left, other):
+            each.kill()
+            each.wait()
+    assert machine.slot.index not in idmaps.others(world.settings.uid_base)
 
 
 async def test_no_slot_is_made_of_numbers_that_another_daemon_gave_out(world: World) -> None:

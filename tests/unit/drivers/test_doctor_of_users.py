@@ -20,7 +20,9 @@ def test_numbers_that_are_somebodys_are_told(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(idmaps, "taken", lambda *_: [])
-    assert doctor._numbers(settings).ok
+    said = doctor._numbers(settings)
+    assert said.ok
+    assert "LDAP" in said.detail, "it says whom it did not ask"
     monkeypatch.setattr(idmaps, "taken", lambda *_: ["ann's 536870999 (/etc/passwd)"])
     said = doctor._numbers(settings)
     assert not said.ok

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 
 from roost.drivers import oci, seccomp
@@ -16,6 +17,7 @@ FSETID IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE MKNO
 NET_BROADCAST NET_RAW PERFMON SETFCAP SETGID SETPCAP SETUID SYSLOG SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_MODULE SYS_NICE
 SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG WAKE_ALARM
 """
+_PROTOCOLS = {0: "NETLINK_ROUTE", 4: "NETLINK_SOCK_DIAG"}
 
 
 def _table(name: str) -> list[str]:
@@ -42,8 +44,41 @@ def test_every_call_that_may_be_made_is_there_once_with_a_reason() -> None:
         assert len(line.split("|")[2].split()) > 2
 
 
+def test_every_call_that_may_be_made_with_some_arguments_is_there_with_them_and_a_reason() -> None:
+    rows = {}
+    for line in _table("calls given by arguments")[2:]:
+        _, name, given, reason, _ = line.split("|")
+        rows[name.strip(" `")] = set(re.findall(r"`(\w+)`", given))
+        assert len(reason.split()) > 2
+    assert rows == {name: _told(name, args) for name, args in _by_arguments().items()}
+
+
+def _by_arguments() -> dict[str, list[list[int]]]:
+    """What is allowed so."""
+    found: dict[str, list[list[int]]] = {}
+    for rule in seccomp.profile()["syscalls"]:
+        if rule["action"] == "SCMP_ACT_ALLOW" and "args" in rule:
+            for name in rule["names"]:
+                found.setdefault(name, []).append([each["value"] for each in rule["args"]])
+    return found
+
+
+def _told(name: str, allowed: list[list[int]]) -> set[str]:
+    if name == "clone":
+        return {"CLONE_NEW"}
+    if name == "personality":
+        return {f"{value:#x}" for (value,) in allowed}
+    families = {socket.AddressFamily(family).name for family, *_ in allowed}
+    return families | {_PROTOCOLS[protocol] for _, *rest in allowed for protocol in rest}
+
+
 def test_no_call_that_is_said_to_be_left_out_may_be_made() -> None:
-    assert not set(_names("calls left out", 1)) & set(seccomp.ALLOWED)
+    assert not set(_names("calls left out", 1)) & {*seccomp.ALLOWED, *_by_arguments()}
+
+
+def test_none_that_may_be_made_with_some_arguments_may_be_made_with_all() -> None:
+    for allowed in (seccomp.ALLOWED, seccomp.ALLOWED_WITHOUT_ROOT):
+        assert not set(_by_arguments()) & set(allowed)
 
 
 def test_every_known_way_out_is_on_the_page_as_the_code_has_it() -> None:

@@ -41,8 +41,15 @@ def test_who_else_has_numbers_of_a_range_is_named(
         "/etc/subuid": "ben:100000:65536\ncat:536805376:65537\n",
     }
     monkeypatch.setattr(Path, "read_text", lambda self, **_: texts.get(str(self), ""))
+    monkeypatch.setattr(idmaps, "why_not", lambda: None)
     found = idmaps.taken(536870912, 536870912 + 65535)
     assert [each.split("'")[0] for each in found] == ["ann", "cat"]
+    assert idmaps.others(536870912) == {0}
+    texts["/etc/subgid"] = "dan:537001983:2000000000\neve:1610612735:9\n"
+    assert idmaps.others(536870912) == set(range(idmaps.capacity()))
+    assert idmaps.others(idmaps.LAST - idmaps.COUNT) == {0}
+    monkeypatch.setattr(idmaps, "why_not", lambda: "no user namespaces")
+    assert idmaps.others(536870912) == set()
 
 
 def _spec(**changes: object) -> dict[str, object]:

@@ -126,6 +126,8 @@ def test_the_system_call_list_denies_by_default() -> None:
         "clone",
         "clone3",
         "socket",
+        "socketcall",
+        "socketpair",
     ):
         assert name not in allowed, name
 
@@ -142,6 +144,15 @@ def test_netlink_is_for_routes_and_sockets_only() -> None:
     allowed = {arguments for arguments, action in found.items() if action == "SCMP_ACT_ALLOW"}
     assert allowed == {(1,), (2,), (10,), (16, 0), (16, 4)}
     assert found[16, 9] == "SCMP_ACT_ERRNO"
+
+
+def test_pairs_of_sockets_are_unix_only() -> None:
+    """Of others the kernel loads the module before it finds that there are none."""
+    for allowed in (seccomp.ALLOWED, seccomp.ALLOWED_WITHOUT_ROOT):
+        rules = [r for r in seccomp.profile(allowed)["syscalls"] if "socketpair" in r["names"]]
+        assert [(r["action"], r["args"]) for r in rules] == [
+            ("SCMP_ACT_ALLOW", [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}])
+        ]
 
 
 def test_volumes_are_mounted_last_and_each_as_asked(tmp_path: Path) -> None:

@@ -40,6 +40,12 @@ class Host:
         self.given: list[Listeners] = []
         self.fails: set[str] = set()
         self.view = plumbing.HostView(1500, frozenset({"192.0.2.7"}), frozenset())
+        self.others: set[int] = set()  # blocks of which somebody has a number
+        self.looks = 0
+
+    def look(self, base: int) -> set[int]:
+        self.looks += 1
+        return set(self.others)
 
     def note(self, what: str, slot: Slot) -> None:
         if what in self.fails:
@@ -142,6 +148,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(plumbing, "look_at_host", lambda plan: host.view)
     monkeypatch.setattr(plumbing, "present", lambda plan: set(host.standing))
     monkeypatch.setattr(plumbing, "stands", lambda slot: slot.index in host.standing)
+    monkeypatch.setattr(idmaps, "others", host.look)
     monkeypatch.setattr(SlotNetwork, "_prepare_host", lambda self: None)
     return host
 
@@ -398,6 +405,53 @@ async def test_what_another_daemon_has_is_passed_over(
     async with _opened(tmp_path, None, {"c": 5}, pool=0) as network:
         with pytest.raises(InternalError, match="made anew: in use"):
             await network.reattach("c", 5, OPEN)
+
+
+async def test_a_block_of_which_somebody_has_a_number_is_passed_over(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the host's, who may not know of us. Our own machines' programs are no such."""
+    host.standing = {7: ""}
+    async with _opened(tmp_path, None, {"a": 7}, pool=0) as network:
+        network._next = 3
+        host.others = {3, 4, 7, 999}
+        await network.reattach("a", 7, OPEN)
+        assert (await network.take("b", OPEN)).index == 5
+        host.others |= {5, 6}
+        assert (await network.take("c", OPEN)).index == 6
+        assert host.looks == 1, "it looks every now and then"
+        assert network.counts().free == 64 - 3 - 2
+        await network.release("a")
+        network._next = 7  # as if all others had had their turn
+        assert (await network.take("d", OPEN)).index == 8
+        assert host.looks == 2, "and at one that a machine had"
+        host.others = set(range(64))
+        monkeypatch.setattr("roost.network.slots._NUMBERS_AGAIN_S", 0)
+        with pytest.raises(CapacityError, match="61 of them are somebody else's"):
+            await network.take("e", OPEN)
+        assert ("build", 7) not in host.did
+
+
+async def test_a_slot_made_ahead_is_left_while_somebody_has_a_number_of_it(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.network.slots._NUMBERS_AGAIN_S", 0)
+    monkeypatch.setattr("roost.network.slots.REFILL_AFTER_S", 0)
+    async with _opened(tmp_path, None) as network:
+        (theirs,) = network._pool
+        host.others = {theirs.index}
+        network._wanted.set()
+        await _filled(network, 2)
+        assert network.counts().ready == 1
+        first, second = await network.take("a", OPEN), await network.take("b", OPEN)
+        assert theirs.index not in (first.index, second.index)
+        await _filled(network, 2)
+        host.others = set()
+        network._wanted.set()
+        async with asyncio.timeout(10):
+            while network.counts().ready != 2:
+                await asyncio.sleep(0.005)
+        assert (await network.take("c", OPEN)).index == theirs.index
 
 
 def test_another_daemons_numbers_are_told_by_its_namespaces(
