@@ -144,7 +144,7 @@ def _means_the_same(name: str, value: str, theirs: Mapping[str, str]) -> bool:
     if name == "ROOST_RUN_DIR":
         other = theirs.get(name) or defaults.run_dir()
         return os.path.realpath(value) == os.path.realpath(other)
-    read = TypeAdapter(field.annotation).validate_python
+    read = TypeAdapter(field.annotation or str).validate_python
     try:
         other = read(theirs[name]) if name in theirs else field.default
         return bool(read(value) == other)
