@@ -24,6 +24,7 @@ const READY: usize = 1;
 /// Until one is made for the next execution: the one just started has the processor to itself, and if it is
 /// short its own supervisor is back by then.
 const REFILL_AFTER: Duration = Duration::from_millis(100);
+const STALLED: Duration = Duration::from_secs(2);
 
 pub struct Pool {
     zygote: tokio::sync::Mutex<Zygote>,
@@ -150,7 +151,8 @@ impl Pool {
 
     async fn make(&self) -> io::Result<Supervisor> {
         let mut zygote = self.zygote.lock().await;
-        let (socket, pid) = match zygote.supervisor().await {
+        let pid = self.zygote_pid.load(Ordering::Relaxed);
+        let (socket, pid) = match awoken(pid, zygote.supervisor()).await {
             Err(error) if error.raw_os_error().is_none() || broken(&error) => {
                 let (fresh, pid) = zygote::respawn()?;
                 self.zygote_pid.store(pid, Ordering::Relaxed);
@@ -212,6 +214,18 @@ impl Zygote {
     }
 }
 
+/// What a helper is to answer, who is woken should that take long: a program can stop who starts it before its start is
+/// told.
+async fn awoken<T>(pid: i32, answer: impl Future<Output = T>) -> T {
+    tokio::pin!(answer);
+    loop {
+        tokio::select! {
+            answer = &mut answer => return answer,
+            () = tokio::time::sleep(STALLED) => drop(proctree::kill(pid, libc::SIGCONT)),
+        }
+    }
+}
+
 fn broken(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET))
 }
@@ -247,11 +261,16 @@ impl Supervisor {
         send_all(&self.stream, &message, &fds).await?;
         // Requests are answered in order: what comes before our answer answers one that was made while the
         // supervisor's last program was ending, a hang-up sent to a closing terminal for one.
-        loop {
-            if let event @ (Event::Launched { .. } | Event::Failed { .. }) = self.event().await? {
-                return Ok(event);
+        awoken(self.pid, async {
+            loop {
+                if let event @ (Event::Launched { .. } | Event::Failed { .. }) =
+                    self.event().await?
+                {
+                    return Ok(event);
+                }
             }
-        }
+        })
+        .await
     }
 
     /// The next event. Cancelling it loses nothing.

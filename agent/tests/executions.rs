@@ -697,6 +697,25 @@ async fn what_stops_its_supervisor_is_ended_all_the_same() {
 }
 
 #[tokio::test]
+async fn helpers_that_were_stopped_are_woken() {
+    let mut agent = Agent::start().await;
+    let pid = agent.pid();
+    let helpers = || proctree::descendants(pid, &HashSet::new()).len();
+    eventually("a supervisor at hand", || helpers() >= 2).await;
+    let stopped = Stopped::below(pid);
+    for id in ["idle", "made"] {
+        let run = agent.client.run(shell(id, "echo on"));
+        let run = tokio::time::timeout(Duration::from_secs(20), run).await;
+        let result = run.expect("an end").expect("run").into_inner();
+        assert_eq!(text(&result.stdout), "on\n", "{id}");
+        // The next has a supervisor made by a zygote that stands still.
+        proctree::signal(pid, libc::SIGSTOP, |each| each.parent == pid);
+        proctree::signal(pid, libc::SIGKILL, |each| each.parent != pid);
+    }
+    drop(stopped);
+}
+
+#[tokio::test]
 async fn a_caller_that_goes_away_while_it_is_launched_loses_nothing() {
     let mut agent = Agent::start().await;
     let pid = agent.pid();
