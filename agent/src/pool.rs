@@ -25,6 +25,7 @@ const READY: usize = 1;
 /// short its own supervisor is back by then.
 const REFILL_AFTER: Duration = Duration::from_millis(100);
 const STALLED: Duration = Duration::from_secs(2);
+const RESUME_EVERY: Duration = Duration::from_millis(50);
 
 pub struct Pool {
     zygote: tokio::sync::Mutex<Zygote>,
@@ -157,7 +158,7 @@ impl Pool {
                 let (fresh, pid) = zygote::respawn()?;
                 self.zygote_pid.store(pid, Ordering::Relaxed);
                 *zygote = Zygote::new(fresh)?;
-                zygote.supervisor().await
+                awoken(pid, zygote.supervisor()).await
             }
             other => other,
         }?;
@@ -226,6 +227,11 @@ async fn awoken<T>(pid: i32, answer: impl Future<Output = T>) -> T {
     }
 }
 
+/// When a supervisor that is to kill is woken once more, should somebody have stopped it again.
+pub async fn stopped_again() {
+    tokio::time::sleep(RESUME_EVERY).await;
+}
+
 fn broken(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET))
 }
@@ -258,10 +264,10 @@ impl Supervisor {
         let mut message = Vec::with_capacity(wire::HEADER + payload.len());
         message.extend_from_slice(&wire::header(wire::LAUNCH, payload.len()));
         message.extend_from_slice(payload);
-        send_all(&self.stream, &message, &fds).await?;
         // Requests are answered in order: what comes before our answer answers one that was made while the
         // supervisor's last program was ending, a hang-up sent to a closing terminal for one.
         awoken(self.pid, async {
+            send_all(&self.stream, &message, &fds).await?;
             loop {
                 if let event @ (Event::Launched { .. } | Event::Failed { .. }) =
                     self.event().await?

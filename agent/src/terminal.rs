@@ -22,7 +22,7 @@ use crate::clock::unix_ms;
 use crate::errors::{Code, Context, Result, fail};
 use crate::limits;
 use crate::pb;
-use crate::pool::{Pool, Supervisor};
+use crate::pool::{self, Pool, Supervisor};
 use crate::program::{Programs, Wanted};
 use crate::ring::Ring;
 use crate::sync::{async_fd, lock};
@@ -672,6 +672,7 @@ async fn follow(
         true => 128 + libc::WTERMSIG(status),
         false => libc::WEXITSTATUS(status),
     };
+    let mut killing = false;
     loop {
         tokio::select! {
             event = supervisor.event() => match event {
@@ -700,8 +701,12 @@ async fn follow(
                         let _ = supervisor.signal(signal, true).await;
                     }
                 }
-                Control::Kill => drop(supervisor.kill_tree().await),
+                Control::Kill => {
+                    let _ = supervisor.kill_tree().await;
+                    killing = true;
+                }
             },
+            () = pool::stopped_again(), if killing => supervisor.resume(),
         }
     }
     pool.give_back(supervisor);

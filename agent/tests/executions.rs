@@ -665,7 +665,7 @@ impl Drop for Stopped {
 async fn what_stops_its_supervisor_is_ended_all_the_same() {
     let mut agent = Agent::start().await;
     let stop = "kill -STOP $PPID";
-    let again = format!("(while {stop}; do sleep 0.01; done) &");
+    let again = format!("(while {stop}; do sleep 0.1; done) &");
     for (id, stop) in [("once", stop), ("again", &again)] {
         let script = format!("{stop}\n(setsid sleep 300 &)\nsleep 300");
         let request = StartRequest {
@@ -704,7 +704,15 @@ async fn helpers_that_were_stopped_are_woken() {
     eventually("a supervisor at hand", || helpers() >= 2).await;
     let stopped = Stopped::below(pid);
     for id in ["idle", "made"] {
-        let run = agent.client.run(shell(id, "echo on"));
+        // More than its socket takes before it reads.
+        let large = (0..8).map(|n| EnvVar {
+            name: format!("LARGE{n}"),
+            value: "x".repeat(100_000),
+        });
+        let run = agent.client.run(StartRequest {
+            env: large.collect(),
+            ..shell(id, "echo on")
+        });
         let run = tokio::time::timeout(Duration::from_secs(20), run).await;
         let result = run.expect("an end").expect("run").into_inner();
         assert_eq!(text(&result.stdout), "on\n", "{id}");

@@ -2,18 +2,15 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::exec::record::{Control, Ending, Record};
 use crate::memory;
-use crate::pool::{Pool, Supervisor};
+use crate::pool::{self, Pool, Supervisor};
 use crate::sync::lock;
 use crate::wire::Event;
-
-/// How often a supervisor that is to kill is woken, should it have been stopped again.
-const RESUME_EVERY: Duration = Duration::from_millis(50);
 
 pub struct Follow {
     pub(super) record: Arc<Record>,
@@ -71,7 +68,7 @@ impl Follow {
                     let _ = supervisor.kill_tree().await;
                     killing = true;
                 }
-                () = tokio::time::sleep(RESUME_EVERY), if killing => supervisor.resume(),
+                () = pool::stopped_again(), if killing => supervisor.resume(),
             }
         }
         self.pool.give_back(supervisor);
