@@ -576,11 +576,11 @@ class Engine:
                 least = self.least(connection, before.tenant_id, before.unrestricted)
                 remedy = "It keeps its disk: take it up with promote."
                 ladder.check(least, before.capabilities.isolation, "The machine", remedy)
-            if before.phase != Phase.RUNNING and not before.frozen:
-                self.rungs.require(before.driver)
             change = advance(connection, machine_id, WakeAsked(), self.clock.now(), values)
             if not change.commands:
                 return change, None, {}
+            if Command.RUN_THAW not in change.commands:
+                self.rungs.require(before.driver)
             asked = quotas.of_start({"vcpu": before.vcpu, "memory_mib": before.memory_mib})
             quotas.check(connection, before.tenant_id, asked, without=machine_id)
             held = reservations.Held(*machines.held(connection, HOLDING, without=machine_id))

@@ -48,8 +48,11 @@ class Rungs:
 
     async def _probe(self, name: str) -> None:
         driver = self.drivers[name]
-        self.probes[name] = await _probed(driver)
-        if self.probes[name].available:
+        found = await _probed(driver)
+        if not found.available and self.available(name):
+            found = await _probed(driver)  # a moment's failure takes none away
+        self.probes[name] = found
+        if found.available:
             self._capabilities[name] = driver.capabilities()
 
     def driver(self, name: str) -> Driver:

@@ -174,16 +174,21 @@ def namespaces(of: Block) -> Iterator[Path]:
             process.kill()
 
 
-@functools.cache
 def why_not() -> str | None:
-    """None where this host makes such namespaces, as far as its root can tell. Blocking."""
+    """None where this host makes such namespaces, as far as its root can tell; once it did it does. Blocking."""
     if os.geteuid() != 0:
         return None
     try:
-        with namespaces(block(0)):
-            return None
+        _made_once()
     except OSError as exc:
         return str(exc)
+    return None
+
+
+@functools.cache
+def _made_once() -> None:
+    with namespaces(block(0)):
+        pass
 
 
 def owner_of(namespace: int) -> int | None:

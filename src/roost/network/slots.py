@@ -82,6 +82,7 @@ class SlotNetwork:
         self._others: set[int] = set()  # indices of whose numbers somebody else has any
         self._unseen: set[int] = set()  # given back since that was looked at
         self._asked_at = -_NUMBERS_AGAIN_S
+        self._looking = asyncio.Lock()
         self._pool: deque[Slot] = deque()
         self._making: set[asyncio.Task[Slot]] = set()
         self._fresh: dict[
@@ -333,7 +334,7 @@ class SlotNetwork:
             if index not in self._reserved and index not in self._others:
                 return index
         others = (
-            f" The users of {len(self._others)} of them are somebody else's (`roost doctor`)."
+            f" The users of {len(self._others)} of them are somebody else's (`roost doctor`; ROOST_UID_BASE)."
             if self._others
             else ""
         )
@@ -349,14 +350,16 @@ class SlotNetwork:
 
     async def _look_for_others(self, again: bool = False) -> None:
         """Who has numbers of users that the next machine would have."""
-        if not again and time.monotonic() - self._asked_at < _NUMBERS_AGAIN_S:
-            return
-        ours, unseen = self._ours(), set(self._unseen)
-        found = await self._run(idmaps.others, self._uid_base)
-        found &= set(range(self.plan.capacity))
-        self._others = found - ours - self._ours()  # what was begun meanwhile neither
-        self._unseen -= unseen
-        self._asked_at = time.monotonic()
+        async with self._looking:
+            young = time.monotonic() - self._asked_at < _NUMBERS_AGAIN_S
+            if young and not (again and self._unseen):
+                return
+            ours, unseen = self._ours(), set(self._unseen)
+            found = await self._run(idmaps.others, self._uid_base)
+            found &= set(range(self.plan.capacity))
+            self._others = found - ours - self._ours()  # what was begun meanwhile neither
+            self._unseen -= unseen
+            self._asked_at = time.monotonic()
 
     def _ours(self) -> set[int]:
         """In which programs of ours run, or may just now."""

@@ -37,6 +37,7 @@ from roost.errors import (
     NotFoundError,
     RoostError,
     UnsupportedError,
+    discreet,
 )
 from roost.services import launching, limits
 from roost.services.bases import Bases, needs_context
@@ -605,7 +606,7 @@ class Builds:
             return
         each.ended = True
         kept = None if building is None else building.machine_id
-        error = _redacted(failure, each)
+        error = _redacted(discreet(failure), each)
         now = self._engine.clock.now()
         # What it would start is not there to be started.
         config = {} if building is None else building.config

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,25 @@ def test_who_else_has_numbers_of_a_range_is_named(
     assert idmaps.others(idmaps.LAST - idmaps.COUNT) == {0}
     monkeypatch.setattr(idmaps, "why_not", lambda: "no user namespaces")
     assert idmaps.others(536870912) == set()
+
+
+def test_what_failed_for_a_moment_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[OSError | None] = [OSError("no room"), None]
+
+    @contextlib.contextmanager
+    def namespaces(_: idmaps.Block) -> Iterator[Path]:
+        if (failure := tries.pop(0)) is not None:
+            raise failure
+        yield Path("/proc/1/ns")
+
+    monkeypatch.setattr(idmaps, "namespaces", namespaces)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    idmaps._made_once.cache_clear()
+    try:
+        assert [idmaps.why_not() for _ in range(3)] == ["no room", None, None]
+        assert not tries
+    finally:
+        idmaps._made_once.cache_clear()
 
 
 def _spec(**changes: object) -> dict[str, object]:

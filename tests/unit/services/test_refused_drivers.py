@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -252,3 +253,34 @@ async def test_one_of_a_driver_that_this_daemon_has_not_sleeps_on(host: Host) ->
     assert (await d.machines.get(TENANT, machine.id)).phase == "sleeping"
     host.others["vm"] = gone
     await d.stop()
+
+
+async def test_a_moments_failure_takes_no_driver_away(
+    d: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [Probe(False, reason="no room for a process"), Probe(True)]
+
+    async def probe() -> Probe:
+        return answers.pop(0)
+
+    monkeypatch.setattr(d.host.driver, "probe", probe)
+    await d.engine.rungs.probe()
+    assert d.engine.rungs.available("fake")
+    answers += [Probe(False, reason=WHY), Probe(False, reason=WHY)]
+    await d.engine.rungs.probe()
+    assert not d.engine.rungs.available("fake")
+
+
+async def test_what_is_no_more_is_said_before_what_cannot_be(d: Daemon) -> None:
+    machine = await made(d)
+    gate = d.host.driver.hang("remove")
+    going = asyncio.ensure_future(d.machines.delete(TENANT, machine.id))
+    await until(lambda: d.host.driver.calls["remove"])
+    refuse(d)
+    waking = asyncio.ensure_future(d.machines.wake(TENANT, machine.id))
+    await asyncio.sleep(0.01)
+    gate.set()
+    await going
+    with pytest.raises(RoostError) as caught:
+        await waking
+    assert caught.value.code != "RUNG_UNAVAILABLE"
