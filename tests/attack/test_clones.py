@@ -21,6 +21,7 @@ ELSEWHERE = "tests/system/test_instant.py does it there, with memory"
 
 
 @case(50)
+@pytest.mark.timeout(900)
 @untested("gvisor", "qemu", reason=ELSEWHERE)
 def test_copies_draw_apart(rung: Rung) -> None:
     parent = rung.machine

@@ -114,7 +114,7 @@ def test_they_stand_as_recorded(rung: Rung, stood: dict[str, Posture]) -> None:
 def test_an_execution_leaves_them_as_they_were(rung: Rung, led: Daemon, alone: Machine) -> None:
     before = outside(rung, led, alone), inside(rung, led, alone)
     alone.exec("sleep 0.2 & wait; python3 -c 'import ctypes'", timeout=30)
-    until(lambda: (outside(rung, led, alone), inside(rung, led, alone)) == before, 30)
+    until(lambda: (outside(rung, led, alone), inside(rung, led, alone)) == before)
 
 
 def test_no_process_of_it_could_do_more_than_it_must(rung: Rung, stood: dict[str, Posture]) -> None:

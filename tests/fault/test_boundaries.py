@@ -374,15 +374,20 @@ WAITED_FOR = {"prepare", "require", "delete_memory"}
 
 
 class Never(asyncio.Event):
-    """What the next call of a method waits for, and no later one."""
+    """What the next call of a method waits for, and no later one; ``now``: while it does."""
 
-    def __init__(self, hangs: dict[str, asyncio.Event], method: str) -> None:
+    def __init__(self, hangs: dict[str, asyncio.Event], method: str, now: asyncio.Event) -> None:
         super().__init__()
         self._forget = functools.partial(hangs.pop, method, None)
+        self._now = now
 
     async def wait(self) -> Literal[True]:
         self._forget()
-        return await super().wait()
+        self._now.set()
+        try:
+            return await super().wait()
+        finally:
+            self._now.clear()
 
 
 def _calls(d: Daemon) -> Counter[tuple[str, str]]:
@@ -401,13 +406,22 @@ def _parts(d: Daemon) -> dict[str, Any]:
 async def test_a_call_never_answers(host: Host, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each that the operation makes of driver, storage, network and agent: it is given up in the step's time."""
     prepare, act, allowed = SCENARIOS[name]
-    d = await Daemon.start(host, operation_timeout_s=0.5)
-    timed, patience = Journal._timed, [0.0]
+    d = await Daemon.start(host, operation_timeout_s=1.0)
+    timed, now = Journal._timed, asyncio.Event()
 
     async def soon(
         self: Journal, step: str, work: Awaitable[None], timeout_s: float | None = None
     ) -> None:
-        await timed(self, step, work, patience[0] or timeout_s)
+        """Little time for a step from when its call does not answer."""
+        doing, hung = asyncio.ensure_future(work), asyncio.ensure_future(now.wait())
+        try:
+            await asyncio.wait({doing, hung}, return_when=asyncio.FIRST_COMPLETED)
+            await timed(self, step, doing, timeout_s if doing.done() else 0.05)
+        finally:
+            hung.cancel()
+            if not doing.done():
+                doing.cancel()
+                await asyncio.wait([doing])
 
     monkeypatch.setattr(Journal, "_timed", soon)
     machine_id = await prepare(d)
@@ -419,19 +433,17 @@ async def test_a_call_never_answers(host: Host, name: str, monkeypatch: pytest.M
         machine_id = await prepare(d)
         at = _parts(d)[part]
         hangs = getattr(at, "script", at).hangs
-        never = hangs[method] = Never(hangs, method)
-        patience[0] = 0.05
+        never = hangs[method] = Never(hangs, method, now)
         try:
-            await _act(d, act, machine_id, 0.5 if method in WAITED_FOR else 10)
+            await _act(d, act, machine_id, 2 if method in WAITED_FOR else 10)
         except TimeoutError:
             assert method in WAITED_FOR, (part, method)
             never.set()
         await _quiet(d)
         assert method not in hangs, (part, method)
-        patience[0] = 0.0
         if method == "delete_snapshot":  # swept at the next start
             await d.stop()
-            d = await Daemon.start(host, operation_timeout_s=0.5)
+            d = await Daemon.start(host, operation_timeout_s=1.0)
         await _accept(d, allowed)
     await d.stop()
 
