@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ctypes
 import dataclasses
 import json
 import os
@@ -26,6 +27,8 @@ from roost.store.cursor import Cursors
 from roost.store.executions import ExecutionRow
 from tests.unit.agent.process import TOKEN
 from tests.unit.api.kit import OTHER, TENANT, Served, events, until
+
+_PTRACE_ATTACH, _WALL = 16, 0x40000000  # sys/ptrace.h, linux/wait.h
 
 
 async def run(served: Served, mid: str, **body: object) -> dict:
@@ -79,22 +82,34 @@ async def test_what_its_agent_cannot_end_the_host_ends(
     monkeypatch.setattr("roost.services.overdue.FORCE_S", 0.2)
     mid = served.machine()
 
-    async def stop_supervisor(parent: Path) -> None:
-        """Not before the execution is known to have started: its supervisor is who tells."""
+    async def hold_supervisor(parent: Path) -> int:
+        """As a debugger does: from a mere stop its agent would wake it."""
         await until(lambda: parent.exists() and parent.read_text().endswith("\n"))
-        await asyncio.sleep(0.3)
-        os.kill(int(parent.read_text()), signal.SIGSTOP)
+        pid = int(parent.read_text())
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.ptrace(_PTRACE_ATTACH, pid, None, None):
+            raise OSError(ctypes.get_errno(), "it cannot be held")
+        os.waitpid(pid, _WALL)
+        return pid
 
-    stopping = asyncio.create_task(stop_supervisor(tmp_path / "one"))
-    done = await run(served, mid, command=f"echo $PPID >{tmp_path}/one; sleep 60", timeout_ms=5000)
-    await stopping
+    base = f"/v1/machines/{mid}/executions"
+    body = {"command": f"echo $PPID >{tmp_path}/one; sleep 60", "timeout_ms": 3000}
+    started = await served.http.post(base, params={"wait": "false"}, json=body)
+    one = f"{base}/{started.json()['execution_id']}"
+    pid = await hold_supervisor(tmp_path / "one")
+
+    async with asyncio.timeout(30):
+        while (await served.http.get(one)).json()["status"] == "running":
+            await asyncio.sleep(0.05)
+    os.waitpid(pid, _WALL)
+    done = (await served.http.get(one)).json()
     assert (done["status"], done["reason"]) == ("expired", "timeout")
     assert len(served.machines.ended_trees) == 1
-    base = f"/v1/machines/{mid}/executions"
     body = {"command": f"echo $PPID >{tmp_path}/two; sleep 60"}
     started = await served.http.post(base, params={"wait": "false"}, json=body)
-    await stop_supervisor(tmp_path / "two")
+    pid = await hold_supervisor(tmp_path / "two")
     cancelled = await served.http.delete(f"{base}/{started.json()['execution_id']}")
+    os.waitpid(pid, _WALL)
     assert cancelled.json()["status"] == "cancelled"
     assert len(served.machines.ended_trees) == 2
 
